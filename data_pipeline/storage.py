@@ -1,0 +1,123 @@
+"""Files under one root, local or s3://, read in ranges and published whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+
+
+class Storage:
+    """A folder or an s3:// prefix; names are relative, with forward slashes.
+
+    Reading raises DataError with the full address; nothing here retries.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root).rstrip("/")
+        self.is_local = "://" not in self.root
+        if self.is_local:
+            self._fs: Any = None
+        else:
+            import fsspec
+
+            self._fs = fsspec.filesystem(self.root.split("://", 1)[0])
+
+    def address(self, name: str) -> str:
+        """The full path or uri of `name`; refuses names that leave the root."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"{name!r} leaves the folder {self.root}; names in a data set are relative")
+        return f"{self.root}/{name}" if name else self.root
+
+    def local_path(self, name: str = "") -> Path | None:
+        """The path of `name` on this machine, or None on a remote store."""
+        return Path(self.address(name)) if self.is_local else None
+
+    def exists(self, name: str = "") -> bool:
+        if self.is_local:
+            return Path(self.address(name)).exists()
+        return bool(self._fs.exists(self.address(name)))
+
+    def read(self, name: str, start: int | None = None, size: int | None = None) -> bytes:
+        """The bytes of `name`, whole or `size` bytes from `start`.
+
+        Raises: DataError when the file is missing or shorter than asked for.
+        """
+        try:
+            if self.is_local:
+                with open(self.address(name), "rb") as file:
+                    if start is None:
+                        return file.read()
+                    file.seek(start)
+                    data = file.read(size)
+            else:
+                end = None if start is None or size is None else start + size
+                data = self._fs.cat_file(self.address(name), start=start, end=end)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{self.address(name)} could not be read: {reason}") from error
+        if size is not None and len(data) != size:
+            raise DataError(
+                f"{self.address(name)} is cut short: {len(data)} of {size} bytes at offset {start}"
+            )
+        return bytes(data)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files directly in `folder`, sorted; empty when it does not exist."""
+        if self.is_local:
+            path = Path(self.address(folder))
+            found = [p.name for p in path.iterdir() if p.is_file()] if path.is_dir() else []
+        else:
+            try:
+                entries = self._fs.ls(self.address(folder), detail=True)
+            except FileNotFoundError:
+                entries = []
+            found = [e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file"]
+        return sorted(found)
+
+    def publish(self, name: str, data: bytes | Path) -> None:
+        """Write `data` (bytes, or a local file to copy) under `name`, whole or not at all.
+
+        Locally: a temporary file beside it, fsync, rename. Remotely: one put of a complete body,
+        since an object store shows an object only when it is whole.
+        Raises: DataError with the reason (no space left, no permission).
+        """
+        address = self.address(name)
+        try:
+            if not self.is_local:
+                if isinstance(data, bytes):
+                    self._fs.pipe_file(address, data)
+                else:
+                    self._fs.put_file(str(data), address)
+                return
+            target = Path(address)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    if isinstance(data, bytes):
+                        file.write(data)
+                    else:
+                        with open(data, "rb") as source:
+                            while block := source.read(1 << 20):
+                                file.write(block)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, target)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{address} could not be written: {reason}; nothing was published") from error
+
+    def remove(self, name: str) -> None:
+        """Delete `name`; a missing one is no error."""
+        if self.is_local:
+            Path(self.address(name)).unlink(missing_ok=True)
+        elif self._fs.exists(self.address(name)):
+            self._fs.rm_file(self.address(name))
