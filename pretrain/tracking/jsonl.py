@@ -1,0 +1,82 @@
+"""metrics.jsonl: one object a logged step, appended, cut back at resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.storage import Storage
+from pretrain.tracking.base import RunFacts, Status, Value
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonlTracker:
+    """Appends to `<run>/metrics.jsonl`; a line is whole or, after a crash, the last one."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / METRICS_FILE
+        self._file: IO[str] | None = None
+
+    def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
+        truncate_after(self.run, resumed_at)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def log_metrics(self, step: int, values: dict[str, Value]) -> None:
+        assert self._file is not None, "start() comes first"
+        line = {"step": step, **{key: _plain(value) for key, value in values.items()}}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Nothing to do: the file lies in the run's folder."""
+
+    def log_picture(self, path: Path, step: int) -> None:
+        """Nothing to do: the picture lies in the run's folder."""
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self, status: Status) -> None:
+        if self._file is not None:
+            self.flush()
+            self._file.close()
+            self._file = None
+
+
+def _plain(value: Value) -> Value | None:
+    """JSON has no NaN and no infinity: both become null, so that any reader can read the line."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The logged steps in order; lines that a crash left half-written are not among them.
+
+    Where a step stands twice (a run that was killed before its first checkpoint), the later one counts.
+    """
+    path = run / METRICS_FILE
+    if not path.exists():
+        return []
+    steps: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            steps[found["step"]] = found
+    return [steps[step] for step in sorted(steps)]
+
+
+def truncate_after(run: Path, step: int) -> int:
+    """Drop the lines of steps after `step` and half-written ones, atomically; how many lines are left."""
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
+    if kept or (run / METRICS_FILE).exists():
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        Storage(run).publish(METRICS_FILE, text.encode())
+    return len(kept)

@@ -1,0 +1,342 @@
+"""MLflow: the only file that imports it. Nothing here makes a training step wait for a server.
+
+Points go into a queue that one thread empties in batches. What the server did not take stays in the
+queue and is tried again, so a server that is away costs nothing but memory; MLflow's own asynchronous
+queue drops a batch once its retries are used up. What a killed process left unsent is read from
+metrics.jsonl when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.errors import UsageError
+from data_pipeline.storage import Storage
+from pretrain.tracking.base import RunFacts, Say, Status, Value, flatten, without_credentials
+from pretrain.tracking.jsonl import read_metrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+RUN_FILE = "mlflow_run.json"
+DATABASE_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "mlartifacts"
+
+GATHER_S = 0.5  # points of this long go out together
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between attempts while the server is away
+CLOSE_WAIT_S = 30.0
+MAX_METRICS = 1000  # MLflow's limit a request; of params and tags it takes 100
+MAX_PARAMS = 100
+MAX_PARAM_CHARS = 6000
+
+# Answers that another attempt will not change.
+HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "PERMISSION_DENIED"}
+ENDED: dict[Status, str] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+def local_uri(run: Path) -> str:
+    """The address of the sqlite store in a run's folder."""
+    return f"sqlite:///{(run / DATABASE_FILE).resolve()}"
+
+
+def make_client(uri: str) -> MlflowClient:
+    """An MLflow client that neither calls home nor talks while it starts."""
+    # MLflow reads these once, while it is imported; a value that the user has set wins.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for noisy in ("alembic", "mlflow.store", "mlflow.tracking", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One thing to bring to the server: the points of a step, or any other call."""
+
+    metrics: tuple[Metric, ...] = ()
+    call: Callable[[], Any] | None = None
+    what: str = "points"
+
+
+class _Sender(threading.Thread):
+    """Brings jobs to the server in order; keeps each until the server has taken it."""
+
+    def __init__(self, client: MlflowClient, run_id: str, address: str, say: Say) -> None:
+        super().__init__(name="mlflow-sender", daemon=True)
+        self._client, self._run_id, self._address, self._say = client, run_id, address, say
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._hurry = self._stop_asked = False
+        self.away_since: float | None = None
+
+    def put(self, job: _Job) -> None:
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> int:
+        """Wait until all is sent or the time is up; how many jobs are left."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._jobs, timeout_s)
+            self._hurry = False
+            return len(self._jobs)
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stop_asked = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        pause_s = FIRST_PAUSE_S
+        while jobs := self._next():
+            try:
+                self._send(jobs)
+            except (MlflowException, OSError) as error:
+                reason = without_credentials(" ".join(str(error).split()))[:300]
+                if isinstance(error, MlflowException) and error.error_code in HOPELESS:
+                    self._say(f"MLflow refused {jobs[0].what}, which are left out there: {reason}")
+                else:
+                    if self.away_since is None:
+                        self.away_since = time.monotonic()
+                        self._say(
+                            f"MLflow at {self._address} does not answer; the run goes on and its points are "
+                            f"kept until it does ({reason})"
+                        )
+                    self._pause(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                    continue
+            if self.away_since is not None:
+                away_s = time.monotonic() - self.away_since
+                self.away_since, pause_s = None, FIRST_PAUSE_S
+                self._say(
+                    f"MLflow at {self._address} answers again after {away_s:.0f} s; sending what was kept"
+                )
+            with self._changed:
+                for _ in jobs:
+                    self._jobs.popleft()
+                self._changed.notify_all()
+
+    def _next(self) -> list[_Job]:
+        """The points that may go in one request, or one other job; none when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._stop_asked)
+            if not (self._hurry or self._stop_asked):
+                self._changed.wait_for(lambda: self._hurry or self._stop_asked, GATHER_S)
+            if self._stop_asked or not self._jobs:
+                return []
+            first = self._jobs[0]
+            if first.call is not None:
+                return [first]
+            taken: list[_Job] = []
+            count = 0
+            for job in self._jobs:
+                count += len(job.metrics)
+                if job.call is not None or (taken and count > MAX_METRICS):
+                    break
+                taken.append(job)
+            return taken
+
+    def _send(self, jobs: list[_Job]) -> None:
+        if jobs[0].call is not None:
+            jobs[0].call()
+            return
+        metrics = [metric for job in jobs for metric in job.metrics]
+        self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stop_asked, min(seconds, 1.0) if self._hurry else seconds)
+
+
+class MlflowTracker:
+    """One MLflow run for one run folder, continued on resume without doubled points."""
+
+    def __init__(self, run: Path, experiment: str, uri: str | None, say: Say) -> None:
+        self.run, self.experiment, self._say = run, experiment, say
+        self.is_local = uri is None
+        self._uri = uri or local_uri(run)
+        self.address = without_credentials(self._uri)
+        self.run_id = ""
+        self._client: MlflowClient | None = None
+        self._sender: _Sender | None = None
+        self._last_steps: dict[str, int] = {}
+
+    def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
+        """Raises: UsageError when the server does not answer or refuses the experiment."""
+        self._client = make_client(self._uri)
+        from mlflow.exceptions import MlflowException  # only after make_client has set MLflow up
+
+        try:
+            self.run_id, self._last_steps = self._resume_or_create(facts)
+            self._describe(facts)
+        except (MlflowException, OSError) as error:
+            reason = without_credentials(" ".join(str(error).split()))[:300]
+            raise UsageError(
+                f"MLflow at {self.address} could not be used: {reason}\n"
+                f"start the server, name another with tracker.uri=..., leave it out (null) for mlflow.db in "
+                f"the run's folder, or train with tracker.kind=jsonl"
+            ) from error
+        self._sender = _Sender(self._client, self.run_id, self.address, self._say)
+        self._sender.start()
+        for line in read_metrics(self.run):
+            if line["step"] <= resumed_at:
+                self.log_metrics(line["step"], {k: v for k, v in line.items() if v is not None})
+
+    def log_metrics(self, step: int, values: dict[str, Value]) -> None:
+        from mlflow.entities import Metric
+
+        assert self._sender is not None, "start() comes first"
+        now_ms = int(time.time() * 1000)
+        metrics = tuple(
+            Metric(key, float(value), now_ms, step, run_id=self.run_id)
+            for key, value in values.items()
+            if isinstance(value, (int, float)) and key != "step" and step > self._last_steps.get(key, -1)
+        )
+        if metrics:
+            self._sender.put(_Job(metrics, what=f"points of step {step}"))
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        client, sender = self._started()
+        sender.put(
+            _Job(
+                call=lambda: client.log_artifact(self.run_id, str(path), folder or None),
+                what=f"the file {path.name}",
+            )
+        )
+
+    def log_picture(self, path: Path, step: int) -> None:
+        if path.suffix != ".png":
+            self.log_file(path, "pictures")
+            return
+        client, sender = self._started()
+
+        def send() -> None:
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                client.log_image(self.run_id, picture, key=path.stem, step=step, synchronous=True)
+
+        sender.put(_Job(call=send, what=f"the picture {path.name}"))
+
+    def flush(self) -> None:
+        """Waits for a server that answers; one that is away is not waited for."""
+        if self._sender is not None and self._sender.away_since is None:
+            self._sender.drain(CLOSE_WAIT_S)
+
+    def close(self, status: Status) -> None:
+        if self._sender is None or self._client is None:
+            return
+        client, ended = self._client, ENDED[status]
+        self._sender.put(_Job(call=lambda: client.set_terminated(self.run_id, ended), what="the run's end"))
+        left = self._sender.drain(CLOSE_WAIT_S)
+        self._sender.stop()
+        self._sender.join(CLOSE_WAIT_S)
+        self._sender = None
+        if left:
+            self._say(
+                f"MLflow at {self.address} did not take the last {left} entries; every point is in "
+                f"{self.run / 'metrics.jsonl'}, and is sent when this run is resumed"
+            )
+
+    def _started(self) -> tuple[MlflowClient, _Sender]:
+        assert self._client is not None, "start() comes first"
+        assert self._sender is not None, "start() comes first"
+        return self._client, self._sender
+
+    def _resume_or_create(self, facts: RunFacts) -> tuple[str, dict[str, int]]:
+        """The run's id on the server, and the last step that each of its curves has there."""
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        file = self.run / RUN_FILE
+        if file.exists():
+            run_id = json.loads(file.read_text())["run_id"]
+            try:
+                found = self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                self._say(f"MLflow at {self.address} has no run {run_id}; it gets a new one, with all points")
+            else:
+                self._client.update_run(run_id, status="RUNNING")
+                return run_id, {metric.key: metric.step for metric in found.data.to_proto().metrics}
+        tags = {
+            "mlflow.source.name": "foreframe train",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": facts.tags.get("commit", ""),
+        }
+        created = self._client.create_run(self._experiment_id(), run_name=facts.name, tags=tags)
+        record = {"run_id": created.info.run_id, "experiment": self.experiment, "address": self.address}
+        Storage(self.run).publish(RUN_FILE, json.dumps(record, indent=2).encode() + b"\n")
+        return created.info.run_id, {}
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            where = (self.run / ARTIFACTS_FOLDER).resolve().as_uri() if self.is_local else None
+            try:
+                return str(self._client.create_experiment(self.experiment, artifact_location=where))
+            except MlflowException as error:
+                # Another run that starts at the same moment may have made it.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._client.get_experiment_by_name(self.experiment)
+                assert found is not None
+        if found.lifecycle_stage == "deleted":
+            raise UsageError(
+                f"the MLflow experiment {self.experiment!r} at {self.address} was deleted there: "
+                f"restore it, or name another with tracker.experiment=..."
+            )
+        return str(found.experiment_id)
+
+    def _describe(self, facts: RunFacts) -> None:
+        """Tags, parameters the run does not have yet (they cannot change), the data set, the config."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        assert self._client is not None
+        known = self._client.get_run(self.run_id)
+        params = [
+            Param(key, value[:MAX_PARAM_CHARS])
+            for key, value in flatten(facts.config).items()
+            if key not in known.data.params
+        ]
+        tags = [RunTag(key, without_credentials(value)) for key, value in facts.tags.items()]
+        self._client.log_batch(self.run_id, tags=tags[:MAX_PARAMS], synchronous=True)
+        for start in range(0, len(params), MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + MAX_PARAMS], synchronous=True)
+        has_dataset = known.inputs is not None and bool(known.inputs.dataset_inputs)
+        if facts.dataset is not None and not has_dataset:
+            source = json.dumps({"uri": without_credentials(facts.dataset.address)})
+            profile = json.dumps(
+                {"num_clips": facts.dataset.num_clips, "fingerprint": facts.dataset.fingerprint}
+            )
+            dataset = Dataset(
+                facts.dataset.name,
+                facts.dataset.fingerprint,
+                "foreframe",
+                source,
+                schema=None,
+                profile=profile,
+            )
+            used_for = InputTag("mlflow.data.context", "training")
+            self._client.log_inputs(self.run_id, [DatasetInput(dataset, [used_for])])

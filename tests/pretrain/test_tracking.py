@@ -1,0 +1,291 @@
+"""Trackers: metrics.jsonl survives crashes and resumes; MLflow gets each point once and holds no run up."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UsageError
+from pretrain.config import TrackerConfig
+from pretrain.tracking.base import (
+    DatasetFacts,
+    RunFacts,
+    Several,
+    Tracker,
+    flatten,
+    make_tracker,
+    without_credentials,
+)
+from pretrain.tracking.jsonl import JsonlTracker, read_metrics, truncate_after
+
+FACTS = RunFacts(
+    name="tiny",
+    config={"seed": 0, "data": {"shards": "s3://ann:pw@bucket/x"}, "masks": [{"blocks": 8}, {"blocks": 2}]},
+    tags={"commit": "abc123", "world_size": "2"},
+    dataset=DatasetFacts("demo", "/data/demo", "f00d", 160),
+)
+
+
+def _log(tracker: Tracker, steps: range) -> None:
+    for step in steps:
+        tracker.log_metrics(step, {"loss": 1.0 / step, "optim/lr": 1e-3, "batch_digest": f"d{step}"})
+
+
+def test_metrics_are_read_back_in_order_and_text_is_kept(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    tracker.start(FACTS)
+    _log(tracker, range(1, 4))
+    tracker.close("done")
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[2]["batch_digest"] == "d3"
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    tracker.start(FACTS)
+    _log(tracker, range(1, 2))
+    assert read_metrics(tmp_path)[0]["loss"] == 1.0
+
+
+def test_values_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    tracker.start(FACTS)
+    tracker.log_metrics(1, {"loss": math.nan, "optim/grad_norm": math.inf})
+    tracker.close("failed")
+    strict = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert strict == {"step": 1, "loss": None, "optim/grad_norm": None}
+
+
+def test_resume_drops_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
+    whole = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 8))
+    (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 8, "lo')
+    assert truncate_after(tmp_path, 5) == 5
+    assert (tmp_path / "metrics.jsonl").read_text() == whole[: whole.index('{"step": 6')]
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+    for resumed_at, steps in ((0, range(1, 8)), (5, range(6, 11))):
+        tracker = JsonlTracker(tmp_path)
+        tracker.start(FACTS, resumed_at)
+        _log(tracker, steps)
+        tracker.close("done")
+    raw = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in raw] == list(range(1, 11))
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    assert truncate_after(tmp_path, 3) == 0
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("http://ann:pw@host:5000", "http://***@host:5000"),
+        ("postgresql://u:p%40s@h/db?password=x&a=1", "postgresql://***@h/db?password=***&a=1"),
+        ("s3://key:secret@bucket/a b", "s3://***@bucket/a b"),
+        ("https://host/?access_token=abc", "https://host/?access_token=***"),
+        ("sqlite:////runs/a@b/mlflow.db", "sqlite:////runs/a@b/mlflow.db"),
+        ("write to ann@example.org", "write to ann@example.org"),
+    ],
+)
+def test_credentials_leave_every_address(text: str, clean: str) -> None:
+    assert without_credentials(text) == clean
+
+
+def test_parameters_get_dotted_keys_without_credentials() -> None:
+    assert flatten(FACTS.config) == {
+        "seed": "0",
+        "data.shards": "s3://***@bucket/x",
+        "masks.0.blocks": "8",
+        "masks.1.blocks": "2",
+    }
+
+
+def test_a_jsonl_tracker_imports_no_mlflow(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pretrain.config import TrackerConfig;"
+        "from pretrain.tracking.base import make_tracker;"
+        f"make_tracker(TrackerConfig(kind='jsonl'), Path({str(tmp_path)!r}));"
+        "assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_trackers_are_a_silent_one(tmp_path: Path) -> None:
+    silent = Several()
+    silent.start(FACTS)
+    silent.log_metrics(1, {"loss": 1.0})
+    silent.log_file(tmp_path / "x")
+    silent.flush()
+    silent.close("done")
+
+
+# With MLflow's own sqlite store.
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables made, to copy: making them takes seconds."""
+    pytest.importorskip("mlflow")
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    folder = tmp_path_factory.mktemp("store")
+    make_client(local_uri(folder)).search_experiments(max_results=1)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def run(tmp_path: Path, empty_store: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return folder
+
+
+def _history(run: Path, key: str) -> list[int]:
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
+    return [m.step for m in make_client(local_uri(run)).get_metric_history(run_id, key)]
+
+
+def _get_run(run: Path) -> Any:
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
+    return make_client(local_uri(run)).get_run(run_id)
+
+
+def _train(run: Path, resumed_at: int, steps: range, status: Any = "done") -> None:
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS, resumed_at)
+    _log(tracker, steps)
+    tracker.close(status)
+
+
+def test_mlflow_holds_parameters_tags_data_set_and_curves(run: Path) -> None:
+    _train(run, 0, range(1, 6))
+    found = _get_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "tiny"
+    assert found.data.params["masks.1.blocks"] == "2"
+    assert found.data.params["data.shards"] == "s3://***@bucket/x"
+    assert found.data.tags["commit"] == "abc123"
+    assert found.inputs.dataset_inputs[0].dataset.digest == "f00d"
+    assert _history(run, "loss") == [1, 2, 3, 4, 5]
+    assert "batch_digest" not in found.data.metrics
+
+
+def test_a_resumed_run_continues_its_curves_without_doubled_points(run: Path) -> None:
+    _train(run, 0, range(1, 8), "stopped")
+    first = _get_run(run)
+    assert first.info.status == "KILLED"
+    _train(run, 5, range(6, 11))
+    second = _get_run(run)
+    assert second.info.run_id == first.info.run_id
+    assert second.info.status == "FINISHED"
+    assert _history(run, "loss") == list(range(1, 11))
+    assert len(second.inputs.dataset_inputs) == 1
+
+
+def test_points_that_a_killed_process_left_unsent_come_at_resume(run: Path) -> None:
+    _train(run, 0, range(1, 3))
+    with (run / "metrics.jsonl").open("a") as file:  # logged to the file, never sent
+        file.write('{"step": 3, "loss": 0.5}\n{"step": 4, "loss": null}\n')
+    _train(run, 4, range(5, 7))
+    assert _history(run, "loss") == [1, 2, 3, 5, 6]
+
+
+def test_pictures_and_files_are_artifacts(run: Path) -> None:
+    from PIL import Image
+
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    (run / "a report.html").write_text("<p>x")
+    Image.new("RGB", (8, 8), "red").save(run / "masks.png")
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    tracker.log_file(run / "a report.html")
+    tracker.log_picture(run / "masks.png", 3)
+    tracker.close("done")
+    client = make_client(local_uri(run))
+    run_id = _get_run(run).info.run_id
+    assert "a report.html" in [file.path for file in client.list_artifacts(run_id)]
+    assert any("masks" in file.path for file in client.list_artifacts(run_id, "images"))
+    assert (run / "mlartifacts").is_dir()
+
+
+def test_a_server_that_is_away_at_the_start_is_a_sentence_without_its_password(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://ann:hunter2@127.0.0.1:{port}"
+    tracker = make_tracker(TrackerConfig(uri=uri), tmp_path)
+    with pytest.raises(UsageError) as caught:
+        tracker.start(FACTS)
+    assert f"http://***@127.0.0.1:{port}" in str(caught.value)
+    assert "tracker.kind=jsonl" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_and_comes_back_loses_no_point(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from pretrain.tracking import mlflow as ours
+
+    monkeypatch.setattr(ours, "GATHER_S", 0.01)
+    monkeypatch.setattr(ours, "FIRST_PAUSE_S", 0.02)
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    real, failures = MlflowClient.log_batch, [3]
+
+    def flaky(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        if failures[0]:
+            failures[0] -= 1
+            raise MlflowException("connection refused")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    _log(tracker, range(1, 30))
+    tracker.close("done")
+    assert _history(run, "loss") == list(range(1, 30))
+    assert len(said) == 2
+    assert "does not answer" in said[0]
+    assert "answers again" in said[1]
+
+
+def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from pretrain.tracking import mlflow as ours
+
+    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 0.2)
+    monkeypatch.setattr(ours, "GATHER_S", 0.01)
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    _log(tracker, range(1, 4))
+    tracker.flush()
+    tracker.close("done")
+    assert "does not answer" in said[0]
+    assert "when this run is resumed" in said[-1]
