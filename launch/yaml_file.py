@@ -1,0 +1,134 @@
+"""YAML with the lines its keys stand on: what a message about a config needs and PyYAML throws away.
+
+Differs from PyYAML's safe loader as YAML 1.2 does: `1e-3` is a number, dates and times (`2:30:00`) stay text;
+and a key given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.errors import ConfigError, Problem
+
+FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$")
+FLOAT_TAG, INT_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
+
+
+class Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2 numbers and no dates."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":float", ":int"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(INT_TAG, INT, list("-+0123456789"))
+Loader.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))
+
+
+@dataclass
+class Document:
+    """A config file: its plain data, and the line of every dotted key (list items by number)."""
+
+    file: str
+    data: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """`file:line` of the key or of the nearest section around it; the file alone if none is there."""
+        while key:
+            if key in self.lines:
+                return f"{self.file}:{self.lines[key]}"
+            key = key.rpartition(".")[0]
+        return self.file
+
+
+def parse_value(text: str) -> Any:
+    """One value as it would stand in a file: `3`, `1e-3`, `[0.3, 1]`, `null`, `{kind: single}`.
+
+    Raises: yaml.YAMLError.
+    """
+    return yaml.load(text, Loader)
+
+
+def read_document(path: Path) -> Document:
+    """The mapping in a YAML file.
+
+    Raises: ConfigError with file and line for a syntax error, a repeated key, or something that is no mapping.
+    """
+    file = str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the file", need="a YAML file in UTF-8", got=f"byte {error.start}", file=file
+        ) from error
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise ConfigError("the file", need="settings, at least `name:`; it is empty", file=file)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError("the file", need="`key: value` lines at its top level", file=file)
+        document = Document(file, {}, {})
+        problems = _walk(node, "", document, set())
+        if problems:
+            raise ConfigError.of(problems)
+        document.data = loader.construct_document(node)
+        return document
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{file}:{mark.line + 1}" if mark else file
+        said = error.problem or error.context or "cannot be read"
+        raise ConfigError("the file", need=f"valid YAML ({said})", file=line) from error
+    except yaml.YAMLError as error:
+        raise ConfigError("the file", need=f"valid YAML ({error})", file=file) from error
+    finally:
+        loader.dispose()
+
+
+def _walk(node: yaml.Node, prefix: str, document: Document, seen_nodes: set[int]) -> list[Problem]:
+    """Fill in the lines below `node`; returns the keys that are repeated or no text.
+
+    seen_nodes: ids of nodes walked before; an alias leads back to one and is not followed.
+    """
+    problems: list[Problem] = []
+    if id(node) in seen_nodes:
+        return problems
+    seen_nodes.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            key = f"{prefix}.{number}" if prefix else str(number)
+            document.lines[key] = item.start_mark.line + 1
+            problems += _walk(item, key, document, seen_nodes)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[Hashable, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+            where = f"{document.file}:{line}"
+            if key_node.tag != "tag:yaml.org,2002:str":
+                problems.append(Problem(key, "a key that is text", file=where))
+            elif key_node.value in seen:
+                need = f"each key once; it stands at line {seen[key_node.value]} too"
+                problems.append(Problem(key, need, file=where))
+            seen[key_node.value] = line
+            document.lines.setdefault(key, line)
+            problems += _walk(value_node, key, document, seen_nodes)
+    return problems
