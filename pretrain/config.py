@@ -272,6 +272,9 @@ class RunConfig(Section):
 
         multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
         multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
+        if self.data.size < 2 * self.model.encoder.patch:
+            need = f"at least two patches of {self.model.encoder.patch} pixels a side, or masks hide everything"
+            found.append(("data.size", self.data.size, need, (2 * self.model.encoder.patch,)))
         if self.train.global_batch < self.train.micro_batch:
             need = f"at least train.micro_batch = {self.train.micro_batch}"
             found.append(("train.global_batch", self.train.global_batch, need, (self.train.micro_batch,)))

@@ -1,0 +1,48 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pretrain.checkpoint import Checkpoints, Progress
+from pretrain.config import Plan
+from pretrain.data.stream import Batches
+from pretrain.schedule import knobs_at
+from pretrain.strategy.base import Engine
+from pretrain.watch import Watch
+
+
+class Stops(Protocol):
+    """Why this process was asked to stop (a signal, the end of its time), or None."""
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+def train(
+    plan: Plan, engine: Engine, batches: Batches, checkpoints: Checkpoints, watch: Watch, stops: Stops, progress: Progress
+) -> Progress:
+    """Train from `progress` to the plan's last step, or until a stop that all ranks agree on.
+
+    Every end but an error leaves a whole checkpoint of the last step behind.
+    """
+    batches.seek(progress.step, progress.samples)
+    while progress.step < plan.steps:
+        knobs = knobs_at(progress.step, plan.config)  # lr, weight decay, momentum: pure
+        for batch in batches.take(plan.micro_batches):
+            targets = engine.targets(batch)  # target encoder, no gradient
+            output = engine.loss(batch, targets)  # context encoder, predictor
+            engine.backward(output)
+            watch.after_batch(batch, output, targets)
+        update = engine.step(knobs)  # clip, agree on finite, step or skip
+        if update.applied:
+            engine.update_target(knobs.momentum)  # moving average on local fragments
+        progress = progress.after(update, plan)
+        watch.after_step(progress, knobs, update)  # metrics, health, tracker
+        stop = engine.agree(stops.reason is not None or watch.stops)
+        if stop or plan.saves_at(progress.step):
+            checkpoints.save(engine, progress)
+        if stop:
+            break
+    batches.close()
+    return progress

@@ -1,0 +1,254 @@
+"""Pictures of a run: clips under their masks, features as colours, nearest neighbours.
+
+They have a clear background and mid-grey words, so that they read on light and on dark pages.
+
+Shapes: T frames, t h w token grid, N tokens, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from data_pipeline.errors import CheckpointError, DataError
+from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
+from pretrain.config import MaskConfig, RunConfig
+from pretrain.curves import COLOURS, Picture, draw_curves
+from pretrain.data.augment import eval_view, normalise
+from pretrain.data.reader import ClipReader
+from pretrain.masks import mask_of
+from pretrain.model.vit import Encoder
+from pretrain.probe import PROBE_FILE, open_splits
+from pretrain.rng import stream
+from pretrain.tracking.jsonl import read_metrics
+
+FOLDER = "pictures"
+RIGHT, WRONG = (47, 158, 110), (200, 70, 70)
+CELL, GAP, GUTTER = 112, 6, 84  # pixels: a frame's side, between frames, left of a row for its name
+NUM_CLIPS, NUM_FRAMES = 4, 6
+
+Pixels = NDArray[np.uint8]
+
+
+def draw_pictures(run: Path) -> tuple[list[Picture], list[str]]:
+    """Everything that can be drawn of a run as it stands, and a sentence for each thing that cannot.
+
+    Finished, unfinished and broken runs all get what their folder allows.
+    Raises: CheckpointError when the folder has no readable config, so is no run.
+    """
+    config = config_of(run)
+    (run / FOLDER).mkdir(exist_ok=True)
+    drawn, missing = draw_curves(read_metrics(run), run / FOLDER), []
+    if not drawn:
+        missing.append("no curves: no step has been logged yet")
+    steps: list[tuple[str, Callable[[], list[Picture]]]] = [
+        ("clips with their masks", lambda: _masks(config, run / FOLDER)),
+        ("features as colours", lambda: [_features(run, config)]),
+        ("neighbours", lambda: _neighbours(run, config)),
+    ]
+    for what, draw in steps:
+        try:
+            drawn += draw()
+        except (DataError, CheckpointError) as error:
+            missing.append(f"no picture of {what}: {error}")
+    return drawn, missing
+
+
+def config_of(run: Path) -> RunConfig:
+    """The config in a run's folder, also before its first checkpoint.
+
+    Raises: CheckpointError when there is none, or it is not one of this release.
+    """
+    file = run / "config.yaml"
+    if not file.exists():
+        return read_run_config(run)
+    try:
+        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise CheckpointError(f"{file} is no config of this release: {error}") from error
+
+
+def _masks(config: RunConfig, folder: Path) -> list[Picture]:
+    reader = ClipReader(config.data.shards, config.data.split)
+    indices = np.linspace(0, len(reader) - 1, min(NUM_CLIPS, len(reader))).astype(int).tolist()
+    clips = [_view(reader, index, config) for index in indices]
+    return [draw_masks(clips, config, kind, folder) for kind in range(len(config.objective.masks))]
+
+
+def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Path) -> Picture:
+    """Rows of clips, hidden tokens under a shade of the mask kind's colour.
+
+    clips: uint8 (T, H, W, 3) each, as the encoder sees them.
+    """
+    mask: MaskConfig = config.objective.masks[kind]
+    colour = np.array([int(COLOURS[kind % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5)])
+    rows, shares = [], []
+    for number, clip in enumerate(clips):
+        hidden = mask_of(mask, config.grid, stream(config.seed, "mask-picture", kind, number))
+        shares.append(hidden.mean())
+        frames = _spread(len(clip), NUM_FRAMES)
+        rows.append(
+            [shade(_scale(clip[f]), hidden[f // config.model.encoder.tubelet], colour) for f in frames]
+        )
+    path = folder / f"masks-{kind + 1}.png"
+    _save(path, [""] * len(rows), rows)
+    blocks = f"{mask.blocks} blocks" if mask.blocks > 1 else "1 block"
+    return Picture(
+        path,
+        f"Masks of kind {kind + 1}",
+        f"{blocks} of {mask.spatial_scale:.0%} of the picture, through {mask.temporal_scale:.0%} of the clip: "
+        f"{np.mean(shares):.0%} of the tokens are hidden here. The encoder sees what is clear, and predicts the "
+        f"features of what is shaded.",
+    )
+
+
+def shade(frame: Pixels, hidden_hw: NDArray[np.bool_], colour: NDArray[np.int64]) -> Pixels:
+    """A frame with its hidden tokens dimmed toward `colour`, and an outline around them."""
+    side = frame.shape[0]
+    grid = hidden_hw.shape
+    rows = np.minimum(np.arange(side) * grid[0] // side, grid[0] - 1)
+    columns = np.minimum(np.arange(side) * grid[1] // side, grid[1] - 1)
+    inside = hidden_hw[rows][:, columns]
+    edge = np.zeros_like(inside)
+    edge[1:] |= inside[1:] & ~inside[:-1]
+    edge[:-1] |= inside[:-1] & ~inside[1:]
+    edge[:, 1:] |= inside[:, 1:] & ~inside[:, :-1]
+    edge[:, :-1] |= inside[:, :-1] & ~inside[:, 1:]
+    shown = frame.astype(np.float32)
+    shown[inside] = 0.22 * shown[inside] + 0.78 * (0.75 * colour)
+    shown[edge] = colour
+    return shown.astype(np.uint8)
+
+
+def _features(run: Path, config: RunConfig) -> Picture:
+    trained, config, step = load_encoder(run)
+    reader = list(open_splits(config.data.shards).values())[-1]
+    clip = _view(reader, 0, config)
+    encoders = {"trained": trained, "untrained": untrained_encoder(config)}
+    return draw_features(clip, encoders, config, step, run / FOLDER)
+
+
+@torch.inference_mode()
+def draw_features(
+    clip: Pixels, encoders: dict[str, Encoder], config: RunConfig, step: int, folder: Path
+) -> Picture:
+    """One clip above, below it the three strongest directions of each encoder's tokens as red, green, blue."""
+    tubelet = config.model.encoder.tubelet
+    chosen = [f // tubelet for f in _spread(len(clip), min(NUM_FRAMES, config.grid[0]))]
+    rows = [[_scale(clip[t * tubelet]) for t in chosen]]
+    shares = []
+    for encoder in encoders.values():
+        tokens_ND = encoder(normalise(torch.from_numpy(clip)[None]))[0].float().numpy()
+        colours, share = pca_colours(tokens_ND)
+        shares.append(share)
+        frames = (255 * colours.reshape(*config.grid, 3)).astype(np.uint8)
+        rows.append([_scale(frames[t], smooth=False) for t in chosen])
+    path = folder / "features.png"
+    _save(path, ["clip", *encoders], rows)
+    said = ", ".join(
+        f"{share:.0%} of the variance when {name}" for name, share in zip(encoders, shares, strict=True)
+    )
+    return Picture(
+        path,
+        "Features of one clip",
+        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are red, "
+        f"green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
+    )
+
+
+def pca_colours(tokens_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+    """Tokens to colours in [0, 1] (N, 3) by their first three principal components, and the share they explain.
+
+    Each component is spread from its 2nd to its 98th percentile; its sign makes the largest value positive.
+    """
+    centred = tokens_ND.astype(np.float64) - tokens_ND.mean(0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    found = left[:, :3] * singular[:3]
+    parts = np.zeros((len(tokens_ND), 3))
+    parts[:, : found.shape[1]] = found
+    parts *= np.where(parts.max(0) >= -parts.min(0), 1.0, -1.0)
+    low, high = np.percentile(parts, [2, 98], axis=0)
+    spread = np.where(high - low > 1e-9, high - low, np.inf)
+    share = float((singular[:3] ** 2).sum() / max(float((singular**2).sum()), 1e-24))
+    return np.clip((parts - low) / spread, 0, 1), share
+
+
+def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
+    """Clips of real videos and their nearest others, from the examples that the probe wrote down."""
+    file = run / PROBE_FILE
+    examples = json.loads(file.read_text()).get("examples", []) if file.exists() else []
+    if not examples:
+        return []
+    root = config.probe.data or config.data.shards
+    readers: dict[str, ClipReader] = {}
+
+    def frame(clip: dict[str, Any]) -> Pixels:
+        reader = readers.setdefault(clip["split"], ClipReader(root, clip["split"]))
+        found = _view(reader, clip["index"], config)
+        return _scale(found[len(found) // 2])
+
+    rows = []
+    for example in examples:
+        query = example["query"]
+        row = [_framed(frame(query), (127, 127, 127))]
+        for near in example["nearest"]:
+            row.append(_framed(frame(near), RIGHT if near["video"] == query["video"] else WRONG))
+        rows.append(row)
+    path = run / FOLDER / "neighbours.png"
+    _save(path, ["clip →"] * len(rows), rows)
+    caption = (
+        "Left a clip, beside it the nearest others by the trained encoder's features, nearest first; "
+        "green is the same video, red another."
+    )
+    return [Picture(path, "Nearest neighbours", caption)]
+
+
+def _framed(picture: Pixels, colour: tuple[int, int, int]) -> Pixels:
+    framed = picture.copy()
+    for side in (np.s_[:4], np.s_[-4:], np.s_[:, :4], np.s_[:, -4:]):
+        framed[side] = colour
+    return framed
+
+
+def _view(reader: ClipReader, index: int, config: RunConfig) -> Pixels:
+    clip = reader.read(index, config.data.frames, config.data.fps)
+    view: Pixels = eval_view(clip.frames_THWC, config.data.size).numpy()
+    return view
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` numbers from the whole range, the middle of equal parts."""
+    return [int((k + 0.5) * total / count) for k in range(min(count, total))]
+
+
+def _scale(frame: Pixels, smooth: bool = True) -> Pixels:
+    from PIL import Image
+
+    how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(frame).resize((CELL, CELL), how))
+
+
+def _save(path: Path, names: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> None:
+    """Frames in rows on a clear background, each row's name left of it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gutter = GUTTER if any(names) else 0
+    width = gutter + max(map(len, rows)) * (CELL + GAP) - GAP
+    sheet = Image.new("RGBA", (width, len(rows) * (CELL + GAP) - GAP), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        top = number * (CELL + GAP)
+        if name:
+            draw.text((0, top + CELL // 2), name, fill=(127, 127, 127, 255), font=font, anchor="lm")
+        for place, cell in enumerate(row):
+            sheet.paste(Image.fromarray(cell), (gutter + place * (CELL + GAP), top))
+    sheet.save(path, optimize=True)

@@ -1,0 +1,166 @@
+"""The interface between the loop and whatever trains: one process, or DeepSpeed over many.
+
+Model, objective and loop know no rank; what ranks must agree on goes through `World`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.config import Plan
+from pretrain.ema import Fragment, ShardedEma
+from pretrain.model.vit import Encoder
+from pretrain.objective.base import Batch, Objective, Output
+from pretrain.optim import apply_knobs
+from pretrain.schedule import Knobs
+from pretrain.strategy.shards import Read, Shards, tensor_name
+
+TARGET = "target"
+# renamed in torch 2.13, which warns about the old name; 2.11 knows only that
+gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together; with one rank every call is local."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over ranks, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over ranks."""
+        tensor = torch.tensor(values, dtype=torch.float32, device=self.device)
+        self.sum([tensor])
+        return [float(v) for v in (tensor / self.size).tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor.item())
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """All ranks' equally long flat tensors (world, n)."""
+        if self.size == 1:
+            return flat[None]
+        out = flat.new_empty(self.size * flat.numel())
+        gather_into(out, flat)
+        return out.view(self.size, -1)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """All ranks' small picklable values, in rank order."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.any(False)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did. applied is False when a gradient was not finite: all ranks skip together."""
+
+    applied: bool
+    grad_norm: float
+
+
+class Backend(Protocol):
+    """What differs between one process and DeepSpeed."""
+
+    shards: Shards
+
+    def forward(self, batch: Batch, targets: Tensor) -> Output: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self) -> Update: ...
+
+    @property
+    def groups(self) -> list[dict[str, Any]]: ...
+
+
+class Engine:
+    """Trains one objective: context encoder and predictor by gradient, target encoder by moving average."""
+
+    def __init__(
+        self, plan: Plan, world: World, objective: Objective, target: Encoder, backend: Backend
+    ) -> None:
+        self.plan, self.world = plan, world
+        self.objective, self.target = objective, target
+        self._backend = backend
+        self._micro_batches_left = plan.micro_batches
+        shards, prefix = backend.shards, "encoder."
+        own = [
+            (Fragment(f.name.removeprefix(prefix), f.start, f.numel), master)
+            for f, master in zip(shards.fragments, shards.masters, strict=True)
+            if f.name.startswith(prefix)
+        ]
+        everybody = world.gather_objects([fragment for fragment, _ in own])
+        self.ema = ShardedEma(target, everybody, world.rank, [master for _, master in own], world.gather)
+        self.ema.refresh()
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What the predictor is asked for (B, N, D), by the target encoder, without gradient."""
+        return self.objective.targets(self.target, batch)
+
+    def loss(self, batch: Batch, targets: Tensor) -> Output:
+        """Context encoder, predictor and loss of one micro-batch."""
+        return self._backend.forward(batch, targets)
+
+    def backward(self, output: Output) -> None:
+        self._backend.backward(output.loss)
+
+    def step(self, knobs: Knobs) -> Update:
+        """One optimizer step over the micro-batches since the last; skipped by all when not finite."""
+        apply_knobs(self._backend.groups, knobs)
+        return self._backend.step()
+
+    def update_target(self, momentum: float) -> None:
+        """Move the target toward the context encoder and refresh its forward copy on every rank."""
+        self.ema.update(momentum)
+        self.ema.refresh()
+
+    def agree(self, flag: bool) -> bool:
+        """True on every rank when it is true on one."""
+        return self.world.any(flag)
+
+    def optimizer_step(self) -> int:
+        return self._backend.shards.optimizer_step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's part of the whole state: master weights, optimizer's averages, target average."""
+        found = self._backend.shards.tensors()
+        for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
+            found[tensor_name(TARGET, fragment)] = average
+        return found
+
+    @torch.no_grad()
+    def load(self, read: Read, optimizer_step: int) -> None:
+        """Take the whole state over from a checkpoint, whatever world size wrote it."""
+        self._backend.shards.load(read, optimizer_step)
+        for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
+            average.copy_(read(TARGET, fragment))
+        self.ema.refresh()

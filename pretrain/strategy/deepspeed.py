@@ -1,0 +1,111 @@
+"""DeepSpeed ZeRO 0 to 2 over all ranks: its engine behind our small interface. The only file that imports it.
+
+What is asked of DeepSpeed 0.19.8 here, and why: a torch AdamW is handed in, so that no CPU optimizer is
+compiled; its shared-memory collective is declared absent on CPU, since probing for it compiles for a minute
+and a killed build leaves a lock that hangs later jobs; each job gets an extensions folder of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import DeepSpeedConfig, Plan
+from pretrain.objective.base import Batch, Output
+from pretrain.optim import build_optimizer
+from pretrain.strategy.base import Update, World
+from pretrain.strategy.shards import PartitionedShards, ReplicatedShards, Shards
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="foreframe-extensions-")
+    import deepspeed
+
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def join_world(device: torch.device, timeout_s: float) -> World:
+    """Meet the other ranks that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    deepspeed = _import_deepspeed(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    import torch.distributed as dist
+
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def deepspeed_config(plan: Plan) -> dict[str, Any]:
+    """What DeepSpeed is told; everything comes from the run's config."""
+    config = plan.config
+    strategy = cast(DeepSpeedConfig, config.strategy)
+    return {
+        "train_batch_size": config.train.global_batch,
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": plan.micro_batches,
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "bf16": {"enabled": config.train.precision == "bf16"},
+        "zero_optimization": {"stage": strategy.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+class DeepSpeedBackend:
+    """The trainable module inside a DeepSpeed engine."""
+
+    def __init__(self, plan: Plan, world: World, module: nn.Module) -> None:
+        deepspeed = _import_deepspeed(world.device)
+        optimizer = build_optimizer(module, plan.config.optim)
+        self._stage = cast(DeepSpeedConfig, plan.config.strategy).zero_stage
+        self._module = module
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_config(plan), dist_init_required=False
+        )
+        self.shards: Shards
+        if self._stage == 0:
+            self.shards = ReplicatedShards(module, optimizer, world.rank, world.size)
+        else:
+            self._zero.check_grad_overflow = True  # off by default in float32: a NaN would be stepped on
+            self.shards = PartitionedShards(module, self._zero)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], self._engine.optimizer.param_groups)
+
+    def forward(self, batch: Batch, targets: Tensor) -> Output:
+        return cast(Output, self._engine(batch, targets))
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch; no update happens before the boundary
+
+    def step(self) -> Update:
+        if self._stage == 0:
+            return self._step_replicated()
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return Update(bool(self._engine.was_step_applied()), math.nan if norm is None else float(norm))
+
+    def _step_replicated(self) -> Update:
+        """ZeRO-0 has no overflow check: without gradients, its optimizer leaves every weight as it is."""
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        is_finite = math.isfinite(norm)
+        if not is_finite:
+            for parameter in self._module.parameters():
+                parameter.grad = None
+        self._engine.step()
+        return Update(is_finite, norm)

@@ -1,0 +1,139 @@
+"""Who owns which fragment of the float32 master weights and of the optimizer's averages.
+
+The same layout serves the moving average (each rank moves what it owns) and the checkpoint (each rank writes
+what it owns, and any rank at any world size reads whatever it needs back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.ema import Fragment
+
+Read = Callable[[str, Fragment], Tensor]
+"""(kind, fragment) to the stored float32 elements (numel,)."""
+
+MASTER = "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def tensor_name(kind: str, fragment: Fragment) -> str:
+    """`exp_avg/encoder.norm.weight@128`: the name of a fragment in a checkpoint file."""
+    return f"{kind}/{fragment.name}@{fragment.start}"
+
+
+class Shards(Protocol):
+    """This rank's part of the trainable module's state.
+
+    fragments, masters: equally long; masters are flat float32 views that follow every optimizer step.
+    """
+
+    fragments: list[Fragment]
+    masters: list[Tensor]
+
+    def optimizer_step(self) -> int:
+        """Steps that AdamW has counted; 0 before the first."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What this rank owns, by `tensor_name`."""
+        ...
+
+    def load(self, read: Read, optimizer_step: int) -> None:
+        """Overwrite weights and averages; afterwards every rank's forward weights are the stored ones."""
+        ...
+
+
+class ReplicatedShards:
+    """Every rank holds everything; rank r owns the r-th chunk of each parameter (one process, ZeRO-0)."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int) -> None:
+        self._optimizer = optimizer
+        self._parameters = dict(module.named_parameters())
+        self.fragments, self.masters = [], []
+        for name, parameter in self._parameters.items():
+            size = parameter.numel()
+            start, end = size * rank // world, size * (rank + 1) // world
+            if end > start:
+                self.fragments.append(Fragment(name, start, end - start))
+                self.masters.append(parameter.detach().view(-1)[start:end])
+
+    def optimizer_step(self) -> int:
+        steps = [int(state["step"]) for state in self._optimizer.state.values() if "step" in state]
+        return max(steps, default=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for fragment, master in zip(self.fragments, self.masters, strict=True):
+            found[tensor_name(MASTER, fragment)] = master
+            state = self._optimizer.state.get(self._parameters[fragment.name], {})
+            for kind in MOMENTS:
+                if kind in state:
+                    part = state[kind].view(-1)[fragment.start : fragment.start + fragment.numel]
+                    found[tensor_name(kind, fragment)] = part
+        return found
+
+    @torch.no_grad()
+    def load(self, read: Read, optimizer_step: int) -> None:
+        for name, parameter in self._parameters.items():
+            whole = Fragment(name, 0, parameter.numel())
+            parameter.copy_(read(MASTER, whole).view_as(parameter))
+            if optimizer_step:
+                averages = {kind: read(kind, whole).view_as(parameter).to(parameter) for kind in MOMENTS}
+                step = torch.tensor(float(optimizer_step))
+                self._optimizer.state[parameter] = {"step": step, **averages}
+
+
+class PartitionedShards:
+    """ZeRO-1 and ZeRO-2: a rank owns what its flat float32 partition holds, by DeepSpeed's own mapping."""
+
+    def __init__(self, module: nn.Module, zero_optimizer: Any) -> None:
+        self._zero = zero_optimizer
+        self.fragments, self.masters, self._places = [], [], []
+        for name, parameter in module.named_parameters():
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            address = mapping.lp_fragment_address
+            self.fragments.append(Fragment(name, address.start, address.numel))
+            self.masters.append(mapping.hp_fragment.detach())
+            self._places.append((mapping.param_group_index, mapping.hp_fragment_address.start))
+
+    @property
+    def _flats(self) -> list[Tensor]:
+        """This rank's flat float32 partition of each parameter group."""
+        return list(self._zero.single_partition_of_fp32_groups)
+
+    def optimizer_step(self) -> int:
+        states = (self._zero.optimizer.state.get(flat, {}) for flat in self._flats)
+        return max((int(state["step"]) for state in states if "step" in state), default=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for fragment, master, (group, offset) in zip(self.fragments, self.masters, self._places, strict=True):
+            found[tensor_name(MASTER, fragment)] = master
+            state = self._zero.optimizer.state.get(self._flats[group], {})
+            for kind in MOMENTS:
+                if kind in state:
+                    found[tensor_name(kind, fragment)] = state[kind][offset : offset + fragment.numel]
+        return found
+
+    @torch.no_grad()
+    def load(self, read: Read, optimizer_step: int) -> None:
+        flats = self._flats
+        if optimizer_step:
+            for flat in flats:
+                averages = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+                step = torch.tensor(float(optimizer_step))
+                self._zero.optimizer.state[flat] = {"step": step, **averages}
+        for fragment, master, (group, offset) in zip(self.fragments, self.masters, self._places, strict=True):
+            master.copy_(read(MASTER, fragment))
+            if optimizer_step:
+                for kind in MOMENTS:
+                    part = self._zero.optimizer.state[flats[group]][kind][offset : offset + fragment.numel]
+                    part.copy_(read(kind, fragment))
+        self._zero.update_lp_params()

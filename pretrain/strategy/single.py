@@ -1,0 +1,42 @@
+"""One process, plain PyTorch, float32: the reference that DeepSpeed is tested against."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import Plan
+from pretrain.objective.base import Batch, Objective, Output
+from pretrain.optim import build_optimizer
+from pretrain.strategy.base import Update
+from pretrain.strategy.shards import ReplicatedShards
+
+
+class SingleBackend:
+    def __init__(self, plan: Plan, module: nn.Module) -> None:
+        self._module = module
+        self._clip_norm = plan.config.optim.clip_norm
+        self._share = 1.0 / plan.micro_batches
+        self._optimizer = build_optimizer(module, plan.config.optim)
+        self.shards = ReplicatedShards(module, self._optimizer, rank=0, world=1)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+    def forward(self, batch: Batch, targets: Tensor) -> Output:
+        return cast(Objective, self._module)(batch, targets)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self._share).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> Update:
+        limit = self._clip_norm if self._clip_norm is not None else float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
+        is_finite = torch.isfinite(torch.tensor(norm)).item()
+        if is_finite:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return Update(bool(is_finite), norm)
