@@ -108,8 +108,21 @@ class Member:
 
 
 @dataclass(frozen=True)
+class FailedClip:
+    """A clip that was planned for a shard and is not in it."""
+
+    clip_id: str
+    error_class: str
+    reason: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
 class ShardDone:
-    """The record that makes a shard count: hashes of the tar and of its index."""
+    """The record that makes a shard count: hashes of the tar and of its index.
+
+    plan_fingerprint: what the shard was to hold, so that a job begun again keeps it or makes it anew.
+    """
 
     stem: str
     split: str
@@ -117,6 +130,18 @@ class ShardDone:
     tar_bytes: int
     tar_sha256: str
     index_sha256: str
+    plan_fingerprint: str = ""
+    failed: tuple[FailedClip, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ShardDone:
+        """Raises: DataError when these are not the bytes of a done record."""
+        try:
+            plain = json.loads(data)
+            plain["failed"] = tuple(FailedClip(**clip) for clip in plain.get("failed", ()))
+            return cls(**plain)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"a done record cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -206,7 +231,7 @@ def read_shard(storage: Storage, stem: str) -> Shard:
 
     Raises: DataError when the done record is missing or the index is not the one it names.
     """
-    done = ShardDone(**json.loads(storage.read(done_name(stem))))
+    done = ShardDone.from_json(storage.read(done_name(stem)))
     data = storage.read(index_name(stem))
     if sha256(data) != done.index_sha256:
         raise DataError(f"{storage.address(index_name(stem))} is not the index that its done record names")

@@ -1,0 +1,116 @@
+"""Settings of the index and shard jobs: what `configs/data/*.yaml` may hold.
+
+`DataConfig` is frozen, complete and refuses unknown keys; it reads no file and no environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MIB = 1 << 20
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InspectConfig(Section):
+    """How far an unknown file is trusted."""
+
+    timeout_s: float = Field(
+        30.0, gt=0, description="Longest a decoder may stay silent on one file or clip, in seconds."
+    )
+    memory_bytes: int = Field(
+        2048 * MIB, ge=64 * MIB, description="Memory a decoder may take on top of its own start, in bytes."
+    )
+
+
+class CutConfig(Section):
+    """Which spans of a video become clips."""
+
+    kind: Literal["windows"] = Field("windows", description="windows: spans of equal length, every stride_s.")
+    length_s: float = Field(2.0, gt=0, description="Length of a clip in seconds.")
+    stride_s: float = Field(2.0, gt=0, description="From the start of one clip to the next, in seconds.")
+
+
+class EncodeConfig(Section):
+    """How a clip is written: H.264 in mp4, constant frame rate, closed GOPs, no B-frames."""
+
+    short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
+    fps: float = Field(8.0, gt=0, le=240, description="Constant frame rate of the clip.")
+    gop: int = Field(16, ge=1, description="Frames from one keyframe to the next.")
+    crf: int = Field(18, ge=0, le=51, description="x264 quality: 0 lossless, 18 near transparent, 51 worst.")
+    preset: Literal[
+        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+    ] = Field("veryfast", description="x264 speed against size.")
+
+    @field_validator("short_side")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError(f"must be even, as H.264 with 4:2:0 colour has even sides; try {value + 1}")
+        return value
+
+
+class ShardsConfig(Section):
+    """How clips are packed."""
+
+    target_bytes: int = Field(
+        256 * MIB, ge=64 * 1024, description="Size to aim at for one tar, by an estimate made before encoding."
+    )
+
+
+class SplitConfig(Section):
+    """Which videos are kept back for evaluation; a video's clips never straddle."""
+
+    eval_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Share of the videos in the eval split, drawn by video id."
+    )
+
+
+class RayConfig(Section):
+    """Where the work runs."""
+
+    workers: int | None = Field(None, ge=1, description="Processes; null: one for each core.")
+    address: str | None = Field(None, description="A Ray cluster's address; null: Ray on this machine.")
+    max_retries: int = Field(3, ge=0, description="Times a task is given to another worker after its own died.")
+
+
+class DataConfig(Section):
+    """One data set: where its videos are, how they are cut, encoded and packed, where it is written."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="Name of the data set.")
+    out: str = Field(min_length=1, description="Folder or s3:// prefix that the data set is written to.")
+    sources: tuple[str, ...] = Field(
+        min_length=1, description="Folders (searched with their subfolders), files, or globs of videos."
+    )
+    inspect: InspectConfig = Field(default_factory=InspectConfig, description="Limits on unknown files.")
+    cut: CutConfig = Field(default_factory=CutConfig, description="Which spans become clips.")
+    encode: EncodeConfig = Field(default_factory=EncodeConfig, description="How clips are written.")
+    shards: ShardsConfig = Field(default_factory=ShardsConfig, description="How clips are packed.")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="Train and eval.")
+    ray: RayConfig = Field(default_factory=RayConfig, description="Where the work runs.")
+    max_failed_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of videos, and of clips, that may fail before the job does."
+    )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def num_frames(self) -> int:
+        """Frames in each clip: length times rate, rounded to the nearest whole frame."""
+        return max(1, round(self.cut.length_s * self.encode.fps))
+
+    def fingerprint(self) -> str:
+        """16 hex digits of what shapes the data: not where it runs, is written, or when it gives up."""
+        plain = self.model_dump(mode="json", include={"name", "cut", "encode", "shards", "split"})
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

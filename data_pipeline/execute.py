@@ -1,0 +1,135 @@
+"""Ray: the same generator function over many items, bounded in flight, lost workers made good.
+
+The only file that knows Ray. Work is a generator function of one item, so that its progress comes back
+while it runs; it must be idempotent and yield the same things when run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipeline.config import RayConfig
+from data_pipeline.errors import DataError, ForeframeError, UsageError
+
+Item = TypeVar("Item")
+Progress = Callable[[str, int, int, str], None]
+
+OBJECT_STORE_BYTES = 200 << 20  # records and sizes only pass through it; the smallest that Ray likes
+IN_FLIGHT = 2  # tasks handed out for each worker
+
+
+def count_workers(config: RayConfig) -> int:
+    """Workers asked for, or one for each core that this process may use."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def cluster(config: RayConfig) -> Iterator[None]:
+    """Ray for the length of a `with`: a fresh local one, or a connection to `config.address`.
+
+    Inside another `cluster` it is that one, which stays up when this one ends.
+    Raises: UsageError when the cluster at that address does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    folder = str(Path(__file__).resolve().parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if folder not in paths:  # workers must find this package, installed or not
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *paths]))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            if config.address:
+                ray.init(address=config.address, **quiet)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=count_workers(config),
+                    num_gpus=0,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **quiet,
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
+            raise UsageError(f"{where} could not be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def stream(
+    work: Callable[..., Iterator[Any]], items: Sequence[Item], shared: tuple[Any, ...], config: RayConfig
+) -> Iterator[tuple[int, Any]]:
+    """(index of the item, thing) for each thing that `work(item, *shared)` yields, as they come.
+
+    Things of one item keep their order. Inside a `cluster`.
+    Raises: the ForeframeError that `work` raised; DataError when workers died past `max_retries`.
+    """
+    import ray
+
+    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=config.max_retries)(work)
+    common = [ray.put(value) for value in shared]
+    limit = IN_FLIGHT * count_workers(config)
+    running: dict[Any, int] = {}
+    waiting = iter(enumerate(items))
+    try:
+        while True:
+            while len(running) < limit and (entry := next(waiting, None)) is not None:
+                running[remote.remote(entry[1], *common)] = entry[0]
+            if not running:
+                return
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=0.5, fetch_local=False)
+            for task in ready:
+                try:
+                    yield running[task], ray.get(next(task))
+                except StopIteration:
+                    del running[task]
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ForeframeError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        words = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"workers died {config.max_retries + 1} times over the same task ({words}); the machine may be short of "
+            f"memory: fewer `ray.workers` help. Run the same command again to go on"
+        ) from error
+    finally:
+        for task in running:
+            with contextlib.suppress(ray.exceptions.RayError):  # ending anyway; shutdown follows
+                ray.cancel(task, force=False)
+
+
+class Rates:
+    """Turns counts into a progress line: done, total, units and MB a second. Takes a clock."""
+
+    def __init__(self, stage: str, total: int, unit: str, progress: Progress, clock: Callable[[], float] = time.monotonic):
+        self._stage, self._total, self._unit, self._progress, self._clock = stage, total, unit, progress, clock
+        self._start, self._bytes, self.done, self.failed = clock(), 0, 0, 0
+        progress(stage, 0, total, "")
+
+    def add(self, count: int = 1, num_bytes: int = 0, failed: int = 0) -> None:
+        """Count work done just now."""
+        self.done, self._bytes, self.failed = self.done + count, self._bytes + num_bytes, self.failed + failed
+        elapsed = max(self._clock() - self._start, 1e-3)
+        note = f"{self.done / elapsed:.1f} {self._unit}/s"
+        if self._bytes:
+            note += f" · {self._bytes / elapsed / 1e6:.2f} MB/s"
+        if self.failed:
+            note += f" · {self.failed} failed"
+        self._progress(self._stage, min(self.done, self._total), self._total, note)

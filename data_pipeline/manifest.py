@@ -1,0 +1,160 @@
+"""Video and Clip records, dead letters, and their parquet and JSONL forms.
+
+Equal records give equal bytes; the order of rows is the caller's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from data_pipeline.decode import VideoFacts
+from data_pipeline.errors import DataError
+
+VIDEOS_FILE = "videos.parquet"
+
+
+@dataclass(frozen=True)
+class Video:
+    """One source file. When `status` is not usable, `reason` says why and the facts are empty.
+
+    video_id: from name (relative to its source) and content; see docs/data-format.md.
+    Sizes in pixels as displayed; facts the headers do not tell are 0 or None.
+    """
+
+    video_id: str
+    uri: str
+    name: str
+    status: Literal["usable", "failed", "ignored"]
+    reason: str = ""
+    error_class: str = ""
+    attempts: int = 1
+    size_bytes: int = 0
+    content_sha256: str = ""
+    sidecar_uri: str | None = None
+    sidecar_sha256: str = ""
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    container: str = ""
+    codec: str = ""
+    pixel_format: str = ""
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    pixel_aspect: float = 1.0
+    average_fps: float = 0.0
+    nominal_fps: float = 0.0
+    is_vfr: bool | None = None
+    duration_s: float = 0.0
+    num_frames: int = 0
+    has_audio: bool = False
+
+    def with_facts(self, facts: VideoFacts) -> Video:
+        return dataclasses.replace(self, status="usable", reason="", **dataclasses.asdict(facts))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One span of a video. Times in seconds of the source since its first frame.
+
+    shard, offset and size_bytes locate the `.mp4` member of a kept clip in its tar.
+    """
+
+    clip_id: str
+    video_id: str
+    uri: str
+    start_s: float
+    end_s: float
+    status: Literal["kept", "filtered", "failed"]
+    reason: str = ""
+    split: str = ""
+    shard: str = ""
+    offset: int | None = None
+    size_bytes: int | None = None
+    num_frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One line of dead_letters.jsonl: a video (clip_id empty) or clip that could not be used, and why."""
+
+    uri: str
+    video_id: str
+    stage: Literal["list", "inspect", "encode"]
+    error_class: str
+    reason: str
+    attempts: int = 1
+    clip_id: str = ""
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def _schema(record: type) -> Any:
+    """The parquet schema of a dataclass, from its annotations."""
+    import pyarrow as pa
+
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+    def column(hint: Any) -> Any:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin is Literal:
+            return pa.string()
+        if origin is tuple:
+            return pa.list_(column(arguments[0]))
+        if origin in (types.UnionType, typing.Union):
+            return column(next(a for a in arguments if a is not type(None)))
+        return plain[hint]
+
+    hints = typing.get_type_hints(record)
+    return pa.schema([(field.name, column(hints[field.name])) for field in dataclasses.fields(record)])
+
+
+def to_parquet(records: Sequence[Any], record: type, notes: dict[str, str] | None = None) -> bytes:
+    """Dataclass records as parquet bytes; `notes` go into the file's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(record)
+    columns = {name: [getattr(r, name) for r in records] for name in schema.names}
+    table = pa.table(columns, schema=schema.with_metadata(notes or {}))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, record: type) -> tuple[list[Any], dict[str, str]]:
+    """The records and notes that `to_parquet` wrote.
+
+    Raises: DataError when the columns are not those of `record`, or the bytes are not parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except pa.ArrowException as error:
+        raise DataError(f"a {record.__name__} table cannot be read: {error}") from error
+    wanted = [field.name for field in dataclasses.fields(record)]
+    if table.column_names != wanted:
+        raise DataError(f"a {record.__name__} table has columns {table.column_names}, not {wanted}")
+    rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in table.to_pylist()]
+    notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    return [record(**row) for row in rows], notes
+
+
+def to_jsonl(letters: Iterable[DeadLetter]) -> bytes:
+    """One JSON object a line, keys sorted."""
+    return b"".join(
+        json.dumps(dataclasses.asdict(letter), sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        for letter in letters
+    )
