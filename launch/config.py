@@ -1,4 +1,4 @@
-"""The only place that reads config files: YAML and `key=value` overrides to a checked, frozen model, and back."""
+"""The only place that reads configs: YAML and `key=value` overrides to a checked, frozen model, and back."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ def consequences(config: RunConfig, num_ranks: int) -> list[str]:
         f"encoder: width {encoder_width}, {depth} blocks, {heads} heads",
         f"a step: {num_ranks} ranks × {laid_out.micro_batches} forwards × {train.micro_batch} clips "
         f"= {train.global_batch} clips",
-        f"the run: {train.steps} steps, {train.steps * train.global_batch} clips, into {config.out}/{config.name}",
+        f"the run: {train.steps} steps, {train.steps * train.global_batch} clips, "
+        f"into {config.out}/{config.name}",
     ]
 
 
@@ -229,12 +230,11 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def diff(before: BaseModel, after: BaseModel) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value before, value after) of every setting that differs; `—` where one has no such key."""
+    """(dotted key, value before, value after) of what differs; `—` where one has no such key."""
     old, new = flatten(before.model_dump(mode="json")), flatten(after.model_dump(mode="json"))
     keys = [*old, *(key for key in new if key not in old)]
-    return [
-        (key, old.get(key, "—"), new.get(key, "—")) for key in keys if old.get(key, "—") != new.get(key, "—")
-    ]
+    pairs = [(key, old.get(key, "—"), new.get(key, "—")) for key in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def schema(kind: str) -> str:

@@ -32,7 +32,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where an error lies: dotted path as the user writes it, the section it is in, the field if it is one."""
+    """Where an error lies: path as the user writes it, the section it is in, the field if it is one."""
 
     path: tuple[str | int, ...]
     section: type[BaseModel] | None
@@ -111,7 +111,7 @@ def fill_kinds(model: type[BaseModel], data: dict[str, Any]) -> None:
 
 
 def keys_of(model: type[BaseModel], data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, description) of every setting; of sections of several kinds, those of the kind in `data`."""
+    """(dotted key, description) of every setting; of sections of several kinds, the one in `data`."""
     for name, field in model.model_fields.items():
         yield prefix + name, field.description or ""
         value = data.get(name) if isinstance(data, dict) else None
@@ -123,16 +123,12 @@ def keys_of(model: type[BaseModel], data: Any, prefix: str = "") -> Iterator[tup
 
 
 def nearest_keys(model: type[BaseModel], data: Any, place: Place) -> tuple[str, ...]:
-    """Valid keys that an unknown one may have meant: like it by spelling, place or description; best first."""
+    """Valid keys that an unknown one may have meant, by spelling, place or description; best first."""
     name = str(place.path[-1])
     prefix = "".join(f"{part}." for part in place.path[:-1])
-    siblings = [prefix + key for key in place.section.model_fields] if place.section else []
-    if near := difflib.get_close_matches(prefix + name, siblings, n=2, cutoff=0.6):
-        close = [
-            key for key in near if difflib.SequenceMatcher(None, name, key[len(prefix) :]).ratio() >= 0.6
-        ]
-        if close:
-            return tuple(close)
+    siblings = list(place.section.model_fields) if place.section else []
+    if near := difflib.get_close_matches(name, siblings, n=2, cutoff=0.6):
+        return tuple(prefix + key for key in near)
     described = dict(keys_of(model, data))
     leaves: dict[str, list[str]] = {}
     for key in described:
@@ -141,7 +137,7 @@ def nearest_keys(model: type[BaseModel], data: Any, place: Place) -> tuple[str, 
         return tuple(leaves[leaf][:2])
     words = name.replace("_", " ").lower()
     starts = [key for key, text in described.items() if len(words) > 3 and text.lower().startswith(words)]
-    return tuple(sorted(starts, key=lambda key: key not in siblings)[:2])
+    return tuple(sorted(starts, key=lambda key: not key.startswith(prefix))[:2])
 
 
 def _nearest_values(got: object, valid: tuple[Any, ...]) -> tuple[object, ...]:
@@ -171,17 +167,15 @@ def _need(error: ErrorDetails) -> str:
         if sign in limits:
             return f"{word.replace('greater', 'more')} {limits[sign]:g}"
     if kind in ("too_short", "too_long"):
-        word = (
-            f"at least {limits['min_length']}" if kind == "too_short" else f"at most {limits['max_length']}"
-        )
-        return f"a list of {word}"
+        few = kind == "too_short"
+        return f"a list of at least {limits['min_length']}" if few else f"a list of {limits['max_length']}"
     if kind.startswith("string_too"):
         return "text that is not empty" if kind == "string_too_short" else "shorter text"
     if kind == "string_pattern_mismatch":
         return f"text that matches {limits['pattern']}"
     if kind == "value_error":
         said = str(limits["error"])
-        return said.replace("must be ", "", 1) if said.startswith("must be ") else said
+        return said.replace("must be ", "a value that is ", 1) if said.startswith("must be ") else said
     return NEEDS.get(kind.split("_")[0], error["msg"][:1].lower() + error["msg"][1:])
 
 
@@ -198,7 +192,7 @@ def _wrong(place: Place, error: ErrorDetails) -> Problem:
             key, got = f"{key}.{name}" if key else name, got[name]
         else:
             need, got = f"{need} (here {said})", None
-    elif place.field and place.field.description and error["type"] != "string_pattern_mismatch":
+    elif place.field and place.field.description and error["type"] != "value_error":
         need = f"{need} ({place.field.description.rstrip('.')})"
     if isinstance(got, Mapping) or len(repr(got)) > 80:
         got = None
@@ -215,6 +209,8 @@ def problems_in(model: type[BaseModel], data: dict[str, Any], error: ValidationE
         kind = each["type"]
         if kind == "extra_forbidden":
             problem = _unknown(model, data, place)
+        elif kind == "missing" and place.path and isinstance(place.path[-1], int):
+            problem = Problem(place.key.rpartition(".")[0], "a longer list")
         elif kind == "missing":
             text = f" ({field.description.rstrip('.')})" if field and field.description else ""
             problem = Problem(place.key, f"a value; it has no default{text}")
@@ -241,7 +237,8 @@ def mend(model: type[BaseModel], data: dict[str, Any]) -> tuple[BaseModel | None
 
     Returns: the model, or None when that does not make it valid; and the dotted keys that were changed.
     """
-    data, changed = copy.deepcopy(data), set()
+    data = copy.deepcopy(data)
+    changed: set[str] = set()
     for _ in range(4):
         try:
             return model.model_validate(data), changed

@@ -68,15 +68,14 @@ def parse_value(text: str) -> Any:
 def read_document(path: Path) -> Document:
     """The mapping in a YAML file.
 
-    Raises: ConfigError with file and line for a syntax error, a repeated key, or something that is no mapping.
+    Raises: ConfigError with file and line for a syntax error, a repeated key, or what is no mapping.
     """
     file = str(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            "the file", need="a YAML file in UTF-8", got=f"byte {error.start}", file=file
-        ) from error
+        need = f"a YAML file in UTF-8 (byte {error.start} is not)"
+        raise ConfigError("the file", need=need, file=file) from error
     loader = Loader(text)
     try:
         node = loader.get_single_node()
@@ -85,7 +84,7 @@ def read_document(path: Path) -> Document:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError("the file", need="`key: value` lines at its top level", file=file)
         document = Document(file, {}, {})
-        problems = _walk(node, "", document, set())
+        problems = _walk(node, "", document, frozenset())
         if problems:
             raise ConfigError.of(problems)
         document.data = loader.construct_document(node)
@@ -101,20 +100,20 @@ def read_document(path: Path) -> Document:
         loader.dispose()
 
 
-def _walk(node: yaml.Node, prefix: str, document: Document, seen_nodes: set[int]) -> list[Problem]:
-    """Fill in the lines below `node`; returns the keys that are repeated or no text.
+def _walk(node: yaml.Node, prefix: str, document: Document, above: frozenset[int]) -> list[Problem]:
+    """Fill in the lines below `node`; returns the keys that are repeated, no text, or hold themselves.
 
-    seen_nodes: ids of nodes walked before; an alias leads back to one and is not followed.
+    above: ids of the nodes that `node` lies in.
     """
     problems: list[Problem] = []
-    if id(node) in seen_nodes:
-        return problems
-    seen_nodes.add(id(node))
+    if id(node) in above:
+        return [Problem(prefix, "values; an alias leads back to itself", file=document.where(prefix))]
+    above = above | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             key = f"{prefix}.{number}" if prefix else str(number)
             document.lines[key] = item.start_mark.line + 1
-            problems += _walk(item, key, document, seen_nodes)
+            problems += _walk(item, key, document, above)
     if isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
@@ -130,5 +129,5 @@ def _walk(node: yaml.Node, prefix: str, document: Document, seen_nodes: set[int]
                 problems.append(Problem(key, need, file=where))
             seen[key_node.value] = line
             document.lines.setdefault(key, line)
-            problems += _walk(value_node, key, document, seen_nodes)
+            problems += _walk(value_node, key, document, above)
     return problems

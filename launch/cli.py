@@ -1,0 +1,256 @@
+"""The `foreframe` command. Each command imports what it needs when it runs, so that help is at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_pipeline.errors import EXIT_PREEMPTED, ForeframeError, UsageError
+
+if TYPE_CHECKING:
+    from data_pipeline.config import DataConfig
+
+EXIT_INTERRUPTED = 130
+EXIT_FAILED = 1
+
+app = typer.Typer(
+    name="foreframe",
+    help="Pretrain video world models: from a folder of videos to a probed encoder.",
+    epilog="Start with `foreframe demo`: the whole road in a few minutes on a laptop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs: what they hold, how two differ.")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a run's folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file, such as optim.lr=1e-3."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo/run.")]
+NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"foreframe {version('foreframe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: foreframe demo --videos ~/clips --out runs/mine")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder that everything is written to.")] = Path("runs/demo"),
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of your own videos, instead of rendered ones.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; without it as in configs/train/tiny-cpu.yaml.")
+    ] = None,
+    num_videos: Annotated[int, typer.Option(min=4, help="Videos to render, of a few seconds each.")] = 200,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove what an earlier demo wrote to --out first.")
+    ] = False,
+) -> None:
+    """Walk the whole road once: videos, shards, two ranks of training, MLflow, a probe, a report."""
+    from launch.demo import run_demo
+
+    run_demo(out, videos=videos, steps=steps, num_videos=num_videos, force=force)
+
+
+@app.command(epilog="Example: foreframe smoke --device cuda")
+def smoke(
+    device: Annotated[str, typer.Option(help="cuda, cpu, or auto: cuda where there is one.")] = "auto",
+) -> None:
+    """Test this machine in under two minutes: attention, training steps, save and resume."""
+    if device not in ("cuda", "cpu", "auto"):
+        raise UsageError(f"--device is {device!r}: need cuda, cpu or auto")
+    from launch.smoke import run_smoke
+
+    if not run_smoke(device):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _read_data_config(config: str, overrides: list[str] | None) -> DataConfig:
+    from data_pipeline.config import DataConfig
+    from launch.config import read_config
+
+    return read_config(config, overrides or [], DataConfig)
+
+
+@app.command(epilog="Example: foreframe index configs/data/demo.yaml sources=[clips] out=data/mine")
+def index(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Inspect videos and list them in a manifest, those that cannot be used with the reason."""
+    from launch.data import run_index
+
+    print(f"wrote {run_index(_read_data_config(config, overrides))}")
+
+
+@app.command(epilog="Example: foreframe shard configs/data/demo.yaml sources=[clips] out=data/mine")
+def shard(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
+    settings = _read_data_config(config, overrides)
+    from launch.data import run_shard
+
+    info = run_shard(settings)
+    counts = ", ".join(f"{count} {split} clips" for split, count in info.num_clips.items())
+    print(f"wrote {settings.out}: {counts}, {info.total_bytes / 1e6:.1f} MB, fingerprint {info.fingerprint}")
+
+
+@app.command(epilog="Example: foreframe verify data/mine --deep")
+def verify(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set's folder or s3:// prefix.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every tar and compare every hash.")] = False,
+) -> None:
+    """Compare a data set's shards with their index, and print what it holds."""
+    from launch.data import run_verify
+
+    run_verify(dataset, deep)
+
+
+@app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: NumRanks = 1,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse a run's folder that exists; without it the run goes on.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the last line only.")] = False,
+) -> None:
+    """Train; a run whose folder holds a checkpoint goes on from it. Under torchrun, join its ranks."""
+    from launch.config import read_config
+    from pretrain.config import RunConfig, plan
+
+    ranks = int(os.environ.get("WORLD_SIZE", nproc)) if "RANK" in os.environ else nproc
+    settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
+    from launch.train import run_train
+
+    result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(
+            f"step {result.step}, loss {result.loss:.4f}, {result.clips_per_s:.1f} clips/s, "
+            f"{result.seconds:.0f} s\nrun    {result.run}\nnext   foreframe probe {result.run}"
+        )
+    if result.stopped is not None:
+        print(
+            f"stopped: {result.stopped}; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        raise typer.Exit(EXIT_PREEMPTED)
+
+
+@app.command(epilog="Example: foreframe probe runs/demo/run")
+def probe(
+    run: RunFolder,
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint's step; without it the last.")] = None,
+) -> None:
+    """Measure what frozen features tell, beside the untrained encoder; writes probe.json into the run."""
+    from launch.console import Stages, make_console, probe_table
+    from pretrain.probe import run_probe
+
+    console = make_console()
+    with Stages(console).showing() as report:
+        found = run_probe(run, step=step, progress=report)
+    console.print(probe_table(found))
+    print(f"wrote {run / 'probe.json'}\nnext   foreframe report {run}")
+
+
+@app.command(epilog="Example: foreframe report runs/demo/run")
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; without it report.html in the run.")
+    ] = None,
+) -> None:
+    """Write a run's report: one self-contained HTML file of curves, health, probes and pictures."""
+    from pretrain.report import write_report
+
+    print(f"open {write_report(run, out=out)}")
+
+
+@app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")
+def ui(
+    run: RunFolder,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own let others in.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open a run's MLflow pages in a browser, until Ctrl-C."""
+    from launch.ui import run_ui
+
+    run_ui(run, port, host)
+
+
+@config_app.command("show", epilog="Example: foreframe config show configs/train/tiny-cpu.yaml --nproc 2")
+def config_show(config: ConfigFile, overrides: Overrides = None, nproc: NumRanks = 1) -> None:
+    """Print every setting with its meaning, defaults included, and what follows from them."""
+    from launch.config import KINDS, explain, kind_of, read_config
+
+    print(explain(read_config(config, overrides or [], KINDS[kind_of(config)]), nproc), end="")
+
+
+@config_app.command("diff", epilog="Example: foreframe config diff runs/a runs/b")
+def config_diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A YAML file, or a run's folder.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
+) -> None:
+    """Print the settings in which two configs differ, defaults included."""
+    from launch.config import KINDS, diff, kind_of, read_config
+
+    kinds = kind_of(before), kind_of(after)
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            f"{before} is a {kinds[0]} config and {after} a {kinds[1]} config: they share no keys"
+        )
+    found = diff(*(read_config(path, [], KINDS[kinds[0]]) for path in (before, after)))
+    width = max((len(key) for key, _, _ in found), default=0)
+    for key, old, new in found:
+        print(f"{key:<{width}}  {old} → {new}")
+    if not found:
+        print("equal: no setting differs")
+
+
+@config_app.command("schema", epilog="Example: foreframe config schema --kind train > train.schema.json")
+def config_schema(
+    kind: Annotated[str, typer.Option(help="train or data.")] = "train",
+) -> None:
+    """Print the JSON schema of configs, with which an editor completes and checks them."""
+    from launch.config import KINDS, schema
+
+    if kind not in KINDS:
+        raise UsageError(f"--kind is {kind!r}: need {' or '.join(KINDS)}")
+    print(schema(kind))
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend are sentences with their exit code, others tracebacks."""
+    try:
+        app(prog_name="foreframe")
+    except ForeframeError as error:
+        from launch.console import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:
+            print("interrupted; nothing half-written counts, the same command goes on", file=sys.stderr)
+        raise

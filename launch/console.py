@@ -1,0 +1,144 @@
+"""What commands print: progress of a stage with its rate, tables, and errors as sentences."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from data_pipeline.errors import ConfigError, ForeframeError, Problem
+
+# What long jobs call: stage, done, total (0 when not known), a note such as "3 failed".
+Report = Callable[[str, int, int, str], None]
+
+LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console that keeps long lines whole when its output is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 200
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+class Stages:
+    """Shows the stages that a long job reports, and keeps how many seconds each took.
+
+    On a terminal a bar a stage with its rate; elsewhere a plain line at most every 10 s, and one at its end.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console, self._clock = console, clock
+        self._started: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+        self._finished: set[str] = set()
+        self._tasks: dict[str, TaskID] = {}
+        self._bars: Progress | None = None
+
+    @contextmanager
+    def showing(self) -> Iterator[Report]:
+        """Yield the function that a job reports to; bars are drawn for as long as this is open."""
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("  {task.description:<9}"),
+                BarColumn(bar_width=32),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:>9}"),
+                TimeElapsedColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self._console) as self._bars:
+                yield self.report
+            self._bars = None
+            self._tasks.clear()
+        else:
+            yield self.report
+
+    def report(self, stage: str, done: int, total: int, note: str) -> None:
+        now = self._clock()
+        started = self._started.setdefault(stage, now)
+        self.seconds[stage] = now - started
+        measured = "/s" in note  # the job's own rate says more
+        rate = done / (now - started) if done and now > started and not measured else 0.0
+        if self._bars is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, rate="", note="")
+            shown = f"{rate:.3g}/s" if rate else ""
+            self._bars.update(self._tasks[stage], completed=done, total=total or None, rate=shown, note=note)
+            return
+        is_done = total > 0 and done >= total
+        if stage in self._finished or (not is_done and now - self._said.get(stage, started) < LINE_EVERY_S):
+            return
+        self._said[stage] = now
+        if is_done:
+            self._finished.add(stage)
+        of = f"/{total}" if total else ""
+        speed = f", {rate:.3g} a second" if rate else ""
+        self._console.print(
+            f"  {stage:<9} {done}{of} in {now - started:.1f} s{speed}{'; ' + note if note else ''}"
+        )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent inside to `seconds[stage]`, whatever way it is left."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A small table: the first column to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def probe_table(found: dict[str, Any]) -> Table:
+    """What `pretrain.probe.run_probe` returned, an encoder a row; 1 is best, a dash where there is no score."""
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"]))
+    what = "R² of true states" if found["kind"] == "states" else "retrieval of clips of the same video"
+    title = f"Frozen features at step {found['step']}: {what}, {found['num_eval_clips']} eval clips"
+    rows = [
+        [row["encoder"], *("—" if (s := row["scores"].get(name)) is None else f"{s:.3f}" for name in names)]
+        for row in found["rows"]
+    ]
+    return make_table(title, ["encoder", *names], rows)
+
+
+def print_error(error: ForeframeError) -> None:
+    """The error on stderr as a sentence; a config's problems as an aligned list, and that nothing ran."""
+    console = make_console(stderr=True)
+    label = Text("error: ", style="bold red")
+    if not isinstance(error, ConfigError):
+        console.print(label + Text(str(error)))
+        return
+    count = len(error.problems)
+    what = "a setting" if count == 1 else f"{count} settings"
+    console.print(label + Text(f"{what} must be mended; nothing was started"))
+    rows = [_columns(problem) for problem in error.problems]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for where, found, need in rows:
+        line = Text(f"  {where:<{widths[0]}}  ", style="dim")
+        line.append(f"{found:<{widths[1]}}", style="bold not dim").append(f"  {need}", style="not dim")
+        console.print(line, soft_wrap=True)
+
+
+def _columns(problem: Problem) -> tuple[str, str, str]:
+    """Where it stands; the key and what it holds; what it must be."""
+    found = problem.key if problem.got is None else f"{problem.key} is {problem.got!r}"
+    tried = f"; try {' or '.join(str(value) for value in problem.try_)}" if problem.try_ else ""
+    return problem.file or "", found, f"need {problem.need}{tried}"

@@ -1,0 +1,133 @@
+"""`foreframe ui`: the MLflow pages of one run, served from the sqlite store in its folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from data_pipeline.errors import UsageError
+from launch.console import make_console
+from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, local_uri
+
+START_LIMIT_S = 90.0
+STOP_LIMIT_S = 10.0
+
+
+def is_free(host: str, port: int) -> bool:
+    """True when a server could listen there now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is in use.
+
+    Raises: UsageError that names the next free one.
+    """
+    if is_free(host, port):
+        return
+    free = next((other for other in range(port + 1, min(port + 100, 65536)) if is_free(host, other)), None)
+    hint = f"--port {free} is free" if free else "choose another with --port"
+    raise UsageError(f"port {port} on {host} is in use by another program, or not yours to open: {hint}")
+
+
+def find_database(run: Path) -> Path:
+    """The store in a run's folder.
+
+    Raises: UsageError when the folder is missing, or the run was tracked elsewhere or not by MLflow.
+    """
+    if not run.is_dir():
+        raise UsageError(f"{run} does not exist: name a run's folder, such as runs/demo/run")
+    if (run / DATABASE_FILE).is_file():
+        return run / DATABASE_FILE
+    below = sorted(found.parent for found in run.glob(f"*/{DATABASE_FILE}"))
+    if below:
+        raise UsageError(f"{run} holds no {DATABASE_FILE}; did you mean {below[0]}?")
+    raise UsageError(
+        f"{run} holds no {DATABASE_FILE}: a run with tracker.uri set is on the server it names, and one "
+        f"with tracker.kind jsonl has metrics.jsonl only"
+    )
+
+
+def server_command(database: Path, host: str, port: int) -> list[str]:
+    """The command that serves a store and its artifacts with one worker."""
+    artifacts = database.parent / ARTIFACTS_FOLDER
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", local_uri(database.parent)),
+        *("--artifacts-destination", artifacts.resolve().as_uri()),
+        *("--host", host, "--port", str(port), "--workers", "1"),
+    ]
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
+    """Return once the server answers.
+
+    Raises: UsageError when it ends, or does not answer in 90 s.
+    """
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise UsageError(
+                f"the MLflow server ended at once with status {server.returncode}; see above why"
+            )
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise UsageError(f"the MLflow server did not answer within {START_LIMIT_S:g} s; see above why")
+
+
+def run_ui(run: Path, port: int = 5000, host: str = "127.0.0.1") -> None:
+    """Serve a run's MLflow pages until Ctrl-C.
+
+    Raises: UsageError for a run without a store, a port in use, or a server that does not start.
+    """
+    database = find_database(run)
+    check_port(host, port)
+    # Off: background jobs more than double the server's memory, and telemetry calls home.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    console = make_console()
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    console.print(f"starting MLflow for {run} …")
+    # Its own session: Ctrl-C reaches this process alone, which then ends the server and its worker.
+    server = subprocess.Popen(
+        server_command(database, host, port),
+        env=os.environ | quiet,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_until_up(server, address)
+        console.print(f"open [bold]{address}[/bold]   (Ctrl-C stops it)")
+        status = server.wait()
+        raise UsageError(f"the MLflow server ended with status {status}")
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers, which share its process group: ask, then insist."""
+    if server.poll() is None:
+        server.terminate()
+        try:
+            server.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, 9)
+            server.wait()
