@@ -52,15 +52,15 @@ FIGURES = (
     Figure(
         "loss",
         "Loss",
-        "L1 to the target's features. It is a proxy only: it can fall while features collapse, and rise while they "
-        "improve.",
+        "L1 to the target's features. It is a proxy only: it can fall while features collapse, "
+        "and rise while they improve.",
         (Panel("loss", {"loss": "loss"}, smooth=True, from_zero=False),),
     ),
     Figure(
         "spread",
         "Feature spread",
-        "Standard deviation of features across clips at fixed token positions. Near zero beside the dashed untrained "
-        "encoder, features have collapsed.",
+        "Standard deviation of features across clips at fixed token positions. Near zero beside the dashed "
+        "untrained encoder, features have collapsed.",
         (
             Panel(
                 "std across clips",
@@ -76,7 +76,7 @@ FIGURES = (
     Figure(
         "rankme",
         "RankMe",
-        "Effective number of dimensions in use. It ignores scale, so it is read beside the spread, never alone.",
+        "Effective number of dimensions in use. It ignores scale: read it beside the spread, never alone.",
         (
             Panel(
                 "dimensions",
@@ -149,7 +149,7 @@ def smoothed(values: NDArray[np.float64], share: float = 0.06) -> NDArray[np.flo
     """Centred mean over a window of `share` of the points, narrower at the ends; gaps stay gaps."""
     half = int(len(values) * share / 2)
     out = np.full(len(values), math.nan)
-    for place in np.flatnonzero(np.isfinite(values)):
+    for place in np.flatnonzero(np.isfinite(values)).tolist():
         reach = min(half, place, len(values) - 1 - place)
         out[place] = np.nanmean(values[place - reach : place + reach + 1])
     return out
@@ -161,7 +161,7 @@ def _draw_figure(path: Path, panels: Sequence[Panel], metrics: Sequence[dict[str
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": path.name,
         "font.family": "sans-serif",

@@ -104,9 +104,9 @@ def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Pa
     return Picture(
         path,
         f"Masks of kind {kind + 1}",
-        f"{blocks} of {mask.spatial_scale:.0%} of the picture, through {mask.temporal_scale:.0%} of the clip: "
-        f"{np.mean(shares):.0%} of the tokens are hidden here. The encoder sees what is clear, and predicts the "
-        f"features of what is shaded.",
+        f"{blocks} of {mask.spatial_scale:.0%} of the picture, through {mask.temporal_scale:.0%} of the "
+        f"clip: {np.mean(shares):.0%} of the tokens are hidden here. The encoder sees what is clear, and the "
+        f"predictor says the features of what is shaded.",
     )
 
 
@@ -140,7 +140,7 @@ def _features(run: Path, config: RunConfig) -> Picture:
 def draw_features(
     clip: Pixels, encoders: dict[str, Encoder], config: RunConfig, step: int, folder: Path
 ) -> Picture:
-    """One clip above, below it the three strongest directions of each encoder's tokens as red, green, blue."""
+    """A clip, below it the three strongest directions of each encoder's tokens as red, green and blue."""
     tubelet = config.model.encoder.tubelet
     chosen = [f // tubelet for f in _spread(len(clip), min(NUM_FRAMES, config.grid[0]))]
     rows = [[_scale(clip[t * tubelet]) for t in chosen]]
@@ -159,13 +159,13 @@ def draw_features(
     return Picture(
         path,
         "Features of one clip",
-        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are red, "
-        f"green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
+        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are "
+        f"red, green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
     )
 
 
 def pca_colours(tokens_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-    """Tokens to colours in [0, 1] (N, 3) by their first three principal components, and the share they explain.
+    """Tokens to colours in [0, 1] (N, 3) by their first three principal components, and their share.
 
     Each component is spread from its 2nd to its 98th percentile; its sign makes the largest value positive.
     """
@@ -198,10 +198,11 @@ def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
     rows = []
     for example in examples:
         query = example["query"]
-        row = [_framed(frame(query), (127, 127, 127))]
-        for near in example["nearest"]:
-            row.append(_framed(frame(near), RIGHT if near["video"] == query["video"] else WRONG))
-        rows.append(row)
+        near = [
+            _framed(frame(other), RIGHT if other["video"] == query["video"] else WRONG)
+            for other in example["nearest"]
+        ]
+        rows.append([_framed(frame(query), (127, 127, 127)), *near])
     path = run / FOLDER / "neighbours.png"
     _save(path, ["clip →"] * len(rows), rows)
     caption = (
