@@ -33,7 +33,7 @@ def clip_id(video: str, start_ms: int, end_ms: int) -> str:
 
 def windows(duration_s: float, cut: CutConfig, slack_s: float = 1e-3) -> list[tuple[int, int]]:
     """(start, end) in milliseconds of each whole window; `slack_s` forgives a header's rounding."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     while True:
         start_s = len(spans) * cut.stride_s
         if start_s + cut.length_s > duration_s + slack_s:
@@ -46,11 +46,21 @@ def cut_video(video: Video, config: DataConfig) -> list[Clip]:
     slack_s = 0.5 / video.average_fps if video.average_fps else 1e-3
     spans = windows(video.duration_s, config.cut, slack_s)
     width, height = encoded_size(video.width, video.height, config.encode.short_side, video.pixel_aspect)
-    shape = {"num_frames": config.num_frames(), "fps": config.encode.fps, "width": width, "height": height}
     if spans:
         return [
-            Clip(clip_id(video.video_id, a, b), video.video_id, video.uri, a / 1000, b / 1000, "kept", **shape)  # type: ignore[arg-type]
-            for a, b in spans
+            Clip(
+                clip_id=clip_id(video.video_id, start_ms, end_ms),
+                video_id=video.video_id,
+                uri=video.uri,
+                start_s=start_ms / 1000,
+                end_s=end_ms / 1000,
+                status="kept",
+                num_frames=config.num_frames(),
+                fps=config.encode.fps,
+                width=width,
+                height=height,
+            )
+            for start_ms, end_ms in spans
         ]
     end_ms = round(video.duration_s * 1000)
     reason = f"too short: {video.duration_s:.2f} s, a clip is {config.cut.length_s:g} s"

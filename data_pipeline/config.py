@@ -62,7 +62,9 @@ class ShardsConfig(Section):
     """How clips are packed."""
 
     target_bytes: int = Field(
-        256 * MIB, ge=64 * 1024, description="Size to aim at for one tar, by an estimate made before encoding."
+        256 * MIB,
+        ge=64 * 1024,
+        description="Size to aim at for one tar, by an estimate made before encoding.",
     )
 
 
@@ -79,7 +81,9 @@ class RayConfig(Section):
 
     workers: int | None = Field(None, ge=1, description="Processes; null: one for each core.")
     address: str | None = Field(None, description="A Ray cluster's address; null: Ray on this machine.")
-    max_retries: int = Field(3, ge=0, description="Times a task is given to another worker after its own died.")
+    max_retries: int = Field(
+        3, ge=0, description="Times a task is given to another worker after its own died."
+    )
 
 
 class DataConfig(Section):

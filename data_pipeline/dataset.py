@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from data_pipeline.clips import ShardPlan, assign_splits, cut_video, plan_shards, stable_id
+from data_pipeline.clips import ShardPlan, assign_splits, cut_video, plan_shards
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.execute import Rates, cluster, stream
@@ -35,47 +35,15 @@ from data_pipeline.format import (
     tar_name,
     to_json,
 )
-from data_pipeline.manifest import VIDEOS_FILE, Clip, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
-from data_pipeline.sources import Listing, list_sources
-from data_pipeline.stages import build_shard, inspect_batch
+from data_pipeline.index import Index, build_index, dead_letters_address, publish_index, stop_past_limit
+from data_pipeline.manifest import Clip, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
+from data_pipeline.sources import SourceFile
+from data_pipeline.stages import build_shard
 from data_pipeline.storage import Storage
 
 Progress = Callable[[str, int, int, str], None]
 
-INSPECT_BATCH = 8  # files in one task: a few tens of milliseconds each
 OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
-
-
-@dataclass(frozen=True)
-class Index:
-    """The videos of a config's sources, and the listing they come from; `is_reused`: nothing was read anew."""
-
-    videos: tuple[Video, ...]
-    listing: Listing
-    is_reused: bool
-
-    @property
-    def usable(self) -> list[Video]:
-        return [video for video in self.videos if video.status == "usable"]
-
-    def fingerprint(self) -> str:
-        """16 hex digits of what the sources hold; moving or touching files does not change it."""
-        lines = sorted(f"{v.video_id} {v.sidecar_sha256}" for v in self.videos if v.status != "ignored")
-        return stable_id("sources", *lines)[:16]
-
-    def dead_letters(self) -> list[DeadLetter]:
-        return [
-            DeadLetter(
-                uri=video.uri,
-                video_id=video.video_id,
-                stage="list" if video.status == "ignored" else "inspect",
-                error_class=video.error_class,
-                reason=video.reason,
-                attempts=video.attempts,
-            )
-            for video in self.videos
-            if video.status != "usable"
-        ]
 
 
 @dataclass(frozen=True)
@@ -96,75 +64,6 @@ def encoder_versions() -> dict[str, str]:
 
     libraries = {f"lib{name[3:]}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
     return {"av": av.__version__} | {n: v for n, v in libraries.items() if n in ("libavcodec", "libswscale")}
-
-
-def index(config: DataConfig, progress: Progress) -> Index:
-    """Look at every source file, or take the index that `out` holds when no file changed since.
-
-    Raises: UsageError, DataError as `list_sources` does.
-    """
-    listing = list_sources(config.sources)
-    storage = Storage(config.out)
-    if storage.exists(VIDEOS_FILE):
-        videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
-        if notes.get("listing") == listing.fingerprint():
-            return Index(tuple(videos), listing, is_reused=True)
-    batches = [listing.files[k : k + INSPECT_BATCH] for k in range(0, len(listing.files), INSPECT_BATCH)]
-    found: list[list[Video]] = [[] for _ in batches]
-    rates = Rates("index", len(listing.files), "videos", progress)
-    with cluster(config.ray):
-        for number, video in stream(inspect_batch, batches, (config.inspect,), config.ray):
-            found[number].append(video)
-            rates.add(1, video.size_bytes, failed=video.status == "failed")
-    videos = _without_twins([video for batch in found for video in batch])
-    videos += [
-        Video(stable_id("ignored", uri), uri, uri, "ignored", reason, "Ignored")
-        for uri, reason in listing.ignored
-    ]
-    return Index(tuple(videos), listing, is_reused=False)
-
-
-def _without_twins(videos: list[Video]) -> list[Video]:
-    """The second of two files of one name and content (from two sources) is no video of its own."""
-    first: dict[str, str] = {}
-    result = []
-    for video in videos:
-        twin = first.setdefault(video.video_id, video.uri)
-        if twin != video.uri and video.status == "usable":
-            reason = f"it has the name and content of {twin}"
-            video = dataclasses.replace(video, status="failed", reason=reason, error_class="Duplicate")
-        result.append(video)
-    return result
-
-
-def publish_index(config: DataConfig, found: Index) -> None:
-    """Write videos.parquet and the dead letters of inspection.
-
-    Raises: DataError, after writing them, when no video is usable or too many failed.
-    """
-    storage = Storage(config.out)
-    letters = found.dead_letters()
-    if not found.is_reused:
-        storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
-        notes = {"listing": found.listing.fingerprint()}
-        storage.publish(VIDEOS_FILE, to_parquet(found.videos, Video, notes))
-    failed = [video for video in found.videos if video.status == "failed"]
-    _stop_past_limit(config, "videos", [f"{v.uri}: {v.reason}" for v in failed], len(failed) + len(found.usable))
-    if not found.usable:
-        raise DataError(f"none of {len(failed)} files is a video that can be used; see {_dead_letters(config)}")
-
-
-def _stop_past_limit(config: DataConfig, what: str, failed: list[str], total: int) -> None:
-    if total and len(failed) / total > config.max_failed_fraction:
-        first = "".join(f"\n  {line}" for line in failed[:5])
-        raise DataError(
-            f"{len(failed)} of {total} {what} failed, more than max_failed_fraction {config.max_failed_fraction:g} "
-            f"allows; all reasons are in {_dead_letters(config)}. The first:{first}"
-        )
-
-
-def _dead_letters(config: DataConfig) -> str:
-    return Storage(config.out).address(DEAD_LETTERS_FILE)
 
 
 def refuse_other(config: DataConfig, found: Index | None) -> DatasetInfo | None:
@@ -195,8 +94,9 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
     """
     storage = Storage(config.out)
     with ExitStack() as stack:
-        stack.enter_context(cluster(config.ray))  # nested users find it running
-        found = index(config, progress)
+        if not storage.exists(DATASET_FILE):
+            stack.enter_context(cluster(config.ray))  # one for indexing and sharding both
+        found = build_index(config, progress)
         if not force and (info := refuse_other(config, found)) is not None:
             clips, _ = from_parquet(storage.read(MANIFEST_FILE), Clip)
             letters = (*found.dead_letters(), *_clip_letters(clips, {}))
@@ -212,6 +112,7 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
                 f"the longest video {longest:.2f} s"
             )
         kept = _sweep(storage, plans)
+        stack.enter_context(cluster(config.ray))
         _build(config, found, [plan for plan in plans if plan.stem not in kept], progress)
     return _finish(config, found, clips, plans, len(kept))
 
@@ -221,7 +122,9 @@ def _cut_all(config: DataConfig, videos: Sequence[Video]) -> list[Clip]:
     cut = {video.video_id: cut_video(video, config) for video in videos}
     with_clips = [name for name, clips in cut.items() if clips[0].status == "kept"]
     splits = assign_splits(with_clips, config.split.eval_fraction)
-    clips = [dataclasses.replace(clip, split=splits.get(name, "")) for name, group in cut.items() for clip in group]
+    clips = [
+        dataclasses.replace(clip, split=splits.get(name, "")) for name, group in cut.items() for clip in group
+    ]
     return sorted(clips, key=lambda clip: (clip.uri, clip.start_s, clip.clip_id))
 
 
@@ -256,7 +159,9 @@ def _build(config: DataConfig, found: Index, plans: list[ShardPlan], progress: P
             rates.add(1, item, failed=item == 0)
 
 
-def _build_task(task, config: DataConfig):  # type: ignore[no-untyped-def]
+def _build_task(
+    task: tuple[ShardPlan, dict[str, SourceFile]], config: DataConfig
+) -> Iterator[int | ShardDone]:
     plan, files = task
     yield from build_shard(plan, files, config.encode, config.inspect, config.out)
 
@@ -284,9 +189,9 @@ def _finish(
     storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
     num_planned = sum(len(plan.clips) for plan in plans)
     failed = [f"{c.uri} at {c.start_s:g} s: {c.reason}" for c in rows if c.status == "failed"]
-    _stop_past_limit(config, "clips", failed, num_planned)
+    stop_past_limit(config, "clips", failed, num_planned)
     if len(failed) == num_planned:
-        raise DataError(f"all {num_planned} clips failed; see {_dead_letters(config)}")
+        raise DataError(f"all {num_planned} clips failed; see {dead_letters_address(config)}")
     storage.publish(MANIFEST_FILE, to_parquet(rows, Clip))
     status = Counter(clip.status for clip in rows)
     dones = [s.done for s in shards]

@@ -79,7 +79,9 @@ def open_video(source: str | Path | bytes, decoder: DecoderName = "auto") -> Dec
         return DecordDecoder(source)
     except ImportError as error:
         if decoder == "decord":
-            raise DataError("decord is not installed here (it is for x86-64 Linux); use decoder pyav") from error
+            raise DataError(
+                "decord is not installed here (it is for x86-64 Linux); use decoder pyav"
+            ) from error
     except DataError:
         if decoder == "decord":
             raise
@@ -192,7 +194,9 @@ class PyAvDecoder:
             if here is not None and here > pts:
                 self._seek(key) if key > 0 else self._restart()
             elif key > 0:
-                passed = np.searchsorted(self._pts, [self._pts[0] if here is None else here, self._key_pts[key]])
+                passed = np.searchsorted(
+                    self._pts, [self._pts[0] if here is None else here, self._key_pts[key]]
+                )
                 if passed[1] - passed[0] > SEEK_GAIN:
                     self._seek(key)
             found = self._advance(pts)
@@ -201,7 +205,9 @@ class PyAvDecoder:
                 found = self._advance(pts)
         except av.FFmpegError as error:
             self._restart()
-            raise DataError(f"the frame at {self._seconds(pts):.2f} s is damaged: {_last_words(error)}") from error
+            raise DataError(
+                f"the frame at {self._seconds(pts):.2f} s is damaged: {_last_words(error)}"
+            ) from error
         if found is None:
             raise DataError(f"the frame at {self._seconds(pts):.2f} s is promised but does not decode")
         return found
@@ -285,7 +291,9 @@ def _open_container(source: str | Path | bytes) -> tuple[Any, Any]:
 
     av.logging.set_level(av.logging.PANIC)
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="replace")
+        container = av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="replace"
+        )
     except av.FFmpegError as error:
         raise DataError(_why_not_a_video(source, error)) from error
     stream = container.streams.best("video")
@@ -338,6 +346,8 @@ def _is_vfr(stream: Any) -> bool | None:
 
 def _last_words(error: BaseException) -> str:
     """One line of what a decoder says, without its source files and stack."""
-    lines = [line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in str(getattr(error, "strerror", None) or error).splitlines() if line.strip()
+    ]
     text = lines[0] if lines else type(error).__name__
     return text.rsplit(": ", 1)[-1][:160] if "/src/" in text else text[:160]

@@ -102,10 +102,10 @@ def check_encoded(data: bytes, num_frames: int) -> None:
     """
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        found = sum(1 for _ in container.decode(stream))
+        found = len(list(container.decode(stream)))
     if found != num_frames:
         raise DataError(f"the encoded clip decodes to {found} frames of {num_frames}")
 

@@ -49,7 +49,11 @@ def cluster(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": True,
+    }
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             if config.address:
@@ -106,8 +110,8 @@ def stream(
     except ray.exceptions.RayError as error:
         words = str(error).strip().splitlines()[0]
         raise DataError(
-            f"workers died {config.max_retries + 1} times over the same task ({words}); the machine may be short of "
-            f"memory: fewer `ray.workers` help. Run the same command again to go on"
+            f"workers died {config.max_retries + 1} times over the same task ({words}); "
+            f"the machine may be short of memory: fewer `ray.workers` help. The same command goes on"
         ) from error
     finally:
         for task in running:
@@ -118,8 +122,21 @@ def stream(
 class Rates:
     """Turns counts into a progress line: done, total, units and MB a second. Takes a clock."""
 
-    def __init__(self, stage: str, total: int, unit: str, progress: Progress, clock: Callable[[], float] = time.monotonic):
-        self._stage, self._total, self._unit, self._progress, self._clock = stage, total, unit, progress, clock
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._stage, self._total, self._unit, self._progress, self._clock = (
+            stage,
+            total,
+            unit,
+            progress,
+            clock,
+        )
         self._start, self._bytes, self.done, self.failed = clock(), 0, 0, 0
         progress(stage, 0, total, "")
 

@@ -66,7 +66,8 @@ def sha256(data: bytes) -> str:
 
 def to_json(record: Any) -> bytes:
     """A record or plain dict as JSON whose bytes depend on its content alone."""
-    plain = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
+    is_record = dataclasses.is_dataclass(record) and not isinstance(record, type)
+    plain = dataclasses.asdict(record) if is_record else record
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 

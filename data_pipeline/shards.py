@@ -32,10 +32,12 @@ class ShardFile:
         self.path = path
         self._written: list[tuple[str, str, str]] = []
         self._file = open(path, "wb")  # noqa: SIM115  # closed in __exit__
-        self._tar = TarWriter(self._file, user="foreframe", group="foreframe", mode=0o444, mtime=0, encoder=False)
+        self._tar = TarWriter(
+            self._file, user="foreframe", group="foreframe", mode=0o444, mtime=0, encoder=False
+        )
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        """Append one sample, {suffix: bytes}, its members sorted by suffix. Raises: DataError on a full disk."""
+        """Append one sample, {suffix: bytes}, sorted by suffix. Raises: DataError on a full disk."""
         try:
             self._tar.write({"__key__": key, **members})
         except OSError as error:
@@ -54,7 +56,9 @@ class ShardFile:
         except OSError as error:
             raise DataError(f"{self.path} could not be written: {error.strerror or error}") from error
         if [(m.key, m.suffix, m.sha256) for m in found] != self._written:
-            raise DataError(f"{self.path} does not read back as it was written: its disk or memory is at fault")
+            raise DataError(
+                f"{self.path} does not read back as it was written: its disk or memory is at fault"
+            )
         return found
 
     def __enter__(self) -> Self:

@@ -12,7 +12,28 @@ from pathlib import Path, PurePosixPath
 from data_pipeline.errors import DataError, UsageError
 
 VIDEO_ENDINGS = frozenset(
-    ".3g2 .3gp .asf .avi .f4v .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".f4v",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
 )
 SIDECAR_ENDING = ".npz"
 
@@ -67,7 +88,7 @@ def list_sources(sources: tuple[str, ...]) -> Listing:
     if not files:
         passed = f" ({len(ignored)} other files were passed over)" if ignored else ""
         raise DataError(
-            f"no video was found in {', '.join(sources)}{passed}; looked for {' '.join(sorted(VIDEO_ENDINGS))}"
+            f"no video is in {', '.join(sources)}{passed}; looked for {' '.join(sorted(VIDEO_ENDINGS))}"
         )
     ordered = sorted(files.values(), key=lambda file: (file.name, file.uri))
     return Listing(tuple(ordered), tuple(sorted(ignored.items())))

@@ -178,7 +178,9 @@ def encode_clips(
                 yield FailedClip(clip.clip_id, type(error).__name__, str(error))
 
 
-def _encode_clip(video: Decoder, sidecar: Sidecar | None, clip: Clip, config: EncodeConfig) -> dict[str, bytes]:
+def _encode_clip(
+    video: Decoder, sidecar: Sidecar | None, clip: Clip, config: EncodeConfig
+) -> dict[str, bytes]:
     indices = frame_indices(video.timestamps_s, clip.start_s, clip.fps, clip.num_frames)
     chunks = (video.frames(indices[k : k + CHUNK_FRAMES]) for k in range(0, len(indices), CHUNK_FRAMES))
     data = encode_frames(
@@ -232,7 +234,12 @@ def encode_safely(
     while left:
         try:
             task = shared_child(limits.memory_bytes).stream(
-                "data_pipeline.stages:encode_clips", file.path, file.sidecar, left, encode, timeout_s=limits.timeout_s
+                "data_pipeline.stages:encode_clips",
+                file.path,
+                file.sidecar,
+                left,
+                encode,
+                timeout_s=limits.timeout_s,
             )
             for item in task:
                 left = left[1:]
@@ -254,7 +261,10 @@ def build_shard(
     Yields: the bytes of each clip as it is done (0 when it failed), then the done record.
     """
     failed: list[FailedClip] = []
-    with tempfile.TemporaryDirectory(prefix="foreframe-") as folder, ShardFile(Path(folder) / "shard.tar") as tar:
+    with (
+        tempfile.TemporaryDirectory(prefix="foreframe-") as folder,
+        ShardFile(Path(folder) / "shard.tar") as tar,
+    ):
         for video, group in itertools.groupby(plan.clips, key=lambda clip: clip.video_id):
             for result in encode_safely(files[video], tuple(group), encode, limits):
                 if isinstance(result, FailedClip):
@@ -265,7 +275,9 @@ def build_shard(
                     yield sum(map(len, result.members.values()))
         members = tar.finish()
         storage = Storage(out)
-        yield publish_shard(storage, plan.stem, plan.split, tar.path, members, plan.fingerprint, tuple(failed))
+        yield publish_shard(
+            storage, plan.stem, plan.split, tar.path, members, plan.fingerprint, tuple(failed)
+        )
 
 
 def inspect_batch(files: tuple[SourceFile, ...], config: InspectConfig) -> Iterator[Video]:

@@ -178,7 +178,9 @@ def render_video(folder: str | Path, index: int, seed: int, look: Look | None = 
         action_names=np.array(ACTION_NAMES),
     )
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(encode_frames([frames], look.size, look.size, look.fps, gop=48, crf=15, preset="veryfast"))
+    partial.write_bytes(
+        encode_frames([frames], look.size, look.size, look.fps, gop=48, crf=15, preset="veryfast")
+    )
     partial.replace(path)
     return path
 

@@ -108,7 +108,9 @@ def _check_shard(storage: Storage, stem: str) -> tuple[ShardDone | None, tuple[S
         return None, (), [str(error)]
     if sha256(tar) == shard.done.tar_sha256 and len(tar) == shard.done.tar_bytes:
         return shard.done, shard.samples, _check_members(tar, stem, shard.samples)
-    problems = [f"{tar_name(stem)} is not the tar that its done record names: {len(tar)} bytes, sha256 differs"]
+    problems = [
+        f"{tar_name(stem)} is not the tar that its done record names: {len(tar)} bytes, sha256 differs"
+    ]
     for sample in shard.samples:
         for suffix, member in sample.members.items():
             if sha256(tar[member.offset : member.offset + member.size]) != member.sha256:
@@ -131,7 +133,9 @@ def _check_counts(
 ) -> list[str]:
     problems = []
     if dataset_fingerprint(dones) != info.fingerprint:
-        problems.append(f"the shards are not those of dataset.json: their fingerprint is not {info.fingerprint}")
+        problems.append(
+            f"the shards are not those of dataset.json: their fingerprint is not {info.fingerprint}"
+        )
     for split, wanted in info.num_shards.items():
         found = sum(done.split == split for done in dones)
         if found != wanted:
@@ -140,12 +144,16 @@ def _check_counts(
         found = sum(done.num_samples for done in dones if done.split == split)
         if found != wanted:
             problems.append(f"{found} {split} clips of {wanted} that dataset.json counts")
-    for done in dones:
-        if samples_of[done.stem] != done.num_samples:
-            problems.append(f"{index_name(done.stem)} lists {samples_of[done.stem]} samples of {done.num_samples}")
+    problems += [
+        f"{index_name(done.stem)} lists {samples_of[done.stem]} samples of {done.num_samples}"
+        for done in dones
+        if samples_of[done.stem] != done.num_samples
+    ]
     for stem, wanted in _stems_of_manifest(storage, []).items():
         if samples_of.get(stem, 0) != wanted:
-            problems.append(f"{MANIFEST_FILE} has {wanted} clips in {stem}, which holds {samples_of.get(stem, 0)}")
+            problems.append(
+                f"{MANIFEST_FILE} has {wanted} clips in {stem}, which holds {samples_of.get(stem, 0)}"
+            )
     return problems
 
 
@@ -155,7 +163,9 @@ def _strays(storage: Storage, stems: list[str]) -> list[str]:
     for name in storage.names(SHARDS_FOLDER):
         match = SHARD_FILE.match(name)
         if match is None or name.split(".", 1)[0] not in stems:
-            strays.append(f"{SHARDS_FOLDER}/{name} belongs to no finished shard; readers pass it by: remove it")
+            strays.append(
+                f"{SHARDS_FOLDER}/{name} belongs to no finished shard; readers pass it by: remove it"
+            )
     return strays
 
 

@@ -1,0 +1,160 @@
+"""Composition root of the data commands: a config in, a data set out, and what to tell the user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import Outcome, refuse_other, shard
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.format import DEAD_LETTERS_FILE, DatasetInfo
+from data_pipeline.index import Index, build_index, publish_index
+from data_pipeline.manifest import VIDEOS_FILE, DeadLetter
+from data_pipeline.storage import Storage
+from data_pipeline.verify import verify
+from launch.console import Report, Stages, make_console
+
+SHOWN_LETTERS = 20
+SHOWN_PROBLEMS = 50
+
+
+def run_index(config: DataConfig, progress: Report | None = None, force: bool = False) -> str:
+    """Look at every source file and write `<out>/videos.parquet`; returns its address.
+
+    Raises: UsageError when `out` holds a finished data set of other videos; DataError when none is usable.
+    """
+    console = make_console()
+    _check_out(config)
+    with _reporting(console, progress) as report, _interruptible("index"):
+        found = build_index(config, report)
+    if not force:
+        refuse_other(config, found)
+    publish_index(config, found)
+    _print_index(console, config, found)
+    return Storage(config.out).address(VIDEOS_FILE)
+
+
+def run_shard(config: DataConfig, progress: Report | None = None, force: bool = False) -> DatasetInfo:
+    """Bring the data set at `config.out` to its end and print what it holds.
+
+    Raises: UsageError when `out` holds another data set and `force` is not given; DataError.
+    """
+    console = make_console()
+    _check_out(config)
+    with _reporting(console, progress) as report, _interruptible("shard"):
+        outcome = shard(config, report, force)
+    _print_outcome(console, config, outcome)
+    return outcome.info
+
+
+def run_verify(dataset: str, deep: bool = False, progress: Report | None = None) -> None:
+    """Check a data set against its own records and print the verdict.
+
+    Raises: DataError with every finding when it is damaged.
+    """
+    console = make_console()
+    with _reporting(console, progress) as report:
+        result = verify(dataset, deep, report)
+    if result.problems:
+        shown = "".join(f"\n  {problem}" for problem in result.problems[:SHOWN_PROBLEMS])
+        more = len(result.problems) - SHOWN_PROBLEMS
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise DataError(
+            f"{dataset} is damaged, {len(result.problems)} findings:{shown}{rest}\n"
+            f"Remove what is named and dataset.json, and run `foreframe shard` again: whole shards are kept"
+        )
+    shards = sum(result.info.num_shards.values())
+    console.print(
+        f"{dataset} is whole: {shards} shards, {result.num_samples} clips, {result.num_bytes / 1e6:.1f} MB, "
+        f"fingerprint {result.info.fingerprint}"
+        + (f"; {result.num_frames_decoded} frames decoded" if deep else "; --deep decodes every frame too")
+    )
+
+
+@contextmanager
+def _reporting(console: Console, progress: Report | None) -> Iterator[Report]:
+    """The caller's progress function, or bars (lines without a terminal) of our own."""
+    if progress is not None:
+        yield progress
+        return
+    with Stages(console).showing() as report:
+        yield report
+
+
+@contextmanager
+def _interruptible(command: str) -> Iterator[None]:
+    """Ctrl-C ends as a sentence that says what to type next."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UsageError(
+            f"stopped; what is done is kept, and the same `foreframe {command}` goes on"
+        ) from None
+
+
+def _check_out(config: DataConfig) -> None:
+    """Raises: UsageError when the data set cannot be where the config wants it."""
+    path = Storage(config.out).local_path()
+    if path is not None and path.exists() and not path.is_dir():
+        raise UsageError(f"out is {config.out}, which is a file; need a folder")
+
+
+def _print_index(console: Console, config: DataConfig, found: Index) -> None:
+    count = Counter(video.status for video in found.videos)
+    hours = sum(video.duration_s for video in found.usable) / 3600
+    console.print(
+        f"{count['usable']} videos usable ({hours:.2f} hours), {count['failed']} not, "
+        f"{count['ignored']} other files passed over{'; nothing changed since last time' * found.is_reused}"
+    )
+    _print_letters(console, config, found.dead_letters())
+
+
+def _print_outcome(console: Console, config: DataConfig, outcome: Outcome) -> None:
+    info, count = outcome.info, Counter(video.status for video in outcome.videos)
+    if not outcome.is_new:
+        console.print(f"{config.out} holds this very data set already; nothing to do")
+    clips = ", ".join(f"{number} {split}" for split, number in info.num_clips.items())
+    shards = ", ".join(f"{number} {split}" for split, number in info.num_shards.items())
+    kept = (
+        f" ({outcome.num_kept_shards} from an earlier run)"
+        if outcome.is_new and outcome.num_kept_shards
+        else ""
+    )
+    seconds = sum(clip.end_s - clip.start_s for clip in outcome.clips if clip.status == "kept")
+    table = Table(title=f"Data set {info.name}", title_justify="left", show_header=False, box=None)
+    for row in (
+        ("videos found", f"{count['usable'] + count['failed']}"),
+        ("videos usable", f"{count['usable']}"),
+        ("clips kept", f"{clips} ({seconds / 60:.1f} minutes)"),
+        ("clips filtered", f"{info.num_filtered}"),
+        ("clips failed", f"{info.num_failed}"),
+        ("shards", f"{shards}{kept}"),
+        ("size", f"{info.total_bytes / 1e6:.1f} MB"),
+        ("fingerprint", info.fingerprint),
+        ("written to", config.out),
+    ):
+        table.add_row(*row)
+    console.print(table)
+    reasons = Counter(clip.reason.split(":")[0] for clip in outcome.clips if clip.status == "filtered")
+    for reason, number in reasons.most_common():
+        console.print(f"{number} filtered: {reason} (manifest.parquet has each)")
+    _print_letters(console, config, list(outcome.dead_letters))
+
+
+def _print_letters(console: Console, config: DataConfig, letters: list[DeadLetter]) -> None:
+    """What could not be used and why: the first some twenty, failures before files passed over."""
+    if not letters:
+        return
+    letters = sorted(letters, key=lambda letter: letter.stage == "list")
+    console.print(f"{len(letters)} could not be used:")
+    for letter in letters[:SHOWN_LETTERS]:
+        span = f" {letter.start_s:g}-{letter.end_s:g} s" if letter.start_s is not None else ""
+        console.print(f"  {letter.uri}{span}: {letter.reason}", markup=False)
+    rest = len(letters) - SHOWN_LETTERS
+    address = Storage(config.out).address(DEAD_LETTERS_FILE)
+    console.print(f"  {f'and {rest} more, all ' if rest > 0 else ''}in {address}", markup=False)
