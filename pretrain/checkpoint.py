@@ -33,7 +33,6 @@ from pretrain.health import History
 from pretrain.model.vit import Encoder
 from pretrain.objective.masked import MaskedLatent
 from pretrain.strategy.base import TARGET, Engine, Update, World
-from pretrain.strategy.shards import tensor_name
 
 FOLDER = "checkpoints"
 POINTER = "latest"
@@ -342,5 +341,3 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
             parameter.copy_(stored.read(TARGET, Fragment(name, 0, parameter.numel())).view_as(parameter))
     return encoder, config, manifest["progress"]["step"]
 
-
-__all__ = ["Checkpoints", "Progress", "load_encoder", "read_run_config", "tensor_name", "untrained_encoder", "verify"]

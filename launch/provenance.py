@@ -1,0 +1,65 @@
+"""Where a run came from: code, patch, versions, host, data. Written beside it as provenance.json."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.format import DatasetInfo
+
+PACKAGES = ("foreframe", "torch", "deepspeed", "xformers", "webdataset", "decord", "av", "ray", "mlflow", "numpy")
+MAX_PATCH_CHARS = 200_000
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what matters; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of this source tree, or None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.rstrip("\n")
+
+
+def provenance(info: DatasetInfo, address: str, world_size: int, device: str) -> dict[str, Any]:
+    """Everything that another person needs to know which code and data made a run."""
+    patch = git("diff", "HEAD")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "patch": patch[:MAX_PATCH_CHARS] if patch else None,
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "command": sys.argv,
+        "world_size": world_size,
+        "device": device,
+        "dataset": {
+            "name": info.name,
+            "address": address,
+            "fingerprint": info.fingerprint,
+            "num_clips": info.num_clips,
+            "total_bytes": info.total_bytes,
+        },
+    }

@@ -1,0 +1,133 @@
+"""A run's folder: whether a config may start or continue there, and what it holds at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError
+from launch.config import CONFIG_FILE, diff, dump_config, read_config
+from pretrain.checkpoint import newest_whole, step_folders, write_durably
+from pretrain.config import RunConfig
+
+RESULT_FILE = "result.json"
+
+# Settings that may change when a run goes on: they change neither what is learned nor from what.
+OPERATIONAL = (
+    "out",
+    "data.shards",
+    "data.workers",
+    "data.max_bad_samples",
+    "model.attention",
+    "train.micro_batch",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.max_skipped_steps",
+    "train.time_limit_s",
+    "train.threads",
+    "strategy",
+    "health",
+    "probe",
+    "tracker",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. stopped: why before its last step, or None."""
+
+    run: Path
+    step: int
+    loss: float | None
+    clips_per_s: float | None
+    seconds: float
+    stopped: str | None
+
+    def write(self) -> None:
+        plain = {**asdict(self), "run": str(self.run)}
+        write_durably(self.run / RESULT_FILE, json.dumps(plain, indent=1).encode())
+
+    @classmethod
+    def read(cls, run: Path) -> TrainResult:
+        plain = json.loads((run / RESULT_FILE).read_bytes())
+        return cls(**{**plain, "run": Path(plain["run"])})
+
+
+def run_folder(config: RunConfig) -> Path:
+    return Path(config.out) / config.name
+
+
+def scientific_changes(before: RunConfig, after: RunConfig) -> list[Problem]:
+    """Settings that differ and would make the run another experiment."""
+    optim, momentum = after.optim, after.target.momentum
+    is_endless = optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
+    free = (*OPERATIONAL, *(("train.steps",) if is_endless else ()))
+    return [
+        Problem(key, f"{old!r}, as the run in this folder was started with", new)
+        for key, old, new in diff(before, after)
+        if not any(key == name or key.startswith(name + ".") for name in free)
+    ]
+
+
+def open_run(config: RunConfig) -> Path:
+    """The folder of a run that is new, or that this config goes on with; its config.yaml is written.
+
+    Raises: ConfigError with every scientific setting that differs from the run that is there; UsageError
+    when the folder holds something else, or cannot be made.
+    """
+    run = run_folder(config)
+    known = run / CONFIG_FILE
+    if known.is_file():
+        changes = scientific_changes(read_config(known, [], RunConfig), config)
+        if changes and not step_folders(run):
+            changes = []  # nothing was learned there yet: the config may still be mended
+        if changes:
+            error = ConfigError.of(changes)
+            error.args = (f"{error}\n{run} holds another run; choose another name=..., or remove that folder",)
+            raise error
+    elif run.is_dir() and any(run.iterdir()):
+        raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_durably(known, dump_config(config).encode())
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written: {error.strerror or error}") from error
+    return run
+
+
+def finished(run: Path, steps: int) -> TrainResult | None:
+    """The result of a run that has already taken `steps` steps, else None."""
+    if not step_folders(run) or not (run / RESULT_FILE).is_file():
+        return None
+    try:
+        _, manifest, _ = newest_whole(run)
+    except CheckpointError:
+        return None
+    result = TrainResult.read(run)
+    return result if manifest["progress"]["step"] >= steps and result.step >= steps else None
+
+
+def check_data(config: RunConfig) -> None:
+    """Open the data set and read one clip, before any rank is started.
+
+    Raises: DataError; ConfigError when clips are shorter than data.frames at data.fps.
+    """
+    from pretrain.data.reader import ClipReader
+
+    reader = ClipReader(config.data.shards, config.data.split)
+    meta = reader.meta(0)
+    seconds = meta.num_frames / meta.fps
+    if config.data.frames / config.data.fps > seconds + 0.5 / meta.fps:
+        raise ConfigError(
+            "data.frames",
+            got=config.data.frames,
+            need=f"clips of at most {seconds:g} s as {config.data.shards} holds: frames / fps {config.data.fps:g} "
+            f"≤ {seconds:g}",
+            try_=(int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,),
+        )
+    try:
+        reader.read(0, config.data.frames, config.data.fps)
+    except DataError as error:
+        raise DataError(f"{error}; run `foreframe verify {config.data.shards}` to see what else is damaged") from error

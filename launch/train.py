@@ -1,0 +1,295 @@
+"""`foreframe train`: starts its own ranks, or joins those that torchrun has started; composition root of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from data_pipeline.errors import (
+    EXIT_PREEMPTED,
+    ConfigError,
+    ForeframeError,
+    LostPeerError,
+    UsageError,
+)
+from launch.config import CONFIG_FILE, read_config
+from launch.provenance import provenance
+from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run, run_folder
+from launch.train_display import TrainDisplay
+from pretrain.config import RunConfig, plan
+
+ERRORS_VARIABLE = "FOREFRAME_RANK_ERRORS"
+QUIET_VARIABLE = "FOREFRAME_QUIET"
+PROVENANCE_FILE = "provenance.json"
+
+
+class RankError(ForeframeError):
+    """An error that a rank has ended with, told by the process that started it."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class PreemptedError(ForeframeError):
+    """Asked to stop: the state is saved, the same command goes on."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class StopRequests:
+    """SIGTERM, SIGINT, SIGUSR1 and the time limit, as a reason that the loop asks for after each step."""
+
+    def __init__(self, time_limit_s: float | None) -> None:
+        self._signal: str | None = None
+        self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, _: object) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
+        self._signal = signal.Signals(number).name
+
+    @property
+    def signalled(self) -> bool:
+        return self._signal is not None
+
+    @property
+    def reason(self) -> str | None:
+        if self._signal is not None:
+            return f"asked to by {self._signal}"
+        is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
+        return "train.time_limit_s is over" if is_late else None
+
+
+def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: bool = False) -> TrainResult:
+    """Train to the end, from the newest whole checkpoint if there is one.
+
+    Inside torchrun (RANK and WORLD_SIZE are set) this process is one of its ranks and nproc is ignored.
+    fresh: refuse a run's folder that exists.
+    Raises: ConfigError and UsageError before anything is started; DataError, CheckpointError, DivergedError,
+    CollapsedError, LostPeerError from the ranks; PreemptedError after a stop with a save.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return run_rank(config, quiet=quiet or bool(os.environ.get(QUIET_VARIABLE)))
+    plan(config, nproc)
+    check_device(config, nproc)
+    if fresh and run_folder(config).exists():
+        raise UsageError(f"{run_folder(config)} exists; choose another name=..., or leave --fresh out to go on with it")
+    check_data(config)
+    run = open_run(config)
+    already = finished(run, config.train.steps)
+    if already is not None:
+        return already
+    (run / RESULT_FILE).unlink(missing_ok=True)
+    spawn_ranks(run, nproc, quiet=quiet)
+    return TrainResult.read(run)
+
+
+def check_device(config: RunConfig, nproc: int) -> None:
+    """More ranks than GPUs, where there are GPUs, is a mistake.
+
+    Raises: ConfigError, UsageError.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus and nproc > gpus:
+        raise UsageError(f"--nproc {nproc} needs as many GPUs; this machine has {gpus}")
+    if not gpus and config.model.attention == "xformers":
+        raise ConfigError(
+            "model.attention", got="xformers", need="auto or sdpa: xformers runs on CUDA only", try_=("auto",)
+        )
+
+
+def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
+    """Start `nproc` ranks of a run on this machine through torch's elastic agent, and wait for them.
+
+    Raises: what a rank ended with, once all ranks are gone.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder:
+        os.environ[ERRORS_VARIABLE] = folder
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(None, nproc)))
+        if quiet:
+            os.environ[QUIET_VARIABLE] = "1"
+        agent = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=f"foreframe-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            rdzv_configs={"is_host": "true"},
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.2,
+        )
+        command = [sys.executable, "-m", "launch.train", str(run / CONFIG_FILE)]
+        try:
+            elastic_launch(agent, command[0])(*command[1:])
+        except ChildFailedError as error:
+            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise why_ranks_failed(run, Path(folder), exit_codes) from None
+        except SignalException as error:
+            raise PreemptedError(f"stopped by {signal.Signals(error.sigval).name}; {how_to_go_on(run)}") from None
+        finally:
+            os.environ.pop(ERRORS_VARIABLE, None)
+            os.environ.pop(QUIET_VARIABLE, None)
+
+
+def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> ForeframeError:
+    """The error to show for ranks that failed: what a rank said itself comes before what befell it.
+
+    exit_codes: by rank; negative where a signal ended it.
+    """
+    told = [json.loads(path.read_bytes()) for path in sorted(errors.glob("rank-*.json"))]
+    if told:
+        return RankError(told[0]["text"], told[0]["exit_code"])
+    killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM}
+    if killed:
+        rank, number = next(iter(killed.items()))
+        hint = ", often the kernel out of memory," if number == signal.SIGKILL else ""
+        return LostPeerError(
+            f"rank {rank} was killed by {signal.Signals(number).name}{hint} and the others stopped; {how_to_go_on(run)}"
+        )
+    rank, code = next(iter(exit_codes.items()))
+    return RankError(f"rank {rank} failed with exit code {code}, see above; {how_to_go_on(run)}", 1)
+
+
+def how_to_go_on(run: Path) -> str:
+    from pretrain.checkpoint import newest_whole
+
+    try:
+        folder, _, _ = newest_whole(run)
+    except ForeframeError:
+        return f"no checkpoint was written yet: `foreframe train {run}` starts over"
+    return f"`foreframe train {run}` with the same --nproc goes on from {folder.name}"
+
+
+def threads_for(wanted: int | None, ranks_here: int) -> int:
+    """CPU threads of one rank: as configured, or the machine's cores shared out."""
+    return wanted or max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
+    """One rank of a run; every rank of the job calls this. Errors are left for the starting process too."""
+    rank = int(os.environ.get("RANK", "0"))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    try:
+        return _train(config, quiet=quiet)
+    except ForeframeError as error:
+        folder = os.environ.get(ERRORS_VARIABLE)
+        if folder:
+            record = {"text": str(error), "exit_code": error.exit_code}
+            (Path(folder) / f"rank-{rank:05d}.json").write_text(json.dumps(record))
+            raise SystemExit(error.exit_code) from error
+        raise
+
+
+def _train(config: RunConfig, *, quiet: bool) -> TrainResult:
+    import torch
+
+    from pretrain.build import build_engine
+    from pretrain.checkpoint import Checkpoints
+    from pretrain.data.stream import Batches
+    from pretrain.loop import train
+    from pretrain.strategy.base import World
+    from pretrain.tracking.base import DatasetFacts, RunFacts, Several, make_tracker
+    from pretrain.watch import Watch
+
+    stops = StopRequests(config.train.time_limit_s)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_num_threads(threads_for(config.train.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    world = World(0, 1, device)
+    if config.strategy.kind == "deepspeed":
+        from pretrain.strategy.deepspeed import join_world
+
+        world = join_world(device, config.strategy.timeout_s)
+    laid_out = plan(config, world.size)
+    run = open_run(config) if world.is_first else run_folder(config)
+    begin_s = time.perf_counter()
+
+    display = TrainDisplay(enabled=world.is_first and not quiet)
+    batches = Batches(laid_out, world.rank, device)
+    engine = build_engine(laid_out, world)
+    tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
+    checkpoints = Checkpoints(run, laid_out, display.say, tracker.flush)
+    with display:
+        progress = checkpoints.resume(engine)
+        if world.is_first:
+            info = batches.reader.info
+            facts = provenance(info, config.data.shards, world.size, device_name(device))
+            (run / PROVENANCE_FILE).write_text(json.dumps(facts, indent=1))
+            tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
+            data = DatasetFacts(info.name, config.data.shards, info.fingerprint, sum(info.num_clips.values()))
+            tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)
+            tracker.log_file(run / CONFIG_FILE)
+            tracker.log_file(run / PROVENANCE_FILE)
+        watch = Watch(run, laid_out, engine, batches, tracker, display.show, display.say)
+        ended = False
+        try:
+            progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
+            ended = progress.step >= laid_out.steps
+            watch.finish()
+        except BaseException:
+            tracker.close("failed")
+            raise
+        tracker.close("done" if ended else "stopped")
+    reason = None if ended else stops.reason or "another rank asked to"
+    line = watch.line
+    result = TrainResult(
+        run=run,
+        step=progress.step,
+        loss=line.loss if line else None,
+        clips_per_s=line.clips_per_s if line else None,
+        seconds=time.perf_counter() - begin_s,
+        stopped=reason,
+    )
+    if world.is_first:
+        result.write()
+    if world.any(stops.signalled) and not ended:
+        raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
+    return result
+
+
+def device_name(device: object) -> str:
+    import platform
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(torch.device(str(device)))
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").is_file()
+        else iter(()),
+        platform.processor() or platform.machine(),
+    )
+    return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":  # one rank, started by spawn_ranks
+    run_rank(read_config(sys.argv[1], [], RunConfig), quiet=bool(os.environ.get(QUIET_VARIABLE)))
