@@ -6,7 +6,7 @@ Nothing here reads a file. The same videos and config give the same plan in what
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.config import CutConfig, DataConfig
@@ -68,17 +68,23 @@ def cut_video(video: Video, config: DataConfig) -> list[Clip]:
     return [Clip(name, video.video_id, video.uri, 0.0, end_ms / 1000, "filtered", reason)]
 
 
-def assign_splits(video_ids: Iterable[str], eval_fraction: float) -> dict[str, str]:
-    """Train or eval for each video, by a hash of its id, so that a new video never moves another.
+def assign_splits(num_clips: Mapping[str, int], eval_fraction: float) -> dict[str, str]:
+    """Train or eval for each video, by a hash of its id: in a large set, a new video never moves another.
 
-    With two videos or more and a fraction above 0, neither split is left empty.
+    num_clips: clips by video id. In a small set chance is bridled: a video that would bring the eval split
+    past one and a half times its share of the clips stays in train. With two videos or more and a
+    fraction above 0, neither split is left empty.
     """
-    draws = {video: int(stable_id("split", video)[:13], 16) / 16**13 for video in set(video_ids)}
-    splits = {video: "eval" if draw < eval_fraction else "train" for video, draw in draws.items()}
-    if eval_fraction > 0 and len(draws) > 1:
-        for split, extreme in (("eval", min), ("train", max)):
-            if split not in splits.values():
-                splits[extreme(draws, key=lambda video: (draws[video], video))] = split
+    draws = {video: int(stable_id("split", video)[:13], 16) / 16**13 for video in num_clips}
+    splits = dict.fromkeys(sorted(num_clips), "train")
+    room = 1.5 * eval_fraction * sum(num_clips.values())
+    for video in sorted(splits, key=lambda video: draws[video]):
+        if draws[video] < eval_fraction and num_clips[video] <= room:
+            splits[video] = "eval"
+            room -= num_clips[video]
+    if eval_fraction > 0 and len(splits) > 1 and "eval" not in splits.values():
+        fair = eval_fraction * sum(num_clips.values())
+        splits[min(splits, key=lambda video: (max(fair, num_clips[video]), draws[video]))] = "eval"
     return splits
 
 

@@ -120,7 +120,7 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
 def _cut_all(config: DataConfig, videos: Sequence[Video]) -> list[Clip]:
     """Every clip with its split, in the manifest's order."""
     cut = {video.video_id: cut_video(video, config) for video in videos}
-    with_clips = [name for name, clips in cut.items() if clips[0].status == "kept"]
+    with_clips = {name: len(clips) for name, clips in cut.items() if clips[0].status == "kept"}
     splits = assign_splits(with_clips, config.split.eval_fraction)
     clips = [
         dataclasses.replace(clip, split=splits.get(name, "")) for name, group in cut.items() for clip in group

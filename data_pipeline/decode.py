@@ -8,6 +8,7 @@ decord hides by repeating frames, and which reads every codec.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,107 +127,126 @@ class DecordDecoder:
 
 
 class PyAvDecoder:
-    """PyAV, one thread, strict: a damaged frame is an error, never a guess."""
+    """PyAV, one thread, strict: a damaged frame is an error, never a guess.
+
+    Frames are known by their times in ticks of the stream; where those are missing or, as in AVI, belong to
+    another frame after reordering, by their number, at the stream's constant rate.
+    """
 
     def __init__(self, source: str | Path | bytes) -> None:
         self._source = source
+        self._is_counted = False
         self._open()
         self._scan()
-        first = self._frame(int(self._pts[0]))
+        first = self._frame(int(self._ticks[0]))
         self.rotation = first.rotation
         turned = self.rotation % 180 != 0
         self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
-        self.timestamps_s = (self._pts - self._pts[0]) * float(self._time_base)
+        self.timestamps_s = (self._ticks - self._ticks[0]) * float(self._tick_s)
 
     def _open(self) -> None:
         self._container, self._stream = _open_container(self._source)
-        self._time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
+        self._tick_s: Fraction = self._stream.time_base or Fraction(1, 1000)
+        if self._is_counted:
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not rate:
+                raise DataError("it tells neither the times of its frames nor their rate")
+            self._tick_s = 1 / Fraction(rate)
         self._decoding = self._decode()
+        self._here: int | None = None  # the last frame decoded, and its tick
         self._current: Any = None
 
     def _scan(self) -> None:
-        """Frame times and keyframes from the packets, without decoding; by decoding where they lie."""
+        """Ticks of all frames, and keyframes, from the packets; by decoding where packets do not tell."""
         import av
 
         found: dict[int, tuple[bool, int]] = {}
-        is_told = True
+        is_counted = self._container.format.name == "avi"
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in () if is_counted else self._container.demux(self._stream):
                 if packet.size == 0 or packet.is_discard:
                     continue
                 if packet.pts is None:
-                    is_told = False
+                    is_counted = True
                     break
                 found[packet.pts] = (packet.is_keyframe, packet.dts if packet.dts is not None else packet.pts)
         except av.FFmpegError as error:
             if not found:
                 raise DataError(f"its packets cannot be read: {_last_words(error)}") from error
+        self._is_counted = is_counted
         self._restart()
-        if not is_told:
-            found = {frame.pts: (False, frame.pts) for frame in self._decode() if frame.pts is not None}
+        if is_counted:
+            found.clear()
+            with contextlib.suppress(av.FFmpegError):  # what lies behind damage cannot be counted on
+                for tick, _ in self._decode():
+                    found[tick] = (False, tick)
             self._restart()
         if not found:
             raise DataError("it holds a video stream without a single frame")
-        self._pts = np.array(sorted(found), np.int64)
-        keys = [(pts, min(pts, found[pts][1])) for pts in sorted(found) if found[pts][0]]
-        self._key_pts = np.array([pts for pts, _ in keys], np.int64)
+        self._ticks = np.array(sorted(found), np.int64)
+        keys = [(tick, min(tick, found[tick][1])) for tick in sorted(found) if found[tick][0]]
+        self._key_ticks = np.array([tick for tick, _ in keys], np.int64)
         self._key_seek = [seek for _, seek in keys]
 
     def _restart(self) -> None:
         self._container.close()
         self._open()
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Iterator[tuple[int, Any]]:
+        count = 0
         for packet in self._container.demux(self._stream):
-            yield from packet.decode()
+            for frame in packet.decode():
+                if self._is_counted:
+                    yield count, frame
+                elif frame.pts is not None:
+                    yield frame.pts, frame
+                count += 1
 
-    def _seek(self, key: int) -> None:
-        self._container.seek(self._key_seek[key], stream=self._stream, backward=True)
-        self._decoding, self._current = self._decode(), None
+    def _approach(self, tick: int) -> None:
+        """Seek, or start again, when that is nearer to `tick` than going on."""
+        key = int(np.searchsorted(self._key_ticks, tick, side="right")) - 1
+        if self._here is not None and self._here <= tick:
+            passed = int(np.searchsorted(self._ticks, self._here))
+        elif self._here is None:
+            passed = 0
+        else:  # backwards
+            passed = -SEEK_GAIN - 1
+        if key > 0 and np.searchsorted(self._ticks, self._key_ticks[key]) - passed > SEEK_GAIN:
+            self._container.seek(self._key_seek[key], stream=self._stream, backward=True)
+            self._decoding, self._here, self._current = self._decode(), None, None
+        elif passed < 0:
+            self._restart()
 
-    def _frame(self, pts: int) -> Any:
-        """The decoded frame shown at `pts`, going on from where the last call stopped when that is nearer."""
+    def _frame(self, tick: int) -> Any:
+        """The decoded frame of `tick`. Raises: DataError when it is damaged or missing."""
         import av
 
-        here = self._current.pts if self._current is not None else None
-        key = int(np.searchsorted(self._key_pts, pts, side="right")) - 1
-        try:
-            if here is not None and here > pts:
-                self._seek(key) if key > 0 else self._restart()
-            elif key > 0:
-                passed = np.searchsorted(
-                    self._pts, [self._pts[0] if here is None else here, self._key_pts[key]]
-                )
-                if passed[1] - passed[0] > SEEK_GAIN:
-                    self._seek(key)
-            found = self._advance(pts)
-            if found is None:  # the seek went too far, or the container's index lies: from the start, once
-                self._restart()
-                found = self._advance(pts)
-        except av.FFmpegError as error:
+        words = "promised but does not decode"
+        self._approach(tick)
+        for _ in range(
+            2
+        ):  # a seek can go too far, or into pictures that lean on earlier ones: then from the start
+            try:
+                if self._advance(tick):
+                    return self._current
+            except av.FFmpegError as error:
+                words = f"damaged: {_last_words(error)}"
             self._restart()
-            raise DataError(
-                f"the frame at {self._seconds(pts):.2f} s is damaged: {_last_words(error)}"
-            ) from error
-        if found is None:
-            raise DataError(f"the frame at {self._seconds(pts):.2f} s is promised but does not decode")
-        return found
+        raise DataError(f"the frame at {float((tick - int(self._ticks[0])) * self._tick_s):.2f} s is {words}")
 
-    def _advance(self, pts: int) -> Any:
-        while self._current is None or self._current.pts is None or self._current.pts < pts:
-            self._current = next(self._decoding, None)
-            if self._current is None:
-                return None
-        return self._current if self._current.pts == pts else None
-
-    def _seconds(self, pts: int) -> float:
-        return float((pts - int(self._pts[0])) * self._time_base)
+    def _advance(self, tick: int) -> bool:
+        while self._here is None or self._here < tick:
+            step = next(self._decoding, None)
+            if step is None:
+                return False
+            self._here, self._current = step
+        return self._here == tick
 
     def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
         order, back = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-        if len(order) == 0 or order[0] < 0 or order[-1] >= len(self._pts):
-            raise DataError(f"frame indices must lie in 0..{len(self._pts) - 1}")
-        images = [self._frame(int(self._pts[index])).to_ndarray(format="rgb24") for index in order]
+        if len(order) == 0 or order[0] < 0 or order[-1] >= len(self._ticks):
+            raise DataError(f"frame indices must lie in 0..{len(self._ticks) - 1}")
+        images = [self._frame(int(self._ticks[index])).to_ndarray(format="rgb24") for index in order]
         stacked = np.stack([np.rot90(image, self.rotation // 90 % 4) for image in images])
         return np.ascontiguousarray(stacked[back])
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Outcome, refuse_other, shard
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.format import DEAD_LETTERS_FILE, DatasetInfo
+from data_pipeline.format import DEAD_LETTERS_FILE, SPLITS, DatasetInfo
 from data_pipeline.index import Index, build_index, publish_index
 from data_pipeline.manifest import VIDEOS_FILE, DeadLetter
 from data_pipeline.storage import Storage
@@ -118,8 +118,8 @@ def _print_outcome(console: Console, config: DataConfig, outcome: Outcome) -> No
     info, count = outcome.info, Counter(video.status for video in outcome.videos)
     if not outcome.is_new:
         console.print(f"{config.out} holds this very data set already; nothing to do")
-    clips = ", ".join(f"{number} {split}" for split, number in info.num_clips.items())
-    shards = ", ".join(f"{number} {split}" for split, number in info.num_shards.items())
+    clips = ", ".join(f"{info.num_clips[split]} {split}" for split in SPLITS)
+    shards = ", ".join(f"{info.num_shards[split]} {split}" for split in SPLITS)
     kept = (
         f" ({outcome.num_kept_shards} from an earlier run)"
         if outcome.is_new and outcome.num_kept_shards
