@@ -119,6 +119,37 @@ def make_tracker(config: TrackerConfig, run: Path, *, say: Say | None = None) ->
     return Several([lines, MlflowTracker(run, config.experiment, config.uri, tell)])
 
 
+def add_results(
+    config: TrackerConfig,
+    run: Path,
+    *,
+    step: int,
+    scores: dict[str, Value],
+    pictures: Sequence[Path] = (),
+    files: Sequence[Path] = (),
+    say: Say | None = None,
+) -> None:
+    """Add what was found out after a run has ended (probe, pictures, report) to its tracker.
+
+    scores: values by key (`probe/trained/position`), at `step`. metrics.jsonl stays as it is.
+    Raises: UsageError when a server is named and does not answer.
+    """
+    if config.kind == "jsonl":
+        return
+    from pretrain.tracking.mlflow import MlflowTracker
+
+    tracker = MlflowTracker(run, config.experiment, config.uri, say or logging.getLogger("foreframe").warning)
+    status = tracker.reopen()
+    if status is None:
+        return
+    tracker.log_metrics(step, scores)
+    for path in pictures:
+        tracker.log_picture(path, step)
+    for path in files:
+        tracker.log_file(path)
+    tracker.close(status)
+
+
 def without_credentials(text: str) -> str:
     """`text` with user names, passwords and tokens of the addresses in it replaced by ***.
 

@@ -180,12 +180,36 @@ class MlflowTracker:
 
     def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
         """Raises: UsageError when the server does not answer or refuses the experiment."""
+
+        def open_run(client: MlflowClient) -> None:
+            self.run_id, self._last_steps = self._resume_or_create(facts)
+            self._describe(facts)
+
+        self._connect(open_run)
+        for line in read_metrics(self.run):
+            if line["step"] <= resumed_at:
+                self.log_metrics(line["step"], {k: v for k, v in line.items() if v is not None})
+
+    def reopen(self) -> Status | None:
+        """Open the run as it stands, to add to it; how it ended before, or None when it has never begun here.
+
+        Raises: UsageError when the server does not answer or does not know the run.
+        """
+        file = self.run / RUN_FILE
+        if not file.exists():
+            return None
+        self.run_id = json.loads(file.read_text())["run_id"]
+        ended: list[str] = []
+        self._connect(lambda client: ended.append(client.get_run(self.run_id).info.status))
+        return next((status for status, name in ENDED.items() if name == ended[0]), "stopped")
+
+    def _connect(self, first: Callable[[MlflowClient], None]) -> None:
+        """Make the client, do the first thing with it, start the thread."""
         self._client = make_client(self._uri)
         from mlflow.exceptions import MlflowException  # only after make_client has set MLflow up
 
         try:
-            self.run_id, self._last_steps = self._resume_or_create(facts)
-            self._describe(facts)
+            first(self._client)
         except (MlflowException, OSError) as error:
             reason = without_credentials(" ".join(str(error).split()))[:300]
             raise UsageError(
@@ -195,9 +219,6 @@ class MlflowTracker:
             ) from error
         self._sender = _Sender(self._client, self.run_id, self.address, self._say)
         self._sender.start()
-        for line in read_metrics(self.run):
-            if line["step"] <= resumed_at:
-                self.log_metrics(line["step"], {k: v for k, v in line.items() if v is not None})
 
     def log_metrics(self, step: int, values: dict[str, Value]) -> None:
         from mlflow.entities import Metric

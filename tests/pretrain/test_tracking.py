@@ -19,6 +19,7 @@ from pretrain.tracking.base import (
     RunFacts,
     Several,
     Tracker,
+    add_results,
     flatten,
     make_tracker,
     without_credentials,
@@ -223,6 +224,42 @@ def test_pictures_and_files_are_artifacts(run: Path) -> None:
     assert "a report.html" in [file.path for file in client.list_artifacts(run_id)]
     assert any("masks" in file.path for file in client.list_artifacts(run_id, "images"))
     assert (run / "mlartifacts").is_dir()
+
+
+def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: Path) -> None:
+    from PIL import Image
+
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    _train(run, 0, range(1, 4), "stopped")
+    Image.new("RGB", (8, 8), "red").save(run / "masks.png")
+    (run / "report.html").write_text("<p>x")
+    before = (run / "metrics.jsonl").read_bytes()
+    add_results(
+        TrackerConfig(),
+        run,
+        step=3,
+        scores={"probe/trained/mean average precision": 0.5},
+        pictures=[run / "masks.png"],
+        files=[run / "report.html"],
+        say=pytest.fail,
+    )
+    found = _get_run(run)
+    assert found.info.status == "KILLED"
+    assert found.data.metrics["probe/trained/mean average precision"] == 0.5
+    assert _history(run, "loss") == [1, 2, 3]
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert [f.path for f in make_client(local_uri(run)).list_artifacts(found.info.run_id)] == [
+        "images",
+        "report.html",
+    ]
+
+
+def test_results_of_a_run_that_no_server_knows_are_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    add_results(TrackerConfig(), tmp_path, step=1, scores={"probe/x": 1.0}, say=pytest.fail)
+    add_results(TrackerConfig(kind="jsonl"), tmp_path, step=1, scores={"probe/x": 1.0}, say=pytest.fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_away_at_the_start_is_a_sentence_without_its_password(tmp_path: Path) -> None:
