@@ -36,6 +36,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file, such as optim.lr=1e-3."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo/run.")]
+Overwrite = Annotated[bool, typer.Option("--force", help="Replace another data set that is at `out`.")]
 NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
 
 
@@ -97,22 +98,22 @@ def _read_data_config(config: str, overrides: list[str] | None) -> DataConfig:
 
 
 @app.command(epilog="Example: foreframe index configs/data/demo.yaml sources=[clips] out=data/mine")
-def index(config: ConfigFile, overrides: Overrides = None) -> None:
+def index(config: ConfigFile, overrides: Overrides = None, force: Overwrite = False) -> None:
     """Inspect videos and list them in a manifest, those that cannot be used with the reason."""
+    settings = _read_data_config(config, overrides)
     from launch.data import run_index
 
-    print(f"wrote {run_index(_read_data_config(config, overrides))}")
+    print(f"wrote {run_index(settings, force=force)}")
 
 
 @app.command(epilog="Example: foreframe shard configs/data/demo.yaml sources=[clips] out=data/mine")
-def shard(config: ConfigFile, overrides: Overrides = None) -> None:
+def shard(config: ConfigFile, overrides: Overrides = None, force: Overwrite = False) -> None:
     """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
     settings = _read_data_config(config, overrides)
     from launch.data import run_shard
 
-    info = run_shard(settings)
-    counts = ", ".join(f"{count} {split} clips" for split, count in info.num_clips.items())
-    print(f"wrote {settings.out}: {counts}, {info.total_bytes / 1e6:.1f} MB, fingerprint {info.fingerprint}")
+    run_shard(settings, force=force)
+    print(f"next   foreframe train configs/train/vits16-16f.yaml data.shards={settings.out}")
 
 
 @app.command(epilog="Example: foreframe verify data/mine --deep")
@@ -146,10 +147,10 @@ def train(
 
     result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(
-            f"step {result.step}, loss {result.loss:.4f}, {result.clips_per_s:.1f} clips/s, "
-            f"{result.seconds:.0f} s\nrun    {result.run}\nnext   foreframe probe {result.run}"
-        )
+        loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+        speed = "" if result.clips_per_s is None else f", {result.clips_per_s:.1f} clips/s"
+        print(f"step {result.step}{loss}{speed}, {result.seconds:.0f} s")
+        print(f"run    {result.run}\nnext   foreframe probe {result.run}")
     if result.stopped is not None:
         print(
             f"stopped: {result.stopped}; the same command goes on from the last checkpoint", file=sys.stderr
@@ -164,11 +165,11 @@ def probe(
 ) -> None:
     """Measure what frozen features tell, beside the untrained encoder; writes probe.json into the run."""
     from launch.console import Stages, make_console, probe_table
-    from pretrain.probe import run_probe
+    from launch.results import probe_run
 
     console = make_console()
     with Stages(console).showing() as report:
-        found = run_probe(run, step=step, progress=report)
+        found = probe_run(run, step=step, progress=report)
     console.print(probe_table(found))
     print(f"wrote {run / 'probe.json'}\nnext   foreframe report {run}")
 
@@ -181,9 +182,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report: one self-contained HTML file of curves, health, probes and pictures."""
-    from pretrain.report import write_report
+    from launch.results import report_run
 
-    print(f"open {write_report(run, out=out)}")
+    print(f"open {report_run(run, out)}")
 
 
 @app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")

@@ -108,7 +108,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def probe_table(found: dict[str, Any]) -> Table:
-    """What `pretrain.probe.run_probe` returned, an encoder a row; 1 is best, a dash where there is no score."""
+    """What `run_probe` returned, an encoder a row; 1 is best, a dash where there is no score."""
     names = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"]))
     what = "R² of true states" if found["kind"] == "states" else "retrieval of clips of the same video"
     title = f"Frozen features at step {found['step']}: {what}, {found['num_eval_clips']} eval clips"
@@ -129,12 +129,15 @@ def print_error(error: ForeframeError) -> None:
     count = len(error.problems)
     what = "a setting" if count == 1 else f"{count} settings"
     console.print(label + Text(f"{what} must be mended; nothing was started"))
+    listed = "\n".join(str(problem) for problem in error.problems)
     rows = [_columns(problem) for problem in error.problems]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for where, found, need in rows:
         line = Text(f"  {where:<{widths[0]}}  ", style="dim")
         line.append(f"{found:<{widths[1]}}", style="bold not dim").append(f"  {need}", style="not dim")
         console.print(line, soft_wrap=True)
+    if more := str(error).removeprefix(listed).strip():
+        console.print(Text(more), soft_wrap=True)
 
 
 def _columns(problem: Problem) -> tuple[str, str, str]:

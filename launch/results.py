@@ -1,0 +1,51 @@
+"""What is found out about a run after it has ended, and its place beside the run's own numbers in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UsageError
+from launch.config import CONFIG_FILE, read_config
+from launch.console import Report
+from pretrain.config import RunConfig
+
+
+def _config_of(run: Path) -> RunConfig:
+    if not (run / CONFIG_FILE).is_file():
+        raise UsageError(f"{run} is no run's folder: it has no {CONFIG_FILE}; `foreframe train` makes one")
+    return read_config(run, [], RunConfig)
+
+
+def probe_run(run: Path, step: int | None = None, progress: Report | None = None) -> dict[str, Any]:
+    """Probe a checkpoint, write probe.json, and add the scores to the run's tracker.
+
+    Raises: UsageError for a folder that is no run, CheckpointError, DataError.
+    """
+    config = _config_of(run)
+    from pretrain.probe import run_probe
+    from pretrain.tracking.base import add_results
+
+    found = run_probe(run, step=step, progress=progress)
+    scores = {
+        f"probe/{row['encoder'].replace(' ', '_')}/{name.replace(' ', '_')}": score
+        for row in found["rows"]
+        for name, score in row["scores"].items()
+        if score is not None
+    }
+    add_results(config.tracker, run, step=found["step"], scores=scores, files=[run / "probe.json"])
+    return found
+
+
+def report_run(run: Path, out: Path | None = None) -> Path:
+    """Write the report, and add it to the run's tracker; returns where it is.
+
+    Raises: UsageError for a folder that is no run, or an `out` that cannot be written.
+    """
+    config = _config_of(run)
+    from pretrain.report import write_report
+    from pretrain.tracking.base import add_results
+
+    path = write_report(run, out=out)
+    add_results(config.tracker, run, step=config.train.steps, scores={}, files=[path])
+    return path
