@@ -4,7 +4,7 @@ Where the data set knows its true states, a ridge regression reads them from the
 where it does not (real videos), the nearest neighbour of each clip should come from the same video.
 Everything is a closed form (readout.py): no probe is trained, no number depends on luck.
 
-Shapes: B clips a batch, C clips, T frames, t tubelets a clip, N tokens a clip, D features, S states.
+Shapes: B clips a batch, C clips, T frames, t tubelets a clip, P places a tubelet, D features, S states.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from pretrain.model.vit import Encoder
 from pretrain.readout import (
     DRIFT_OF,
     Floats,
+    Halves,
     make_targets,
     nearest,
+    places,
     retrieval,
     retrieval_chance,
     row,
@@ -41,7 +43,7 @@ from pretrain.rng import stream
 
 PROBE_FILE = "probe.json"
 PIXELS = "raw pixels"
-PIXEL_SIDE = 8  # raw pixels are averaged to 8 × 8 squares a frame
+MAX_SIDE = 8  # tokens are averaged to at most so many places in height and width
 NUM_EXAMPLES, NUM_NEIGHBOURS = 6, 5  # queries and their nearest clips that are written down
 MIN_CLIPS = 8  # of each split, for states
 Progress = Callable[[str, int, int, str], None]
@@ -56,12 +58,12 @@ def choose(reader: ClipReader, limit: int, seed: int, split: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Probed:
-    """Clips and what the encoders made of them: features[name] is (C, t, D), states (C, t, S).
+    """Clips and what the encoders made of them: features[name] is (C, t, P, D), states (C, t, S).
 
     indices: of the clips in their split. unreadable: a sentence for each clip that was left out.
     """
 
-    features: dict[str, Floats]
+    features: dict[str, Halves]
     states: Floats | None
     videos: tuple[str, ...]
     indices: tuple[int, ...]
@@ -69,19 +71,29 @@ class Probed:
 
 
 @torch.inference_mode()
-def tubelet_features(encoder: Encoder, views_BTHWC: torch.Tensor, tubelets: int) -> Floats:
-    """Mean over space of an encoder's tokens, for each tubelet: (B, t, D)."""
+def place_features(encoder: Encoder, views_BTHWC: torch.Tensor, grid: tuple[int, int, int]) -> Halves:
+    """An encoder's tokens as a grid for each tubelet, averaged to at most 8 × 8 places: (B, t, P, D)."""
     device = next(encoder.parameters()).device
     tokens_BND = encoder(normalise(views_BTHWC).to(device)).float()
-    return tokens_BND.unflatten(1, (tubelets, -1)).mean(2).cpu().numpy().astype(np.float64)
+    planes = tokens_BND.unflatten(1, grid).flatten(0, 1).permute(0, 3, 1, 2)
+    small = torch.nn.functional.adaptive_avg_pool2d(planes, places_grid(grid)).flatten(2).transpose(1, 2)
+    halves: Halves = small.unflatten(0, (-1, grid[0])).half().cpu().numpy()
+    return halves
 
 
-def pixel_features(views_BTHWC: torch.Tensor, tubelets: int) -> Floats:
-    """Colours of coarse squares of each tubelet's frames, the features of no encoder at all: (B, t, D)."""
-    batch = len(views_BTHWC)
+def places_grid(grid: tuple[int, int, int]) -> tuple[int, int]:
+    return min(grid[1], MAX_SIDE), min(grid[2], MAX_SIDE)
+
+
+def pixel_features(views_BTHWC: torch.Tensor, tubelets: int) -> Halves:
+    """Colours of 16 × 16 squares of each tubelet's frames, four a place: no encoder at all. (B, t, P, D)."""
+    batch, frames = views_BTHWC.shape[:2]
     flat = views_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-    small = torch.nn.functional.adaptive_avg_pool2d(flat, PIXEL_SIDE)
-    return small.reshape(batch, tubelets, -1).numpy().astype(np.float64)
+    small = torch.nn.functional.adaptive_avg_pool2d(flat, 2 * MAX_SIDE)
+    folded = torch.nn.functional.pixel_unshuffle(small, 2).flatten(2)  # (B T, 12, P)
+    x = folded.reshape(batch, tubelets, frames // tubelets, -1, MAX_SIDE**2)
+    halves: Halves = x.permute(0, 1, 4, 2, 3).flatten(3).half().numpy()
+    return halves
 
 
 def tubelet_states(clip: Clip, names: Sequence[str], tubelets: int) -> Floats:
@@ -108,7 +120,7 @@ def probe_clips(
     """
     tubelets = config.grid[0]
     names = reader.info.state_names
-    features: dict[str, list[Floats]] = {name: [] for name in (*encoders, PIXELS)}
+    features: dict[str, list[Halves]] = {name: [] for name in (*encoders, PIXELS)}
     states: list[Floats] = []
     videos: list[str] = []
     read: list[int] = []
@@ -135,7 +147,7 @@ def probe_clips(
             continue
         stacked = torch.stack(views)
         for name, encoder in encoders.items():
-            features[name].append(tubelet_features(encoder, stacked, tubelets))
+            features[name].append(place_features(encoder, stacked, config.grid))
         features[PIXELS].append(pixel_features(stacked, tubelets))
     whole = {name: np.concatenate(parts) for name, parts in features.items()}
     known = np.stack(states) if len(states) == len(videos) else None
@@ -185,7 +197,11 @@ def run_probe(run: Path, *, step: int | None = None, progress: Progress | None =
         "data_fingerprint": info.fingerprint,
         "unreadable": [sentence for probed in found.values() for sentence in probed.unreadable],
     }
-    result |= _states(found, info.state_names) if info.state_names else _retrieval(found, root)
+    result |= (
+        _states(found, info.state_names, places_grid(config.grid))
+        if info.state_names
+        else _retrieval(found, root)
+    )
     result["seconds"] = round(time.monotonic() - began, 2)
     Storage(run).publish(PROBE_FILE, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     return result
@@ -202,7 +218,7 @@ def open_splits(root: str) -> dict[str, ClipReader]:
     }
 
 
-def _states(found: dict[str, Probed], names: Sequence[str]) -> dict[str, Any]:
+def _states(found: dict[str, Probed], names: Sequence[str], side: tuple[int, int]) -> dict[str, Any]:
     train, evaluation = found["train"], found["eval"]
     if train.states is None or evaluation.states is None:
         raise DataError(
@@ -210,14 +226,16 @@ def _states(found: dict[str, Probed], names: Sequence[str]) -> dict[str, Any]:
         )
     targets = make_targets(names, train.states, evaluation.states)
     features = {name: (train.features[name], evaluation.features[name]) for name in train.features}
+    at = {name: places(*(side if name != PIXELS else (MAX_SIDE, MAX_SIDE))) for name in features}
     return {
         "how": (
-            "ridge regression from the spatial mean of each tubelet's tokens to the mean state of its "
-            "frames; penalty chosen on every fifth train clip; scored on eval clips. Colours of "
-            f"{PIXEL_SIDE} × {PIXEL_SIDE} squares a frame stand in for features in the row '{PIXELS}'"
+            "ridge regression from each tubelet's tokens to its frames' mean state: from their mean and "
+            "spread over space, and from where the tokens themselves say the object is, by another ridge "
+            "regression. Penalties are chosen on every fifth train clip; scores are of the eval clips. "
+            f"'{PIXELS}' are the same from the colours of 16 × 16 squares"
         ),
         "units": {target.name: target.unit for target in targets},
-        "rows": score_states(features, targets),
+        "rows": score_states(features, targets, at),
     }
 
 
@@ -231,7 +249,10 @@ def _retrieval(found: dict[str, Probed], root: str) -> dict[str, Any]:
         )
     names = next(iter(found.values())).features
     clips = [(split, index) for split, probed in found.items() for index in probed.indices]
-    whole = {n: np.concatenate([p.features[n].mean(1) for p in found.values()]) for n in names}
+    whole = {
+        n: np.concatenate([p.features[n].astype(np.float64).mean((1, 2)) for p in found.values()])
+        for n in names
+    }
     rows = [row(name, retrieval(features, videos)) for name, features in whole.items()]
     return {
         "how": (
