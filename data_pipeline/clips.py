@@ -82,9 +82,12 @@ def assign_splits(num_clips: Mapping[str, int], eval_fraction: float) -> dict[st
         if draws[video] < eval_fraction and num_clips[video] <= room:
             splits[video] = "eval"
             room -= num_clips[video]
-    if eval_fraction > 0 and len(splits) > 1 and "eval" not in splits.values():
-        fair = eval_fraction * sum(num_clips.values())
-        splits[min(splits, key=lambda video: (max(fair, num_clips[video]), draws[video]))] = "eval"
+    if eval_fraction > 0 and len(splits) > 1:
+        if "eval" not in splits.values():
+            fair = eval_fraction * sum(num_clips.values())
+            splits[min(splits, key=lambda video: (max(fair, num_clips[video]), draws[video]))] = "eval"
+        if "train" not in splits.values():
+            splits[max(splits, key=lambda video: draws[video])] = "train"
     return splits
 
 

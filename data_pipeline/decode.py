@@ -102,7 +102,8 @@ class DecordDecoder:
                 io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1
             )
             shown = self._reader.get_frame_timestamp(np.arange(len(self._reader)))[:, 0].astype(np.float64)
-            self.height, self.width = self._reader[0].shape[:2]
+            # the first frame as a batch: decord fails so, and only so, on frames narrower than 64 pixels
+            self.height, self.width = self._reader.get_batch([0]).shape[1:3]
         except self._errors as error:
             raise DataError(f"decord cannot read it: {_last_words(error)}") from error
         if not np.all(np.isfinite(shown)) or np.any(np.diff(shown) <= 0) or abs(shown[0]) > 1e9:
@@ -130,7 +131,7 @@ class PyAvDecoder:
     """PyAV, one thread, strict: a damaged frame is an error, never a guess.
 
     Frames are known by their times in ticks of the stream; where those are missing or, as in AVI, belong to
-    another frame after reordering, by their number, at the stream's constant rate.
+    another frame after reordering, by their number.
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
@@ -142,16 +143,9 @@ class PyAvDecoder:
         self.rotation = first.rotation
         turned = self.rotation % 180 != 0
         self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
-        self.timestamps_s = (self._ticks - self._ticks[0]) * float(self._tick_s)
 
     def _open(self) -> None:
         self._container, self._stream = _open_container(self._source)
-        self._tick_s: Fraction = self._stream.time_base or Fraction(1, 1000)
-        if self._is_counted:
-            rate = self._stream.average_rate or self._stream.guessed_rate
-            if not rate:
-                raise DataError("it tells neither the times of its frames nor their rate")
-            self._tick_s = 1 / Fraction(rate)
         self._decoding = self._decode()
         self._here: int | None = None  # the last frame decoded, and its tick
         self._current: Any = None
@@ -161,32 +155,50 @@ class PyAvDecoder:
         import av
 
         found: dict[int, tuple[bool, int]] = {}
+        shown: list[int] = []  # decoding times: in AVI, the times at which frames are shown one by one
         is_counted = self._container.format.name == "avi"
         try:
-            for packet in () if is_counted else self._container.demux(self._stream):
+            for packet in self._container.demux(self._stream):
                 if packet.size == 0 or packet.is_discard:
                     continue
+                if packet.dts is not None:
+                    shown.append(packet.dts)
                 if packet.pts is None:
                     is_counted = True
-                    break
-                found[packet.pts] = (packet.is_keyframe, packet.dts if packet.dts is not None else packet.pts)
+                else:
+                    found[packet.pts] = (packet.is_keyframe, min(packet.pts, packet.dts or packet.pts))
         except av.FFmpegError as error:
-            if not found:
+            if not found and not shown:
                 raise DataError(f"its packets cannot be read: {_last_words(error)}") from error
         self._is_counted = is_counted
         self._restart()
         if is_counted:
-            found.clear()
-            with contextlib.suppress(av.FFmpegError):  # what lies behind damage cannot be counted on
-                for tick, _ in self._decode():
-                    found[tick] = (False, tick)
-            self._restart()
+            found = self._count()
         if not found:
             raise DataError("it holds a video stream without a single frame")
         self._ticks = np.array(sorted(found), np.int64)
-        keys = [(tick, min(tick, found[tick][1])) for tick in sorted(found) if found[tick][0]]
+        times = sorted(set(shown))[: len(found)] if is_counted else self._ticks
+        tick_s = self._stream.time_base or Fraction(1, 1000)
+        if len(times) < len(found):  # no clock at all: the rate is the clock
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not rate:
+                raise DataError("it tells neither the times of its frames nor their rate")
+            times, tick_s = self._ticks, 1 / Fraction(rate)
+        self.timestamps_s = (np.asarray(times, np.int64) - times[0]) * float(tick_s)
+        keys = [(tick, found[tick][1]) for tick in sorted(found) if found[tick][0]]
         self._key_ticks = np.array([tick for tick, _ in keys], np.int64)
         self._key_seek = [seek for _, seek in keys]
+
+    def _count(self) -> dict[int, tuple[bool, int]]:
+        """Frames by number, none of them a keyframe to seek to; those behind damage do not count."""
+        import av
+
+        count = 0
+        with contextlib.suppress(av.FFmpegError):
+            for _ in self._decode():
+                count += 1
+        self._restart()
+        return {number: (False, number) for number in range(count)}
 
     def _restart(self) -> None:
         self._container.close()
@@ -232,7 +244,8 @@ class PyAvDecoder:
             except av.FFmpegError as error:
                 words = f"damaged: {_last_words(error)}"
             self._restart()
-        raise DataError(f"the frame at {float((tick - int(self._ticks[0])) * self._tick_s):.2f} s is {words}")
+        seconds = self.timestamps_s[int(np.searchsorted(self._ticks, tick))]
+        raise DataError(f"the frame at {seconds:.2f} s is {words}")
 
     def _advance(self, tick: int) -> bool:
         while self._here is None or self._here < tick:

@@ -133,7 +133,8 @@ def _is_taken(path: str, name: str, source: str) -> bool:
 
 def _is_sidecar(path: str) -> bool:
     stem, ending = os.path.splitext(path)
-    return ending == SIDECAR_ENDING and any(os.path.exists(stem + video) for video in VIDEO_ENDINGS)
+    videos = (stem + form for video in VIDEO_ENDINGS for form in (video, video.upper()))
+    return ending == SIDECAR_ENDING and any(map(os.path.exists, videos))
 
 
 def _source_file(path: str, name: str, uri: str) -> SourceFile:

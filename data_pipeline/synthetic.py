@@ -105,7 +105,7 @@ def render_texture(rng: np.random.Generator, size: int) -> Floats:
     smooth = np.fft.irfft2(np.fft.rfft2(noise) * envelope, s=(size, size))
     smooth /= smooth.std(axis=(1, 2), keepdims=True)
     grey, tint = smooth[0], smooth[1:]
-    base = rng.uniform(90, 140, 3)
+    base = rng.normal(115, 4, 3)
     texture = base + 26.0 * grey[..., None] + 12.0 * np.moveaxis(tint, 0, -1)
     return np.clip(texture, 20, 215).astype(np.float32)
 

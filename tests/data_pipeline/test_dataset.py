@@ -1,0 +1,254 @@
+"""The whole road through real Ray: the same bytes whatever happens on the way."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import shard
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.format import finished_stems, read_info, read_shard, tar_name
+from data_pipeline.manifest import Clip, from_parquet
+from data_pipeline.storage import Storage
+
+MakeConfig = Callable[..., DataConfig]
+LISTED = ("manifest.parquet", "dataset.json", "dead_letters.jsonl")
+
+
+def quiet(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+def contents(out: str) -> dict[str, bytes]:
+    """Every byte that must be the same from run to run."""
+    paths = [Path(out) / name for name in LISTED] + sorted((Path(out) / "shards").iterdir())
+    return {path.name: path.read_bytes() for path in paths}
+
+
+SCRIPT = """
+import sys
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import shard
+shard(DataConfig.model_validate_json(sys.argv[1]), lambda s, d, t, n: print(s, d, flush=True))
+"""
+
+
+def start(config: DataConfig) -> subprocess.Popen[str]:
+    """The same job in a process of its own, with a Ray of its own."""
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, config.model_dump_json()],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A data set made without interruption."""
+    config = DataConfig.model_validate(
+        {
+            "name": "tiny",
+            "out": str(tmp_path_factory.mktemp("finished") / "out"),
+            "sources": [str(videos)],
+            "cut": {"length_s": 0.5, "stride_s": 0.5},
+            "encode": {"short_side": 32, "fps": 8.0},
+            "shards": {"target_bytes": 64 * 1024},
+            "split": {"eval_fraction": 0.25},
+            "ray": {"workers": 2},
+        }
+    )
+    shard(config, quiet)
+    return config
+
+
+def test_every_clip_is_in_the_shard_that_the_manifest_says(finished: DataConfig) -> None:
+    storage = Storage(finished.out)
+    info = read_info(storage)
+    clips, _ = from_parquet(storage.read("manifest.parquet"), Clip)
+    assert sum(info.num_clips.values()) == len(clips) == 25
+    assert info.num_shards["train"] > 1 and info.num_shards["eval"] >= 1
+    assert info.state_names[:2] == ("x", "y") and info.action_names == ("ax", "ay")
+    for clip in clips:
+        sample = next(s for s in read_shard(storage, clip.shard).samples if s.key == clip.clip_id)
+        assert set(sample.members) == {"mp4", "json", "state.npy", "actions.npy"}
+        assert (sample.members["mp4"].offset, sample.members["mp4"].size) == (clip.offset, clip.size_bytes)
+        assert b"ftyp" in storage.read(tar_name(clip.shard), clip.offset, 12)
+
+
+def test_no_video_is_on_both_sides(finished: DataConfig) -> None:
+    clips, _ = from_parquet(Storage(finished.out).read("manifest.parquet"), Clip)
+    sides = {split: {clip.video_id for clip in clips if clip.split == split} for split in ("train", "eval")}
+    assert sides["train"] and sides["eval"] and not sides["train"] & sides["eval"]
+
+
+def test_another_order_of_listing_gives_the_same_bytes(
+    finished: DataConfig, videos: Path, make_config: MakeConfig
+) -> None:
+    single = make_config(videos, sources=[str(path) for path in sorted(videos.glob("*.mp4"), reverse=True)])
+    shard(single, quiet)
+    assert contents(single.out) == contents(finished.out)
+
+
+def test_one_worker_gives_the_same_bytes(finished: DataConfig, videos: Path, make_config: MakeConfig) -> None:
+    alone = make_config(videos, ray={"workers": 1})
+    process = start(alone)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert contents(alone.out) == contents(finished.out)
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(
+    finished: DataConfig, videos: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(videos, ray={"workers": 1})
+    process = start(config)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("shard") and int(line.split()[1]) >= 8:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30  # Ray's own processes notice within seconds; none may write on
+    while time.monotonic() < deadline and (before := finished_stems(Storage(config.out))):
+        time.sleep(1.0)
+        if before == finished_stems(Storage(config.out)):
+            break
+    assert not (Path(config.out) / "dataset.json").exists()
+    outcome = shard(config, quiet)
+    assert outcome.is_new
+    assert contents(config.out) == contents(finished.out)
+
+
+def test_what_an_unfinished_job_left_is_kept_or_swept(
+    finished: DataConfig, videos: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(videos)
+    shard(config, quiet)
+    shards = Path(config.out) / "shards"
+    (Path(config.out) / "dataset.json").unlink()
+    (shards / "train-000000.done.json").unlink()
+    (shards / "train-000099.done.json").write_bytes((shards / "train-000001.done.json").read_bytes())
+    (shards / ".train-000000.tar.abc.part").write_bytes(b"half")
+    kept = (shards / "train-000001.tar").stat().st_mtime_ns
+    outcome = shard(config, quiet)
+    assert outcome.num_kept_shards == sum(outcome.info.num_shards.values()) - 1
+    assert (shards / "train-000001.tar").stat().st_mtime_ns == kept
+    assert contents(config.out) == contents(finished.out)
+
+
+def test_a_second_run_does_nothing_and_another_config_is_refused(
+    finished: DataConfig, videos: Path, make_config: MakeConfig
+) -> None:
+    before = contents(finished.out)
+    assert not shard(finished, quiet).is_new
+    other = finished.model_copy(update={"encode": finished.encode.model_copy(update={"crf": 30})})
+    with pytest.raises(UsageError, match="another config"):
+        shard(other, quiet)
+    fewer = finished.model_copy(update={"sources": (str(videos / "*1.mp4"),)})
+    with pytest.raises(UsageError, match="another set of videos"):
+        shard(fewer, quiet)
+    assert contents(finished.out) == before
+
+
+def test_force_replaces_a_data_set(videos: Path, make_config: MakeConfig, ray_session: None) -> None:
+    config = make_config(videos)
+    first = shard(config, quiet).info
+    config = config.model_copy(update={"encode": config.encode.model_copy(update={"crf": 30})})
+    second = shard(config, quiet, force=True).info
+    assert first.fingerprint != second.fingerprint
+    assert second.total_bytes < first.total_bytes
+
+
+def test_bad_files_do_not_stop_the_good_one(
+    bad_files: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    config = make_config(bad_files, max_failed_fraction=1.0)
+    outcome = shard(config, quiet)
+    assert outcome.info.num_clips == {"train": 5, "eval": 0}
+    letters = [json.loads(line) for line in Path(config.out, "dead_letters.jsonl").read_text().splitlines()]
+    assert {Path(letter["uri"]).name for letter in letters} == {
+        "zero.mp4",
+        "random.mp4",
+        "page.mp4",
+        "sound.mp4",
+        "moov-last.mp4",
+        "notes.txt",
+    }
+    assert all(letter["reason"] and letter["error_class"] and letter["attempts"] for letter in letters)
+
+
+def test_too_many_failures_are_an_error_after_the_letters_are_written(
+    bad_files: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    config = make_config(bad_files, max_failed_fraction=0.5)
+    with pytest.raises(DataError, match="5 of 6 videos failed"):
+        shard(config, quiet)
+    assert len(Path(config.out, "dead_letters.jsonl").read_text().splitlines()) == 6
+    assert not Path(config.out, "dataset.json").exists()
+
+
+def test_clips_that_fail_are_in_the_manifest_with_the_reason(
+    videos: Path, tmp_path: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    folder = tmp_path / "hurt"
+    folder.mkdir()
+    for name in ("video-000000.mp4", "video-000001.mp4"):
+        (folder / name).write_bytes((videos / name).read_bytes())
+    data = bytearray((folder / "video-000001.mp4").read_bytes())
+    middle = len(data) * 3 // 4
+    data[middle : middle + 3000] = bytes(3000)
+    (folder / "video-000001.mp4").write_bytes(data)
+    outcome = shard(make_config(folder, max_failed_fraction=0.9), quiet)
+    failed = [clip for clip in outcome.clips if clip.status == "failed"]
+    assert failed and outcome.info.num_failed == len(failed)
+    assert all(clip.reason and not clip.shard for clip in failed)
+    assert [letter.clip_id for letter in outcome.dead_letters] == [clip.clip_id for clip in failed]
+
+
+def test_a_twin_from_a_second_source_is_no_second_video(
+    videos: Path, tmp_path: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.mp4").write_bytes((videos / "video-000000.mp4").read_bytes())
+    config = make_config("", sources=[str(tmp_path / "a"), str(tmp_path / "b")], max_failed_fraction=0.5)
+    outcome = shard(config, quiet)
+    assert [video.status for video in outcome.videos] == ["usable", "failed"]
+    assert "name and content" in outcome.videos[1].reason
+
+
+def test_videos_shorter_than_a_clip_are_a_sentence(
+    videos: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    with pytest.raises(DataError, match=r"as long as one clip.*longest video 2\.50 s"):
+        shard(make_config(videos, cut={"length_s": 60.0, "stride_s": 60.0}), quiet)
+
+
+def test_an_index_is_used_again_until_a_file_changes(
+    videos: Path, tmp_path: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    import shutil
+
+    from data_pipeline.index import build_index, publish_index
+
+    folder = tmp_path / "copy"
+    shutil.copytree(videos, folder)
+    config = make_config(folder)
+    first = build_index(config, quiet)
+    publish_index(config, first)
+    assert not first.is_reused and build_index(config, quiet).is_reused
+    os.utime(folder / "video-000000.mp4", ns=(1, 1))
+    again = build_index(config, quiet)
+    assert not again.is_reused
+    assert again.fingerprint() == first.fingerprint()
+    assert dataclasses.replace(again.videos[0]) == first.videos[0]
