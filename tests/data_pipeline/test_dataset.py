@@ -76,8 +76,10 @@ def test_every_clip_is_in_the_shard_that_the_manifest_says(finished: DataConfig)
     info = read_info(storage)
     clips, _ = from_parquet(storage.read("manifest.parquet"), Clip)
     assert sum(info.num_clips.values()) == len(clips) == 25
-    assert info.num_shards["train"] > 1 and info.num_shards["eval"] >= 1
-    assert info.state_names[:2] == ("x", "y") and info.action_names == ("ax", "ay")
+    assert info.num_shards["train"] > 1
+    assert info.num_shards["eval"] >= 1
+    assert info.state_names[:2] == ("x", "y")
+    assert info.action_names == ("ax", "ay")
     for clip in clips:
         sample = next(s for s in read_shard(storage, clip.shard).samples if s.key == clip.clip_id)
         assert set(sample.members) == {"mp4", "json", "state.npy", "actions.npy"}
@@ -88,7 +90,9 @@ def test_every_clip_is_in_the_shard_that_the_manifest_says(finished: DataConfig)
 def test_no_video_is_on_both_sides(finished: DataConfig) -> None:
     clips, _ = from_parquet(Storage(finished.out).read("manifest.parquet"), Clip)
     sides = {split: {clip.video_id for clip in clips if clip.split == split} for split in ("train", "eval")}
-    assert sides["train"] and sides["eval"] and not sides["train"] & sides["eval"]
+    assert sides["train"]
+    assert sides["eval"]
+    assert not sides["train"] & sides["eval"]
 
 
 def test_another_order_of_listing_gives_the_same_bytes(
@@ -210,7 +214,8 @@ def test_clips_that_fail_are_in_the_manifest_with_the_reason(
     (folder / "video-000001.mp4").write_bytes(data)
     outcome = shard(make_config(folder, max_failed_fraction=0.9), quiet)
     failed = [clip for clip in outcome.clips if clip.status == "failed"]
-    assert failed and outcome.info.num_failed == len(failed)
+    assert failed
+    assert outcome.info.num_failed == len(failed)
     assert all(clip.reason and not clip.shard for clip in failed)
     assert [letter.clip_id for letter in outcome.dead_letters] == [clip.clip_id for clip in failed]
 
@@ -246,7 +251,8 @@ def test_an_index_is_used_again_until_a_file_changes(
     config = make_config(folder)
     first = build_index(config, quiet)
     publish_index(config, first)
-    assert not first.is_reused and build_index(config, quiet).is_reused
+    assert not first.is_reused
+    assert build_index(config, quiet).is_reused
     os.utime(folder / "video-000000.mp4", ns=(1, 1))
     again = build_index(config, quiet)
     assert not again.is_reused

@@ -81,10 +81,9 @@ def test_whatever_a_file_does_costs_one_task(
 
 
 def test_a_hang_is_killed_and_named(child: Child) -> None:
-    got = []
+    got: list[object] = []
     with pytest.raises(TimedOutError, match=r"silent for 0\.3 s"):
-        for item in child.stream("hostile_tasks:hang", timeout_s=0.3):
-            got.append(item)
+        got.extend(child.stream("hostile_tasks:hang", timeout_s=0.3))
     assert got == ["begun"]
     assert run(child, "count", 2) == [0, 1]
 

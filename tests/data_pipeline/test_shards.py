@@ -67,10 +67,14 @@ def test_a_tar_that_reads_back_otherwise_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_sentence() -> None:
-    with ShardFile(Path("/dev/full")) as tar, pytest.raises(DataError, match="No space left"):
-        for key, members in SAMPLES * 50:
-            tar.add(key, members)
-        tar.finish()
+    def fill() -> None:
+        with ShardFile(Path("/dev/full")) as tar:
+            for key, members in SAMPLES * 50:
+                tar.add(key, members)
+            tar.finish()
+
+    with pytest.raises(DataError, match="No space left"):
+        fill()
 
 
 def test_the_stock_library_reads_the_tars(tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ def test_the_object_stays_inside_and_moves_as_its_velocity_says() -> None:
     for index in range(20):
         states, actions = simulate(generator(0, index), 96)
         x, v, radius = states[:, :2], states[:, 2:4], states[:, 6:7]
-        assert states.shape == (96, len(STATE_NAMES)) and actions.shape == (96, len(ACTION_NAMES))
-        assert np.all(x >= radius - 1e-5) and np.all(x <= 1 - radius + 1e-5)
+        assert states.shape == (96, len(STATE_NAMES))
+        assert actions.shape == (96, len(ACTION_NAMES))
+        assert np.all(x >= radius - 1e-5)
+        assert np.all(x <= 1 - radius + 1e-5)
         assert np.all(np.hypot(*v.T) <= MAX_SPEED + 1e-5)
         step, free = np.diff(x, axis=0) * 16, np.sign(v[1:]) == np.sign(v[:-1])
         bounced = (x[1:] - radius[1:] < 0.1) | (1 - radius[1:] - x[1:] < 0.1)
