@@ -135,7 +135,8 @@ def _with_kinds(panel: Panel, metrics: Sequence[dict[str, Any]]) -> Panel:
     kinds = sorted({key for line in metrics for key in line if key.startswith("loss/")})
     if len(kinds) < 2:
         return panel
-    return Panel(panel.unit, {"loss": "mean", **{k: k[5:] for k in kinds}}, smooth=True, from_zero=False)
+    names = {key: f"masks {place}" for place, key in enumerate(kinds, start=1)}
+    return Panel(panel.unit, {**names, "loss": "mean"}, smooth=True, from_zero=False)
 
 
 def _points(metrics: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
