@@ -204,9 +204,14 @@ def ui(
 @config_app.command("show", epilog="Example: foreframe config show configs/train/tiny-cpu.yaml --nproc 2")
 def config_show(config: ConfigFile, overrides: Overrides = None, nproc: NumRanks = 1) -> None:
     """Print every setting with its meaning, defaults included, and what follows from them."""
-    from launch.config import KINDS, explain, kind_of, read_config
+    from launch.config import KINDS, consequences, explain, kind_of, read_config
+    from pretrain.config import RunConfig
 
-    print(explain(read_config(config, overrides or [], KINDS[kind_of(config)]), nproc), end="")
+    def fits(found: object) -> None:
+        if isinstance(found, RunConfig):
+            consequences(found, nproc)
+
+    print(explain(read_config(config, overrides or [], KINDS[kind_of(config)], [fits]), nproc), end="")
 
 
 @config_app.command("diff", epilog="Example: foreframe config diff runs/a runs/b")

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from data_pipeline.errors import ConfigError, ForeframeError, Problem
 
-# What long jobs call: stage, done, total (0 when not known), a note such as "3 failed".
+# What long jobs call: stage, done, total (0 when not known), and a note: what is counted ("clips"), or
+# more than that ("3 failed").
 Report = Callable[[str, int, int, str], None]
 
 LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
@@ -51,7 +52,7 @@ class Stages:
                 TextColumn("  {task.description:<9}"),
                 BarColumn(bar_width=32),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:>9}"),
+                TextColumn("{task.fields[rate]:>14}"),
                 TimeElapsedColumn(),
                 TextColumn("[dim]{task.fields[note]}"),
             )
@@ -68,11 +69,12 @@ class Stages:
         self.seconds[stage] = now - started
         measured = "/s" in note  # the job's own rate says more
         rate = done / (now - started) if done and now > started and not measured else 0.0
+        unit, note = (note, "") if note.isalpha() else ("", note)
+        speed = f"{rate:.3g} {unit}/s".replace(" /", "/") if rate else ""
         if self._bars is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, rate="", note="")
-            shown = f"{rate:.3g}/s" if rate else ""
-            self._bars.update(self._tasks[stage], completed=done, total=total or None, rate=shown, note=note)
+            self._bars.update(self._tasks[stage], completed=done, total=total or None, rate=speed, note=note)
             return
         is_done = total > 0 and done >= total
         if stage in self._finished or (not is_done and now - self._said.get(stage, started) < LINE_EVERY_S):
@@ -81,10 +83,8 @@ class Stages:
         if is_done:
             self._finished.add(stage)
         of = f"/{total}" if total else ""
-        speed = f", {rate:.3g} a second" if rate else ""
-        self._console.print(
-            f"  {stage:<9} {done}{of} in {now - started:.1f} s{speed}{'; ' + note if note else ''}"
-        )
+        told = ", ".join(part for part in (speed, note) if part)
+        self._console.print(f"  {stage:<9} {done}{of} in {now - started:.1f} s, {told}".removesuffix(", "))
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def print_error(error: ForeframeError) -> None:
     rows = [_columns(problem) for problem in error.problems]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for where, found, need in rows:
-        line = Text(f"  {where:<{widths[0]}}  ", style="dim")
+        line = Text(f"  {where:<{widths[0]}}  " if widths[0] else "  ", style="dim")
         line.append(f"{found:<{widths[1]}}", style="bold not dim").append(f"  {need}", style="not dim")
         console.print(line, soft_wrap=True)
     if more := str(error).removeprefix(listed).strip():

@@ -1,0 +1,148 @@
+"""The command line: help without heavy imports, errors as sentences with their exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import DataError, UsageError
+from launch.config import shipped_config
+
+ROOT = Path(__file__).parents[2]
+TINY = str(shipped_config("train/tiny-cpu.yaml"))
+HEAVY = ("torch", "ray", "deepspeed", "mlflow", "matplotlib", "pyarrow", "numpy", "av")
+COMMANDS = ("demo", "smoke", "index", "shard", "verify", "train", "probe", "report", "ui", "config")
+
+
+def run(
+    *arguments: str, code: str = "from launch.cli import main; main()"
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as from a plain terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from launch.cli import main\n"
+        "try: main()\n"
+        f"finally: print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    ended = run("--help", code=code)
+    assert ended.returncode == 0, ended.stderr
+    assert "HEAVY []" in ended.stdout
+    assert all(f" {command} " in ended.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [*([name] for name in COMMANDS), ["config", "show"], ["config", "diff"], ["config", "schema"]],
+    ids=" ".join,
+)
+def test_each_help_has_a_sentence_and_an_example(command: list[str]) -> None:
+    ended = run(*command, "--help")
+    assert ended.returncode == 0, ended.stderr
+    if command != ["config"]:
+        assert f"Example: foreframe {' '.join(command)}" in ended.stdout
+
+
+def test_a_config_error_lists_every_problem_and_starts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: x\ndata: {shards: d, frames: many}\noptim: {learning_rate: 1}\n"
+        "train: {global_batch: 10, micro_batch: 4}\n"
+    )
+    ended = run("train", str(path), f"out={tmp_path}/runs", "--nproc", "2")
+    assert ended.returncode == 2
+    assert "3 settings must be mended; nothing was started" in ended.stderr
+    for line, said in ((2, "data.frames is 'many'"), (3, "try optim.lr"), (4, "2 ranks = 8; try 8 or 16")):
+        assert any(f"{path}:{line}" in row and said in row for row in ended.stderr.splitlines())
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "no/such.yaml"], "no/such.yaml does not exist"),
+        (["nonsense"], "No such command"),
+        (["train", TINY, "--nproc", "0"], "--nproc"),
+        (["smoke", "--device", "tpu"], "need cuda, cpu or auto"),
+        (["config", "schema", "--kind", "x"], "need train or data"),
+        (["config", "diff", TINY, str(shipped_config("data/demo.yaml"))], "share no keys"),
+        (["ui", "no/such/run"], "does not exist"),
+        (["probe", "no/such/run"], "no run's folder"),
+        (["report", "no/such/run"], "no run's folder"),
+        (["demo", "--videos", "no/such/folder"], "does not exist"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_a_sentence_with_exit_code_2(arguments: list[str], said: str) -> None:
+    ended = run(*arguments)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [("DataError('cut short')", 3), ("CheckpointError('torn')", 4), ("CollapsedError('flat')", 5)],
+)
+def test_each_named_error_ends_with_its_exit_code(raised: str, code: int) -> None:
+    name, said = raised.split("'")[0].strip("("), raised.split("'")[1]
+    script = (
+        f"import launch.ui; from data_pipeline.errors import {name}; from launch.cli import main\n"
+        f"def fail(*_): raise {raised}\n"
+        "launch.ui.run_ui = fail; main()"
+    )
+    ended = run("ui", "x", code=script)
+    assert ended.returncode == code
+    assert ended.stderr == f"error: {said}\n"
+
+
+def test_ctrl_c_is_a_sentence_and_130() -> None:
+    script = (
+        "import launch.ui; from launch.cli import main\n"
+        "def fail(*_): raise KeyboardInterrupt\n"
+        "launch.ui.run_ui = fail; main()"
+    )
+    ended = run("ui", "x", code=script)
+    assert ended.returncode == 130
+    assert "interrupted" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_mistake_of_ours_shows_its_traceback() -> None:
+    script = (
+        "import launch.ui; from launch.cli import main\n"
+        "def fail(*_): raise ZeroDivisionError\n"
+        "launch.ui.run_ui = fail; main()"
+    )
+    ended = run("ui", "x", code=script)
+    assert ended.returncode == 1
+    assert "ZeroDivisionError" in ended.stderr
+
+
+def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -> None:
+    shown = run("config", "show", TINY, "optim.lr=2e-3", "--nproc", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert "2 ranks × 1 forwards × 16 clips = 32 clips" in shown.stdout
+    (tmp_path / "again.yaml").write_text(shown.stdout)
+    differing = run("config", "diff", TINY, str(tmp_path / "again.yaml"))
+    assert differing.stdout == "optim.lr  0.001 → 0.002\n"
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    assert (UsageError.exit_code, DataError.exit_code) == (2, 3)

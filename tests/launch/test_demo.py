@@ -1,0 +1,80 @@
+"""What `foreframe demo` refuses, and what it goes on with, before its first stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UsageError
+from launch.demo import Progress, check_disk, check_videos, data_config, open_folder, train_config
+
+ASKED = Progress(videos=None, num_videos=16, steps=6)
+
+
+def asked(**changes: object) -> Progress:
+    return Progress(**({"videos": None, "num_videos": 16, "steps": 6} | changes))  # type: ignore[arg-type]
+
+
+def test_an_interrupted_demo_goes_on_with_what_is_done(tmp_path: Path) -> None:
+    asked(seconds={"render": 2.0}).write(tmp_path)
+    assert open_folder(tmp_path, asked(), force=False).seconds == {"render": 2.0}
+
+
+def test_an_interrupted_demo_of_other_settings_is_refused(tmp_path: Path) -> None:
+    asked().write(tmp_path)
+    with pytest.raises(UsageError, match="num_videos 16"):
+        open_folder(tmp_path, asked(num_videos=32), force=False)
+
+
+def test_a_finished_demo_is_refused_and_left_alone(tmp_path: Path) -> None:
+    asked(finished=True).write(tmp_path)
+    with pytest.raises(UsageError, match="--force"):
+        open_folder(tmp_path, asked(), force=False)
+    assert (tmp_path / "demo.json").exists()
+
+
+def test_force_removes_what_a_demo_wrote_and_nothing_else(tmp_path: Path) -> None:
+    asked(finished=True).write(tmp_path)
+    for name in ("videos", "data", "run", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    assert open_folder(tmp_path, asked(), force=True) == asked()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_something_else_is_never_touched(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match="no demo wrote"):
+        open_folder(tmp_path, asked(), force=force)
+    assert (tmp_path / "data").exists()
+
+
+def test_an_empty_folder_of_videos_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(UsageError, match="is empty"):
+        check_videos(tmp_path)
+    (tmp_path / "deep" / "a.mp4").touch()
+    check_videos(tmp_path)
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 5 * 10**7))
+    with pytest.raises(UsageError, match=r"0\.05 GB free"):
+        check_disk(tmp_path / "not" / "yet" / "there")
+
+
+def test_the_shipped_configs_are_pointed_at_the_demo_s_folders(tmp_path: Path) -> None:
+    out = tmp_path / "it's: a #1 [demo]"
+    data = data_config(out, None, 16)
+    assert data.out == str(out / "data")
+    assert data.sources == (str(out / "videos"),)
+    assert data.split.eval_fraction == 0.25
+    config = train_config(out, 6)
+    assert config.data.shards == data.out
+    assert (config.train.steps, config.optim.warmup_steps) == (6, 0)
+    assert Path(config.out) / config.name == out / "run"

@@ -1,0 +1,40 @@
+"""`foreframe ui`: a port in use and a run without a store are sentences; the server ends with the command."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UsageError
+from launch.ui import check_port, find_database, server_command
+
+
+def test_a_port_in_use_is_a_sentence_that_names_a_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} on 127\.0\.0\.1 is in use.*--port \d+ is free"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_a_folder_above_the_run_names_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mlflow.db").touch()
+    assert find_database(tmp_path / "run") == tmp_path / "run" / "mlflow.db"
+    with pytest.raises(UsageError, match=r"did you mean .*/run\?"):
+        find_database(tmp_path)
+
+
+def test_a_run_that_mlflow_did_not_track_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"metrics\.jsonl"):
+        find_database(tmp_path)
+
+
+def test_the_server_listens_where_it_is_told(tmp_path: Path) -> None:
+    command = server_command(tmp_path / "mlflow.db", "127.0.0.1", 5001)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "5001"
