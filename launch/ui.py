@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -71,28 +72,35 @@ def server_command(database: Path, host: str, port: int) -> list[str]:
     ]
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], address: str) -> None:
+def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
     """Return once the server answers.
 
-    Raises: UsageError when it ends, or does not answer in 90 s.
+    Raises: UsageError with the end of its log when it stops, or does not answer in 90 s.
     """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise UsageError(
-                f"the MLflow server ended at once with status {server.returncode}; see above why"
-            )
+            raise UsageError(f"MLflow stopped at once with status {server.returncode}:\n{_end_of(log)}")
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            with direct.open(f"{address}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.3)
-    raise UsageError(f"the MLflow server did not answer within {START_LIMIT_S:g} s; see above why")
+    raise UsageError(f"MLflow did not answer within {START_LIMIT_S:g} s:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def run_ui(run: Path, port: int = 5000, host: str = "127.0.0.1") -> None:
-    """Serve a run's MLflow pages until Ctrl-C.
+    """Serve a run's MLflow pages until Ctrl-C or SIGTERM.
 
     Raises: UsageError for a run without a store, a port in use, or a server that does not start.
     """
@@ -103,23 +111,28 @@ def run_ui(run: Path, port: int = 5000, host: str = "127.0.0.1") -> None:
     console = make_console()
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     console.print(f"starting MLflow for {run} …")
-    # Its own session: Ctrl-C reaches this process alone, which then ends the server and its worker.
-    server = subprocess.Popen(
-        server_command(database, host, port),
-        env=os.environ | quiet,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_until_up(server, address)
-        console.print(f"open [bold]{address}[/bold]   (Ctrl-C stops it)")
-        status = server.wait()
-        raise UsageError(f"the MLflow server ended with status {status}")
-    except KeyboardInterrupt:
-        console.print("stopped")
-    finally:
-        _end(server)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with tempfile.TemporaryDirectory(prefix="foreframe-ui-") as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as sink:
+            # Its own session: Ctrl-C reaches this process alone, which then ends the server and its worker.
+            server = subprocess.Popen(
+                server_command(database, host, port),
+                env=os.environ | quiet,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_up(server, address, log)
+            console.print(f"open [bold]{address}[/bold]   (Ctrl-C stops it)")
+            status = server.wait()
+            raise UsageError(f"MLflow ended with status {status}:\n{_end_of(log)}")
+        except KeyboardInterrupt:
+            console.print("stopped")
+        finally:
+            _end(server)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -24,3 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 train and 5 eval clips of 8 frames of 32² in uneven shards; read only."""
+    from tests.small_dataset import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("data") / "small", {"train": [7, 5, 8, 3], "eval": [5]})
