@@ -35,7 +35,14 @@ from data_pipeline.format import (
     tar_name,
     to_json,
 )
-from data_pipeline.index import Index, build_index, dead_letters_address, publish_index, stop_past_limit
+from data_pipeline.index import (
+    Index,
+    build_index,
+    dead_letters_address,
+    publish_index,
+    publish_videos,
+    stop_past_limit,
+)
 from data_pipeline.manifest import Clip, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages import build_shard
@@ -98,6 +105,8 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
             stack.enter_context(cluster(config.ray))  # one for indexing and sharding both
         found = build_index(config, progress)
         if not force and (info := refuse_other(config, found)) is not None:
+            if not found.is_reused:  # touched files, the same content: next time they need not be read
+                publish_videos(storage, found)
             clips, _ = from_parquet(storage.read(MANIFEST_FILE), Clip)
             letters = (*found.dead_letters(), *_clip_letters(clips, {}))
             return Outcome(info, found.videos, tuple(clips), letters, sum(info.num_shards.values()), False)

@@ -70,10 +70,20 @@ def cluster(config: RayConfig) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
             raise UsageError(f"{where} could not be reached or started: {error}") from error
+    _silence_obituaries()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _silence_obituaries() -> None:
+    """Ray prints a page for each worker that dies, with no setting against it; the work is done again, and
+    when it cannot be, `stream` says so. Should Ray move this function, the pages are back, nothing else."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def stream(

@@ -10,7 +10,7 @@ from data_pipeline.clips import stable_id
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.execute import Rates, cluster, stream
-from data_pipeline.format import DEAD_LETTERS_FILE
+from data_pipeline.format import DATASET_FILE, DEAD_LETTERS_FILE
 from data_pipeline.manifest import VIDEOS_FILE, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
 from data_pipeline.sources import Listing, list_sources
 from data_pipeline.stages import inspect_batch
@@ -100,9 +100,9 @@ def publish_index(config: DataConfig, found: Index) -> None:
     storage = Storage(config.out)
     letters = found.dead_letters()
     if not found.is_reused:
-        storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
-        notes = {"listing": found.listing.fingerprint()}
-        storage.publish(VIDEOS_FILE, to_parquet(found.videos, Video, notes))
+        if not storage.exists(DATASET_FILE):  # a finished set's letters are of its clips too
+            storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
+        publish_videos(storage, found)
     failed = [video for video in found.videos if video.status == "failed"]
     stop_past_limit(
         config, "videos", [f"{v.uri}: {v.reason}" for v in failed], len(failed) + len(found.usable)
@@ -111,6 +111,12 @@ def publish_index(config: DataConfig, found: Index) -> None:
         raise DataError(
             f"none of {len(failed)} files is a video that can be used; see {dead_letters_address(config)}"
         )
+
+
+def publish_videos(storage: Storage, found: Index) -> None:
+    """Write videos.parquet, with the listing it stands for."""
+    notes = {"listing": found.listing.fingerprint()}
+    storage.publish(VIDEOS_FILE, to_parquet(found.videos, Video, notes))
 
 
 def stop_past_limit(config: DataConfig, what: str, failed: list[str], total: int) -> None:

@@ -7,7 +7,8 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from data_pipeline.format import (
     ClipMeta,
     DatasetInfo,
     Sample,
+    Shard,
     ShardDone,
     dataset_fingerprint,
     done_name,
@@ -36,7 +38,7 @@ from data_pipeline.format import (
     tar_name,
 )
 from data_pipeline.manifest import Clip, from_parquet
-from data_pipeline.shards import read_members
+from data_pipeline.shards import hash_file, read_members
 from data_pipeline.storage import Storage
 
 Progress = Callable[[str, int, int, str], None]
@@ -97,35 +99,51 @@ def _stems_of_manifest(storage: Storage, problems: list[str]) -> Counter[str]:
     return Counter(clip.shard for clip in rows if clip.status == "kept")
 
 
+@contextmanager
+def _local_tar(storage: Storage, stem: str) -> Iterator[Path]:
+    """The shard's tar as a file of this machine. Raises: DataError when it is missing."""
+    path = storage.local_path(tar_name(stem))
+    if path is not None:
+        if not path.is_file():
+            raise DataError(f"{path} could not be read: it does not exist")
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        file.write(storage.read(tar_name(stem)))
+        file.flush()
+        yield Path(file.name)
+
+
 def _check_shard(storage: Storage, stem: str) -> tuple[ShardDone | None, tuple[Sample, ...], list[str]]:
     """One shard: done record, index, then the tar's bytes and members against both."""
     if not storage.exists(done_name(stem)):
         return None, (), [f"{done_name(stem)} is missing: shard {stem} does not count"]
     try:
         shard = read_shard(storage, stem)
-        tar = storage.read(tar_name(stem))
+        with _local_tar(storage, stem) as tar:
+            problems = _check_tar(tar, shard)
     except DataError as error:
         return None, (), [str(error)]
-    if sha256(tar) == shard.done.tar_sha256 and len(tar) == shard.done.tar_bytes:
-        return shard.done, shard.samples, _check_members(tar, stem, shard.samples)
-    problems = [
-        f"{tar_name(stem)} is not the tar that its done record names: {len(tar)} bytes, sha256 differs"
-    ]
-    for sample in shard.samples:
-        for suffix, member in sample.members.items():
-            if sha256(tar[member.offset : member.offset + member.size]) != member.sha256:
-                problems.append(f"{tar_name(stem)}: {sample.key}.{suffix} at byte {member.offset} is damaged")
     return shard.done, shard.samples, problems
 
 
-def _check_members(tar: bytes, stem: str, samples: tuple[Sample, ...]) -> list[str]:
-    """The tar's own members against the index."""
-    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
-        file.write(tar)
-        file.flush()
-        inside = read_members(Path(file.name))
-    indexed = [member for sample in samples for member in sample.members.values()]
-    return [] if inside == indexed else [f"{index_name(stem)} does not list what {tar_name(stem)} holds"]
+def _check_tar(tar: Path, shard: Shard) -> list[str]:
+    """The tar against its done record, and its members against the index; damage is traced to members."""
+    stem = shard.done.stem
+    indexed = [member for sample in shard.samples for member in sample.members.values()]
+    size, digest = hash_file(tar)
+    if (size, digest) == (shard.done.tar_bytes, shard.done.tar_sha256):
+        if read_members(tar) == indexed:
+            return []
+        return [f"{index_name(stem)} does not list what {tar_name(stem)} holds"]
+    problems = [f"{tar_name(stem)} is not the tar that its done record names ({size} bytes, another sha256)"]
+    with open(tar, "rb") as file:
+        for member in indexed:
+            file.seek(member.offset)
+            if sha256(file.read(member.size)) != member.sha256:
+                name = f"{member.key}.{member.suffix}"
+                problems.append(f"{tar_name(stem)}: {name} at byte {member.offset} is damaged")
+    return problems
 
 
 def _check_counts(

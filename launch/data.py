@@ -30,7 +30,7 @@ def run_index(config: DataConfig, progress: Report | None = None, force: bool = 
     """
     console = make_console()
     _check_out(config)
-    with _reporting(console, progress) as report, _interruptible("index"):
+    with _reporting(console, progress) as report:
         found = build_index(config, report)
     if not force:
         refuse_other(config, found)
@@ -46,7 +46,7 @@ def run_shard(config: DataConfig, progress: Report | None = None, force: bool = 
     """
     console = make_console()
     _check_out(config)
-    with _reporting(console, progress) as report, _interruptible("shard"):
+    with _reporting(console, progress) as report:
         outcome = shard(config, report, force)
     _print_outcome(console, config, outcome)
     return outcome.info
@@ -84,17 +84,6 @@ def _reporting(console: Console, progress: Report | None) -> Iterator[Report]:
         return
     with Stages(console).showing() as report:
         yield report
-
-
-@contextmanager
-def _interruptible(command: str) -> Iterator[None]:
-    """Ctrl-C ends as a sentence that says what to type next."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise UsageError(
-            f"stopped; what is done is kept, and the same `foreframe {command}` goes on"
-        ) from None
 
 
 def _check_out(config: DataConfig) -> None:

@@ -77,7 +77,7 @@ def bad_files(tmp_path: Path, videos: Path) -> Path:
     return folder
 
 
-def moving_bar(num_frames: int, width: int = 64, height: int = 48) -> np.ndarray:
+def draw_moving_bar(num_frames: int, width: int = 64, height: int = 48) -> np.ndarray:
     """Frames (n, H, W, 3) that all differ: a bright bar moves to the right over a ramp."""
     frames = np.zeros((num_frames, height, width, 3), np.uint8)
     frames[:] = np.linspace(20, 120, height, dtype=np.uint8)[None, :, None, None]
@@ -87,6 +87,18 @@ def moving_bar(num_frames: int, width: int = 64, height: int = 48) -> np.ndarray
 
 
 @pytest.fixture
+def moving_bar() -> Callable[..., np.ndarray]:
+    """The function that draws (num_frames, width, height) such frames."""
+    return draw_moving_bar
+
+
+@pytest.fixture(scope="session")
+def look() -> Look:
+    """Of the rendered videos."""
+    return LOOK
+
+
+@pytest.fixture
 def clip_bytes() -> bytes:
     """An encoded clip of 16 frames at 8 fps."""
-    return encode_frames([moving_bar(16)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
+    return encode_frames([draw_moving_bar(16)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")

@@ -1,14 +1,16 @@
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from conftest import moving_bar
 
 from data_pipeline.decode import DecoderName, inspect, open_video
 from data_pipeline.encode import encode_frames
 from data_pipeline.errors import DataError
+
+Draw = Callable[..., np.ndarray]
 
 BOTH: tuple[DecoderName, ...] = ("decord", "pyav")
 SHARED_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -50,7 +52,7 @@ def test_both_decoders_give_the_same_frames_for_the_same_times(videos: Path) -> 
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_rotation_is_applied_by_both(tmp_path: Path, rotation: int) -> None:
+def test_rotation_is_applied_by_both(moving_bar: Draw, tmp_path: Path, rotation: int) -> None:
     path = write(tmp_path / "turned.mp4", moving_bar(6, 96, 64), rotation=rotation)
     with open_video(path, "decord") as one, open_video(path, "pyav") as two:
         assert (one.height, one.width) == (two.height, two.width)
@@ -60,7 +62,7 @@ def test_rotation_is_applied_by_both(tmp_path: Path, rotation: int) -> None:
     assert (facts.height, facts.width) == (two.height, two.width)
 
 
-def test_a_variable_rate_keeps_its_times_in_both(tmp_path: Path) -> None:
+def test_a_variable_rate_keeps_its_times_in_both(moving_bar: Draw, tmp_path: Path) -> None:
     times = [0, 10, 15, 60, 61, 100]
     path = write(tmp_path / "vfr.mp4", moving_bar(6), times=times)
     for name in BOTH:
@@ -73,7 +75,7 @@ def test_a_variable_rate_keeps_its_times_in_both(tmp_path: Path) -> None:
     "options", [{"bf": "3"}, {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12"}]
 )
 def test_any_order_of_reading_gives_the_frames_of_reading_through(
-    tmp_path: Path, options: dict[str, str]
+    moving_bar: Draw, tmp_path: Path, options: dict[str, str]
 ) -> None:
     path = write(tmp_path / "b.mp4", moving_bar(60), g="12", **options)
     with open_video(path, "pyav") as video:
@@ -86,7 +88,7 @@ def test_any_order_of_reading_gives_the_frames_of_reading_through(
     ("codec", "ending"), [("libsvtav1", "mkv"), ("libvpx-vp9", "webm"), ("mpeg4", "avi")]
 )
 def test_codecs_and_containers_that_decord_cannot_read_are_read(
-    tmp_path: Path, codec: str, ending: str
+    moving_bar: Draw, tmp_path: Path, codec: str, ending: str
 ) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"this build of PyAV cannot write {codec}")
@@ -115,7 +117,7 @@ def test_bytes_without_decord_fall_back_to_pyav(clip_bytes: bytes, monkeypatch: 
         open_video(clip_bytes, "decord")
 
 
-def test_frames_too_narrow_for_decord_are_read_all_the_same() -> None:
+def test_frames_too_narrow_for_decord_are_read_all_the_same(moving_bar: Draw) -> None:
     data = encode_frames([moving_bar(4, 48, 64)], 48, 64, 8.0, gop=16, crf=18, preset="veryfast")
     with pytest.raises(DataError):
         open_video(data, "decord")

@@ -1,9 +1,9 @@
 import io
+from collections.abc import Callable
 
 import av
 import numpy as np
 import pytest
-from conftest import moving_bar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,21 +11,23 @@ from data_pipeline.decode import open_video
 from data_pipeline.encode import check_encoded, encode_frames, encoded_size, frame_indices
 from data_pipeline.errors import DataError
 
+Draw = Callable[..., np.ndarray]
 
-def test_equal_frames_give_equal_bytes_however_they_are_chunked(clip_bytes: bytes) -> None:
+
+def test_equal_frames_give_equal_bytes_however_they_are_chunked(moving_bar: Draw, clip_bytes: bytes) -> None:
     frames = moving_bar(16)
     chunked = encode_frames([frames[:5], frames[5:]], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
     assert chunked == clip_bytes
 
 
-def test_a_clip_decodes_to_what_went_in(clip_bytes: bytes) -> None:
+def test_a_clip_decodes_to_what_went_in(moving_bar: Draw, clip_bytes: bytes) -> None:
     with open_video(clip_bytes) as video:
         found = video.frames(range(16)).astype(int)
         np.testing.assert_allclose(video.timestamps_s, np.arange(16) / 8)
     assert np.abs(found - moving_bar(16)).mean() < 6
 
 
-def test_groups_are_closed_and_without_b_frames() -> None:
+def test_groups_are_closed_and_without_b_frames(moving_bar: Draw) -> None:
     data = encode_frames([moving_bar(40)], 64, 48, 8.0, gop=16, crf=18, preset="medium")
     with av.open(io.BytesIO(data), "r") as container:
         packets = [p for p in container.demux(video=0) if p.size]

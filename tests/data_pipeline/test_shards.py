@@ -65,6 +65,7 @@ def test_a_tar_that_reads_back_otherwise_is_refused(tmp_path: Path, monkeypatch:
             tar.finish()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tarfile, of its unsent block
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_sentence() -> None:
     def fill() -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LOOK
 
 from data_pipeline.clips import cut_video
 from data_pipeline.config import InspectConfig
@@ -18,6 +17,7 @@ from data_pipeline.stages import (
     read_sidecar,
     resample_sidecar,
 )
+from data_pipeline.synthetic import Look
 
 LIMITS = InspectConfig(timeout_s=20.0)
 
@@ -88,7 +88,9 @@ def test_a_bad_sidecar_says_what_is_wrong(tmp_path: Path, arrays: dict, reason: 
         read_sidecar(str(tmp_path / "v.npz"))
 
 
-def test_a_video_cut_short_keeps_its_whole_clips(tmp_path: Path, videos: Path, make_config) -> None:
+def test_a_video_cut_short_keeps_its_whole_clips(
+    look: Look, tmp_path: Path, videos: Path, make_config
+) -> None:
     """moov first, the media cut off: the header promises all, the file holds some."""
     import av
 
@@ -107,7 +109,7 @@ def test_a_video_cut_short_keeps_its_whole_clips(tmp_path: Path, videos: Path, m
     config = make_config(whole)
     file = list_sources(config.sources).files[0]
     video = inspect_safely(file, LIMITS)
-    assert (video.status, video.duration_s) == ("usable", LOOK.duration_s)
+    assert (video.status, video.duration_s) == ("usable", look.duration_s)
     results = list(encode_safely(file, tuple(cut_video(video, config)), config.encode, LIMITS))
     kinds = [type(result) for result in results]
     assert kinds == sorted(kinds, key=lambda kind: kind is FailedClip)

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import LOOK, NUM_VIDEOS
 
 from data_pipeline.decode import open_video
 from data_pipeline.synthetic import (
@@ -9,6 +8,7 @@ from data_pipeline.synthetic import (
     COLOURS,
     MAX_SPEED,
     STATE_NAMES,
+    Look,
     generator,
     render_frames,
     render_texture,
@@ -17,13 +17,15 @@ from data_pipeline.synthetic import (
 )
 
 
-def test_equal_seeds_give_equal_bytes_for_any_number_of_workers(videos: Path, tmp_path: Path) -> None:
-    render_videos(tmp_path, NUM_VIDEOS, seed=3, workers=2, look=LOOK)
+def test_equal_seeds_give_equal_bytes_for_any_number_of_workers(
+    look: Look, videos: Path, tmp_path: Path
+) -> None:
+    render_videos(tmp_path, 5, seed=3, workers=2, look=look)
     for ours in sorted(tmp_path.glob("*.mp4")):
         assert ours.read_bytes() == (videos / ours.name).read_bytes()
         one, two = np.load(ours.with_suffix(".npz")), np.load(videos / ours.with_suffix(".npz").name)
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
-    assert len(list(tmp_path.iterdir())) == 2 * NUM_VIDEOS
+    assert len(list(tmp_path.iterdir())) == 2 * 5
 
 
 def test_the_object_stays_inside_and_moves_as_its_velocity_says() -> None:
