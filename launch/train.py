@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any, Self
 
 from data_pipeline.errors import (
     EXIT_PREEMPTED,
@@ -50,8 +51,16 @@ class StopRequests:
     def __init__(self, time_limit_s: float | None) -> None:
         self._signal: str | None = None
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._received)
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _received(self, number: int, _: object) -> None:
         if self._signal is not None and number == signal.SIGINT:
@@ -90,6 +99,8 @@ def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: 
     if already is not None:
         return already
     (run / RESULT_FILE).unlink(missing_ok=True)
+    if config.strategy.kind == "single":
+        return run_rank(config, quiet=quiet)
     spawn_ranks(run, nproc, quiet=quiet)
     return TrainResult.read(run)
 
@@ -189,7 +200,8 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     rank = int(os.environ.get("RANK", "0"))
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
-        return _train(config, quiet=quiet)
+        with StopRequests(config.train.time_limit_s) as stops:
+            return _train(config, stops, quiet=quiet)
     except ForeframeError as error:
         folder = os.environ.get(ERRORS_VARIABLE)
         if folder:
@@ -199,7 +211,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         raise
 
 
-def _train(config: RunConfig, *, quiet: bool) -> TrainResult:
+def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
     import torch
 
     from pretrain.build import build_engine
@@ -210,7 +222,6 @@ def _train(config: RunConfig, *, quiet: bool) -> TrainResult:
     from pretrain.tracking.base import DatasetFacts, RunFacts, Several, make_tracker
     from pretrain.watch import Watch
 
-    stops = StopRequests(config.train.time_limit_s)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":

@@ -1,0 +1,169 @@
+"""Checkpoints: whole or refused, and a resume that is one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline.errors import CheckpointError, ConfigError
+from launch.run_folder import open_run
+from launch.train import run_train
+from pretrain.checkpoint import StoredFragments, load_encoder, newest_whole, step_folders, untrained_encoder, verify
+from pretrain.ema import Fragment
+from pretrain.loop import train
+from pretrain.tracking.jsonl import read_metrics
+from tests.small_dataset import tiny_config
+
+SAVING = {"steps": 12, "checkpoint_every": 4, "keep_checkpoints": 5}
+
+
+@pytest.fixture(scope="module")
+def whole_run(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve steps without a stop, with checkpoints at 4, 8 and 12; read only."""
+    out = tmp_path_factory.mktemp("runs")
+    return run_train(tiny_config(small_dataset, out, train=SAVING), quiet=True).run
+
+
+def curve(run: Path) -> list[tuple[int, float, str]]:
+    return [(line["step"], line["loss"], line["batch_digest"]) for line in read_metrics(run)]
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    folder, manifest, _ = newest_whole(run)
+    return {key: t for name in manifest["files"] for key, t in load_file(folder / name).items()}
+
+
+def copy_of(run: Path, out: Path) -> Path:
+    copied: Path = shutil.copytree(run, out / run.name)
+    return copied
+
+
+def test_resume_after_a_stop_equals_no_stop(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(small_dataset, tmp_path, train=SAVING)
+    run = copy_of(whole_run, tmp_path)
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    run_train(config, quiet=True)
+    assert curve(run) == curve(whole_run), "every loss and every batch, to the last bit"
+    wanted = tensors(whole_run)
+    for key, tensor in tensors(run).items():
+        assert torch.equal(tensor, wanted[key]), key
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "no manifest", "foreign manifest"])
+def test_a_damaged_checkpoint_is_passed_over_by_name(whole_run: Path, tmp_path: Path, damage: str) -> None:
+    run = copy_of(whole_run, tmp_path)
+    newest = step_folders(run)[0]
+    file = next(newest.glob("*.safetensors"))
+    if damage == "flipped":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        (newest / "manifest.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(CheckpointError, match="step-00000012"):
+        verify(newest)
+    folder, _, passed = newest_whole(run)
+    assert folder.name == "step-00000008"
+    assert len(passed) == 1
+
+
+def test_a_run_without_a_whole_checkpoint_says_so(whole_run: Path, tmp_path: Path) -> None:
+    run = copy_of(whole_run, tmp_path)
+    for folder in step_folders(run):
+        next(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        load_encoder(run)
+
+
+def test_a_disk_that_fills_leaves_the_last_whole_checkpoint(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain import checkpoint
+
+    save_file, calls = checkpoint.save_file, []
+
+    def fills(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", fills)
+    config = tiny_config(small_dataset, tmp_path, train=SAVING)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run_train(config, quiet=True)
+    run = tmp_path / "tiny"
+    assert [folder.name for folder in (run / "checkpoints").iterdir() if folder.is_dir()] == ["step-00000004"]
+    monkeypatch.undo()
+    assert run_train(config, quiet=True).step == 12
+
+
+def test_fragments_are_put_together_across_files(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"master/a.b@0": torch.arange(4.0), "master/c@0": torch.ones(2)}, tmp_path / "one")
+    save_file({"master/a.b@4": torch.arange(4.0, 10.0)}, tmp_path / "two")
+    stored = StoredFragments([tmp_path / "one", tmp_path / "two"])
+    for start in range(10):
+        for end in range(start + 1, 11):
+            found = stored.read("master", Fragment("a.b", start, end - start))
+            assert found.tolist() == list(map(float, range(start, end)))
+    with pytest.raises(CheckpointError, match=r"no master of a.b from element 10"):
+        stored.read("master", Fragment("a.b", 8, 4))
+
+
+def test_the_loaded_encoder_is_the_moving_average(whole_run: Path) -> None:
+    encoder, config, step = load_encoder(whole_run)
+    assert step == 12
+    stored = tensors(whole_run)
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(parameter.view(-1), stored[f"target/{name}@0"])
+        assert not torch.equal(parameter.view(-1), stored[f"master/encoder.{name}@0"])
+    first = untrained_encoder(config)
+    assert not torch.equal(first.embed.weight, encoder.embed.weight)
+    assert load_encoder(whole_run, 4)[2] == 4
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 5; it has: 12, 8, 4"):
+        load_encoder(whole_run, 5)
+
+
+def test_old_checkpoints_are_pruned(small_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(small_dataset, tmp_path, train={**SAVING, "keep_checkpoints": 2})
+    run = run_train(config, quiet=True).run
+    assert [folder.name for folder in step_folders(run)] == ["step-00000012", "step-00000008"]
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000012\n"
+
+
+def test_another_science_in_the_same_folder_is_refused_with_a_list(whole_run: Path, small_dataset: Path) -> None:
+    out = whole_run.parent
+    changed = tiny_config(small_dataset, out, train=SAVING, optim={"lr": 2e-3, "clip_norm": 0.5})
+    with pytest.raises(ConfigError) as caught:
+        open_run(changed)
+    assert {problem.key for problem in caught.value.problems} == {"optim.lr", "optim.clip_norm"}
+    operational = tiny_config(
+        small_dataset, out, train={**SAVING, "log_every": 7, "micro_batch": 1}, data={"workers": 1}
+    )
+    before = (whole_run / "config.yaml").read_bytes()
+    open_run(operational)
+    (whole_run / "config.yaml").write_bytes(before)
+
+
+def test_the_loop_is_short() -> None:
+    import inspect
+
+    assert len(inspect.getsource(train).splitlines()) <= 60

@@ -1,0 +1,125 @@
+"""Writes small, real data sets of rendered clips without Ray, for tests of what reads them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.encode import encode_frames
+from data_pipeline.format import (
+    ACTIONS,
+    DATASET_FILE,
+    FORMAT_VERSION,
+    META,
+    STATE,
+    VIDEO,
+    ClipMeta,
+    DatasetInfo,
+    dataset_fingerprint,
+    shard_stem,
+    to_json,
+)
+from data_pipeline.shards import ShardFile, publish_shard
+from data_pipeline.storage import Storage
+from data_pipeline.synthetic import ACTION_NAMES, STATE_NAMES, generator, render_frames, render_texture, simulate
+from pretrain.config import RunConfig
+
+SIZE, FPS = 32, 8.0
+
+
+def npy(rows: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, rows)
+    return sink.getvalue()
+
+
+def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int = 8) -> Path:
+    """A finished data set with the given numbers of samples in the shards of each split."""
+    storage, done, number = Storage(root), [], 0
+    root.mkdir(parents=True, exist_ok=True)
+    for split, sizes in shard_sizes.items():
+        for count, size in enumerate(sizes):
+            stem = shard_stem(split, count)
+            tar = root / "building.tar"
+            with ShardFile(tar) as file:
+                for _ in range(size):
+                    rng = generator(7, number)
+                    states, actions = simulate(rng, num_frames, FPS)
+                    frames = render_frames(states, render_texture(rng, 2 * SIZE), SIZE)
+                    key = f"{number:020x}"
+                    video = encode_frames([frames], SIZE, SIZE, FPS, gop=16, crf=18, preset="veryfast")
+                    meta = ClipMeta(
+                        clip_id=key,
+                        video_id=f"{number // 2:020x}",
+                        uri=f"video-{number // 2}.mp4",
+                        start_s=0.0,
+                        end_s=num_frames / FPS,
+                        fps=FPS,
+                        num_frames=num_frames,
+                        width=SIZE,
+                        height=SIZE,
+                        split=split,
+                        state_names=STATE_NAMES,
+                        action_names=ACTION_NAMES,
+                    )
+                    members = {VIDEO: video, META: to_json(meta), STATE: npy(states), ACTIONS: npy(actions)}
+                    file.add(key, members)
+                    number += 1
+                members_written = file.finish()
+            done.append(publish_shard(storage, stem, split, tar, members_written, "test", ()))
+            tar.unlink()
+    info = DatasetInfo(
+        format_version=FORMAT_VERSION,
+        name=root.name,
+        fingerprint=dataset_fingerprint(done),
+        num_videos=number // 2,
+        num_clips={split: sum(sizes) for split, sizes in shard_sizes.items()},
+        num_shards={split: len(sizes) for split, sizes in shard_sizes.items()},
+        num_filtered=0,
+        num_failed=0,
+        total_bytes=sum(d.tar_bytes for d in done),
+        config_fingerprint="test",
+        source_fingerprint="test",
+        versions={},
+        state_names=STATE_NAMES,
+        action_names=ACTION_NAMES,
+    )
+    storage.publish(DATASET_FILE, to_json(info))
+    return root
+
+
+def tiny_config(dataset: Path, folder: Path, /, **changes: Any) -> RunConfig:
+    """A run of seconds on one process: two narrow blocks, 8 frames of 32², 4 clips a step.
+
+    changes: whole sections by name, laid over the defaults key by key.
+    """
+    plain: dict[str, Any] = {
+        "name": "tiny",
+        "out": str(folder),
+        "data": {"shards": str(dataset), "frames": 8, "fps": FPS, "size": SIZE, "workers": 0, "shuffle_window": 2},
+        "model": {
+            "encoder": {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "patch": 8},
+            "predictor": {"depth": 1, "width": 24, "heads": 2},
+        },
+        "target": {"momentum": {"start": 0.9, "end": 0.9}},
+        "optim": {"lr": 1e-3, "warmup_steps": 2, "clip_norm": 1.0},
+        "train": {
+            "steps": 20,
+            "global_batch": 4,
+            "micro_batch": 2,
+            "precision": "fp32",
+            "checkpoint_every": 100,
+            "log_every": 1,
+            "threads": 1,
+        },
+        "strategy": {"kind": "single"},
+        "health": {"every": 5, "on_collapse": "note"},
+        "tracker": {"kind": "jsonl"},
+    }
+    for section, values in changes.items():
+        is_replaced = not isinstance(values, dict) or section == "strategy"
+        plain[section] = values if is_replaced else {**plain[section], **values}
+    return RunConfig.model_validate(plain)
