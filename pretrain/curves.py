@@ -233,8 +233,17 @@ def _draw_panel(ax: Any, panel: Panel, metrics: Sequence[dict[str, Any]]) -> Non
 def _name_lines(ax: Any, ends: list[tuple[float, str, str]]) -> None:
     """Each line's name right of the axes at its last value, moved apart where two would touch."""
     low, high = ax.get_ylim()
-    taken = -math.inf
-    for value, name, colour in sorted(ends):
-        place = max((value - low) / (high - low), taken + 0.1)
-        taken = place
-        ax.text(1.015, place, name, transform=ax.transAxes, color=colour, va="center", fontsize=10)
+    heights = apart([(value - low) / (high - low) for value, _, _ in sorted(ends)])
+    for height, (_, name, colour) in zip(heights, sorted(ends), strict=True):
+        ax.text(1.015, height, name, transform=ax.transAxes, color=colour, va="center", fontsize=10)
+
+
+def apart(heights: Sequence[float], gap: float = 0.1) -> list[float]:
+    """Ascending heights moved up until none is within `gap` of the one below, then down to stay below 1."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    for place in reversed(range(len(moved))):
+        ceiling = 1.0 if place == len(moved) - 1 else moved[place + 1] - gap
+        moved[place] = min(moved[place], ceiling)
+    return moved

@@ -148,8 +148,9 @@ def say_what(config: RunConfig, metrics: Sequence[dict[str, Any]], provenance: d
     data = (provenance.get("dataset") or {}).get("name") or without_credentials(config.data.shards)
     ranks = provenance.get("world_size")
     return (
-        f"A {encoder.preset.replace('_', '-')} encoder (width {width}, {depth} blocks) learned to predict "
-        f"hidden features of {f'{count:,} ' if isinstance(count, int) else ''}clips of {data}, "
+        f"A {encoder.preset.replace('_', '-')} encoder (width {width}, {depth} blocks) learned by "
+        f"predicting the features of hidden parts of {f'{count:,} ' if isinstance(count, int) else ''}clips "
+        f"of {data}, "
         f"{config.data.frames} frames of {config.data.size} × {config.data.size} at {config.data.fps:g} a "
         f"second, in {done} of {config.train.global_batch} clips"
         + (f" on {ranks} rank{'s' if ranks != 1 else ''}." if ranks else ".")
@@ -162,8 +163,13 @@ def say_learned(probe: dict[str, Any] | None) -> str:
         return "What the features know has not been probed yet."
     rows = {row["encoder"]: row["scores"] for row in probe["rows"]}
     trained, untrained = rows.get("trained", {}), rows.get("untrained", {})
+    blind = probe["rows"][-1]["scores"]  # the answer that ignores the clip
     pairs = {
-        n: (trained[n], untrained[n]) for n in trained if _finite(trained[n]) and _finite(untrained.get(n))
+        n: (trained[n], untrained[n])
+        for n in trained
+        if _finite(trained[n])
+        and _finite(untrained.get(n))
+        and max(trained[n], untrained[n]) > (blind.get(n) or 0) + LEARNED
     }
     better = [n for n, (after, before) in pairs.items() if after - before > LEARNED]
     worse = [n for n, (after, before) in pairs.items() if before - after > LEARNED]

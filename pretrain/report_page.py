@@ -46,6 +46,8 @@ p { margin: .4rem 0; max-width: 46rem; }
 .card { background: var(--card); border-radius: .6rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; }
+figcaption { margin-top: .45rem; max-width: 46rem; }
+h3 + img { margin-top: .4rem; }
 figure img, figure svg { max-width: 100%; height: auto; display: block; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: .5rem
   2rem; }
@@ -90,10 +92,10 @@ def page(story: Story) -> str:
     sections = [
         _header(story),
         _section("What the features know", _probe(story.probe)),
-        _section("What the encoder sees, and what it has to predict", "".join(_png(p) for p in masks)),
+        _section("What the encoder sees, and what it has to predict", _grid(_png(p) for p in masks)),
         _section("Features as colours", _named(by_name, "features")),
         _section("Nearest neighbours", _named(by_name, "neighbours")),
-        _section("Curves", f'<div class="grid">{"".join(_svg(p) for p in curves)}</div>' if curves else ""),
+        _section("Curves", _grid(_svg(p) for p in curves)),
         _section("Are the features healthy?", _health(story)),
         _section("Where the time went", _time(story)),
         _section("What could not be used", _letters(story)),
@@ -117,6 +119,11 @@ def page(story: Story) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{esc(title)}</h2>{body}</section>" if body else ""
+
+
+def _grid(figures: Iterable[str]) -> str:
+    inside = "".join(figures)
+    return f'<div class="grid">{inside}</div>' if inside else ""
 
 
 def _list(sentences: Iterable[str]) -> str:
@@ -181,8 +188,8 @@ def _probe(probe: dict[str, Any] | None) -> str:
             gain = ""
             if row["encoder"] == "trained" and value is not None and base is not None:
                 tone = "good" if value - base > 0.005 else "bad" if value - base < -0.005 else "soft"
-                gain = f'<small class="{tone}">{value - base:+.2f}</small>'
-            cells.append(f"<td>{'–' if value is None else f'{value:.2f}'}{gain}</td>")
+                gain = f'<small class="{tone}">{_score(value - base, "+")}</small>'
+            cells.append(f"<td>{_score(value)}{gain}</td>")
         ours = ' class="ours"' if row["encoder"] == "trained" else ""
         rows.append(f"<tr{ours}><td>{esc(row['encoder'])}</td>{''.join(cells)}</tr>")
     counts = f"{probe['num_train_clips']} train and {probe['num_eval_clips']} eval clips"
@@ -231,7 +238,7 @@ def _time(story: Story) -> str:
     device = story.provenance.get("device")
     where = f" on {device}" if device else ""
     speed = _values(story.metrics, "perf/clips_per_s")
-    rate = f"; {min(speed):.3g} to {max(speed):.3g} clips a second" if speed else ""
+    rate = f"; {statistics.median(speed):.3g} clips a second, median" if speed else ""
     return f'<div class="bar" aria-hidden="true">{bars}</div><p>{esc(words.capitalize() + rate + where)}.</p>'
 
 
@@ -323,6 +330,13 @@ def _values(metrics: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, (int, float)) and math.isfinite(value) else "–"
+
+
+def _score(value: float | None, sign: str = "") -> str:
+    """Two digits, with a true minus, and no minus before 0.00."""
+    if value is None:
+        return "–"
+    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−")
 
 
 def _duration(seconds: float) -> str:
