@@ -78,9 +78,16 @@ def config_of(run: Path) -> RunConfig:
 
 def _masks(config: RunConfig, folder: Path) -> list[Picture]:
     reader = ClipReader(config.data.shards, config.data.split)
-    indices = np.linspace(0, len(reader) - 1, min(NUM_CLIPS, len(reader))).astype(int).tolist()
-    clips = [_view(reader, index, config) for index in indices]
+    clips = [_view(reader, index, config) for index in of_different_videos(reader, NUM_CLIPS)]
     return [draw_masks(clips, config, kind, folder) for kind in range(len(config.objective.masks))]
+
+
+def of_different_videos(reader: ClipReader, count: int) -> list[int]:
+    """Clips from all over a split, of as many different videos as can be found with a few looks."""
+    looks = np.unique(np.linspace(0, len(reader) - 1, 8 * count).astype(int)).tolist()
+    firsts = {reader.meta(index).video_id: index for index in reversed(looks)}
+    chosen = list(reversed(firsts.values()))[:count]
+    return sorted([*chosen, *[index for index in looks if index not in chosen][: count - len(chosen)]])
 
 
 def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Path) -> Picture:

@@ -178,9 +178,7 @@ def say_learned(probe: dict[str, Any] | None) -> str:
         return ", ".join(f"{n} {pairs[n][0]:.2f} (untrained {pairs[n][1]:.2f})" for n in names)
 
     if not better and not worse:
-        return (
-            f"The probe finds no more than {LEARNED} between it and the untrained encoder: train for longer."
-        )
+        return f"The probe finds no more than {LEARNED} between this encoder and the untrained one."
     said = (
         [f"Read better after training: {listed(better)}."]
         if better

@@ -74,6 +74,23 @@ def test_a_mask_sheet_has_a_row_a_clip_and_is_the_same_twice(tmp_path: Path) -> 
     assert "8 blocks of 15%" in first.caption
 
 
+def test_sheets_show_different_videos_and_fill_up_when_there_are_few() -> None:
+    def reader(videos: str) -> Any:
+        class Reader:
+            def __len__(self) -> int:
+                return len(videos)
+
+            def meta(self, number: int) -> Any:
+                return SimpleNamespace(video_id=videos[number])
+
+        return Reader()
+
+    videos = "a" * 20 + "b" * 3 + "c" * 10 + "d"
+    assert len({videos[k] for k in pictures.of_different_videos(reader(videos), 4)}) == 4
+    assert pictures.of_different_videos(reader("aab"), 4) == [0, 1, 2]
+    assert len(pictures.of_different_videos(reader("a" * 50), 4)) == 4
+
+
 def test_pca_colours_follow_the_strongest_direction() -> None:
     rng = np.random.default_rng(0)
     level = rng.normal(size=200)
