@@ -259,7 +259,7 @@ class PyAvDecoder:
         order, back = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         if len(order) == 0 or order[0] < 0 or order[-1] >= len(self._ticks):
             raise DataError(f"frame indices must lie in 0..{len(self._ticks) - 1}")
-        images = [self._frame(int(self._ticks[index])).to_ndarray(format="rgb24") for index in order]
+        images = [_to_rgb(self._frame(int(self._ticks[index]))) for index in order]
         stacked = np.stack([np.rot90(image, self.rotation // 90 % 4) for image in images])
         return np.ascontiguousarray(stacked[back])
 
@@ -319,6 +319,12 @@ def inspect(path: str | Path) -> VideoFacts:
         )
 
 
+def _to_rgb(frame: Any) -> Frames:
+    """(H, W, 3) RGB, unrotated; on one thread, or many workers of many threads stand in each other's way."""
+    image: Frames = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    return image
+
+
 def _open_container(source: str | Path | bytes) -> tuple[Any, Any]:
     import av
 
@@ -329,11 +335,14 @@ def _open_container(source: str | Path | bytes) -> tuple[Any, Any]:
         )
     except av.FFmpegError as error:
         raise DataError(_why_not_a_video(source, error)) from error
-    stream = container.streams.best("video")
+    stream: Any = container.streams.best("video")
     if stream is None:
         kinds = sorted({stream.type for stream in container.streams})
         container.close()
         raise DataError(f"it holds no video, only {' and '.join(kinds) or 'an empty container'}")
+    if stream.codec_context is None:
+        container.close()
+        raise DataError("its video stream is in a codec that this FFmpeg does not know")
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"err_detect": "explode"}
     return container, stream

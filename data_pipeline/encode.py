@@ -87,7 +87,7 @@ def encode_frames(
         for chunk in chunks:
             for image in chunk:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA")
+                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
                 frame.pts, frame.time_base = count, 1 / rate
                 container.mux(stream.encode(frame))
                 count += 1
