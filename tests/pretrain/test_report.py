@@ -223,5 +223,5 @@ def test_a_probe_without_gain_says_so() -> None:
     ]
     assert report.say_learned({"rows": rows}).startswith("Nothing is read better")
     rows[0]["scores"] = {"top-1": 0.71}
-    assert "train for longer" in report.say_learned({"rows": rows})
+    assert "no more than" in report.say_learned({"rows": rows})
     assert "not been probed" in report.say_learned(None)
