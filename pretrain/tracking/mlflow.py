@@ -8,6 +8,7 @@ metrics.jsonl when the run is resumed.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -41,7 +42,17 @@ MAX_PARAM_CHARS = 6000
 
 # Answers that another attempt will not change.
 HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "PERMISSION_DENIED"}
+# So that the page opens on runs and curves, not on prompts and traces.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 ENDED: dict[Status, str] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+def user_name() -> str:
+    """Who runs this, as MLflow would say it; a container may have no name for its user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def local_uri(run: Path) -> str:
@@ -302,6 +313,7 @@ class MlflowTracker:
             "mlflow.source.name": "foreframe train",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": facts.tags.get("commit", ""),
+            "mlflow.user": user_name(),
         }
         created = self._client.create_run(self._experiment_id(), run_name=facts.name, tags=tags)
         record = {"run_id": created.info.run_id, "experiment": self.experiment, "address": self.address}
@@ -316,7 +328,7 @@ class MlflowTracker:
         if found is None:
             where = (self.run / ARTIFACTS_FOLDER).resolve().as_uri() if self.is_local else None
             try:
-                return str(self._client.create_experiment(self.experiment, artifact_location=where))
+                return str(self._client.create_experiment(self.experiment, where, EXPERIMENT_TAGS))
             except MlflowException as error:
                 # Another run that starts at the same moment may have made it.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
