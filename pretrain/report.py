@@ -22,7 +22,7 @@ from pretrain.tracking.jsonl import read_metrics
 
 REPORT_FILE = "report.html"
 MAX_LETTERS = 200
-LEARNED = 0.05  # a probe's gain over the untrained encoder from which the report calls it one
+LEARNED = 0.05  # a probe's gain over the untrained encoder from which the report may call it one
 
 
 @dataclass(frozen=True)
@@ -164,21 +164,25 @@ def say_learned(probe: dict[str, Any] | None) -> str:
     rows = {row["encoder"]: row["scores"] for row in probe["rows"]}
     trained, untrained = rows.get("trained", {}), rows.get("untrained", {})
     blind = probe["rows"][-1]["scores"]  # the answer that ignores the clip
+    margin = probe_margin(probe)
     pairs = {
         n: (trained[n], untrained[n])
         for n in trained
         if _finite(trained[n])
         and _finite(untrained.get(n))
-        and max(trained[n], untrained[n]) > (blind.get(n) or 0) + LEARNED
+        and max(trained[n], untrained[n]) > (blind.get(n) or 0) + margin
     }
-    better = [n for n, (after, before) in pairs.items() if after - before > LEARNED]
-    worse = [n for n, (after, before) in pairs.items() if before - after > LEARNED]
+    better = [n for n, (after, before) in pairs.items() if after - before > margin]
+    worse = [n for n, (after, before) in pairs.items() if before - after > margin]
 
     def listed(names: list[str]) -> str:
         return ", ".join(f"{n} {pairs[n][0]:.2f} (untrained {pairs[n][1]:.2f})" for n in names)
 
     if not better and not worse:
-        return f"The probe finds no more than {LEARNED} between this encoder and the untrained one."
+        return (
+            f"The probe finds no difference to the untrained encoder that {probe['num_eval_clips']} eval clips "
+            f"could show (at least {margin:.2f})."
+        )
     said = (
         [f"Read better after training: {listed(better)}."]
         if better
@@ -187,6 +191,12 @@ def say_learned(probe: dict[str, Any] | None) -> str:
     if worse:
         said.append(f"Read worse: {listed(worse)}.")
     return " ".join(said)
+
+
+def probe_margin(probe: dict[str, Any]) -> float:
+    """The difference from which two rows of a probe are told apart: a share of n clips wavers by 1 / √n."""
+    clips = probe["num_eval_clips"] + (probe["num_train_clips"] if probe.get("kind") == "retrieval" else 0)
+    return max(LEARNED, 1 / math.sqrt(max(1, clips)))
 
 
 def where_time_went(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, float]]:

@@ -254,8 +254,9 @@ class MlflowTracker:
         )
 
     def log_picture(self, path: Path, step: int) -> None:
+        # As a file it is shown whole; as an image of a step it can be followed over the run.
+        self.log_file(path, "pictures")
         if path.suffix != ".png":
-            self.log_file(path, "pictures")
             return
         client, sender = self._started()
 

@@ -22,7 +22,7 @@ PROBE = {
     "kind": "states",
     "step": 40,
     "num_train_clips": 60,
-    "num_eval_clips": 30,
+    "num_eval_clips": 100,
     "data": EVIL,
     "units": {"position": "R²", "velocity": "R²", "shape": "share right"},
     "how": "ridge",
@@ -221,7 +221,9 @@ def test_a_probe_without_gain_says_so() -> None:
         {"encoder": e, "scores": {"top-1": v}}
         for e, v in (("trained", 0.5), ("untrained", 0.7), ("chance", 0.1))
     ]
-    assert report.say_learned({"rows": rows}).startswith("Nothing is read better")
-    rows[0]["scores"] = {"top-1": 0.71}
-    assert "no more than" in report.say_learned({"rows": rows})
+    probe: dict[str, Any] = {"kind": "retrieval", "rows": rows, "num_train_clips": 80, "num_eval_clips": 20}
+    assert report.say_learned(probe).startswith("Nothing is read better")
+    rows[0]["scores"] = {"top-1": 0.78}
+    assert "no difference" in report.say_learned(probe)
+    assert "top-1 0.78" in report.say_learned(probe | {"num_train_clips": 800})
     assert "not been probed" in report.say_learned(None)

@@ -251,6 +251,7 @@ def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: 
     assert (run / "metrics.jsonl").read_bytes() == before
     assert [f.path for f in make_client(local_uri(run)).list_artifacts(found.info.run_id)] == [
         "images",
+        "pictures",
         "report.html",
     ]
 
