@@ -179,10 +179,7 @@ def say_learned(probe: dict[str, Any] | None) -> str:
         return ", ".join(f"{n} {pairs[n][0]:.2f} (untrained {pairs[n][1]:.2f})" for n in names)
 
     if not better and not worse:
-        return (
-            f"The probe finds no difference to the untrained encoder that {probe['num_eval_clips']} eval clips "
-            f"could show (at least {margin:.2f})."
-        )
+        return f"The probe finds no difference to the untrained encoder larger than its doubt, {margin:.2f}."
     said = (
         [f"Read better after training: {listed(better)}."]
         if better
