@@ -198,6 +198,9 @@ def threads_for(wanted: int | None, ranks_here: int) -> int:
 def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     """One rank of a run; every rank of the job calls this. Errors are left for the starting process too."""
     rank = int(os.environ.get("RANK", "0"))
+    # Packed rows have a new length each step; oneDNN keeps compiled code for the last 1024 shapes, which grew a
+    # rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         with StopRequests(config.train.time_limit_s) as stops:

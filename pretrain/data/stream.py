@@ -171,12 +171,13 @@ class Batches:
 
     def _start(self) -> Iterator[Batch]:
         workers = self._plan.config.data.workers
+        # spawned: forked ones inherit gloo's threads; a fork server outlives a killed rank, and its workers too
         loader: DataLoader[Batch] = DataLoader(
             self._clips,  # type: ignore[arg-type]
             batch_sampler=RankPlaces(self._plan, self._rank, self._step, self._samples),  # type: ignore[arg-type]
             collate_fn=Collate(self._plan.config),
             num_workers=workers,
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context="spawn" if workers else None,
             worker_init_fn=_one_thread if workers else None,
             prefetch_factor=4 if workers else None,
             pin_memory=self._device.type == "cuda",

@@ -1,0 +1,59 @@
+"""What single ranks do in the distributed tests; started by torchrun as `python -m tests.distributed.rank_jobs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pretrain.build import build_engine
+from pretrain.config import RunConfig, plan
+from pretrain.data.stream import Batches
+from pretrain.schedule import knobs_at
+from pretrain.strategy.base import Engine, World
+from pretrain.strategy.deepspeed import join_world
+
+
+def full_weights(engine: Engine, world: World) -> dict[str, torch.Tensor]:
+    """The context encoder's float32 master weights, put together from all ranks' fragments."""
+    tensors = {key: t.clone() for key, t in engine.tensors().items() if key.startswith("master/encoder.")}
+    whole = {name: torch.empty(p.numel()) for name, p in engine.target.named_parameters()}
+    for own in world.gather_objects(tensors):
+        for key, part in own.items():
+            name, _, start = key.removeprefix("master/encoder.").rpartition("@")
+            whole[name][int(start) : int(start) + part.numel()] = part
+    return whole
+
+
+def compare_ema(config: RunConfig, out: Path) -> None:
+    """Train some steps; beside it a plain float32 average of the gathered master weights."""
+    torch.set_num_threads(1)
+    world = join_world(torch.device("cpu"), 60.0)
+    laid_out = plan(config, world.size)
+    engine = build_engine(laid_out, world)
+    batches = Batches(laid_out, world.rank, world.device)
+    plain = full_weights(engine, world)
+    losses, is_equal = [], []
+    for step in range(config.train.steps):
+        knobs, total = knobs_at(step, config), 0.0
+        for batch in batches.take(laid_out.micro_batches):
+            output = engine.loss(batch, engine.targets(batch))
+            engine.backward(output)
+            total += float(output.loss.detach()) / laid_out.micro_batches
+        assert engine.step(knobs).applied
+        engine.update_target(knobs.momentum)
+        for name, weights in full_weights(engine, world).items():
+            plain[name].lerp_(weights, 1.0 - knobs.momentum)
+        forward = {name: p.detach().float().view(-1) for name, p in engine.target.named_parameters()}
+        rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
+        is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
+        losses.append(world.mean([total])[0])
+    equal_everywhere = all(all(rank) for rank in world.gather_objects(is_equal))
+    if world.is_first:
+        out.write_text(json.dumps({"losses": losses, "ema_equal": equal_everywhere}))
+
+
+if __name__ == "__main__":
+    compare_ema(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

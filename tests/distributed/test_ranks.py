@@ -1,0 +1,174 @@
+"""Two and three real ranks over gloo: the sharded average, equal curves, resumes, killed ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import EXIT_LOST_PEER, EXIT_PREEMPTED
+from launch.config import dump_config
+from launch.train import run_train
+from pretrain.checkpoint import newest_whole
+from pretrain.config import RunConfig
+from pretrain.tracking.jsonl import read_metrics
+from tests.small_dataset import tiny_config
+
+pytestmark = pytest.mark.distributed
+ROOT = Path(__file__).parents[2]
+ZERO_1 = {"kind": "deepspeed", "zero_stage": 1, "timeout_s": 60}
+BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
+
+
+def torchrun(num_ranks: int, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def compare(config: RunConfig, num_ranks: int, folder: Path) -> dict[str, object]:
+    (folder / "config.json").write_text(config.model_dump_json())
+    jobs = ("-m", "tests.distributed.rank_jobs", str(folder / "config.json"), str(folder / "found.json"))
+    torchrun(num_ranks, *jobs)
+    found: dict[str, object] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_process(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of the same steps on one process without DeepSpeed."""
+    out = tmp_path_factory.mktemp("single")
+    run = run_train(tiny_config(small_dataset, out, train=BATCH), quiet=True).run
+    return [line["loss"] for line in read_metrics(run)]
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "precision"), [(2, 0, "fp32"), (2, 1, "fp32"), (2, 1, "bf16"), (3, 2, "fp32")]
+)
+def test_the_sharded_average_equals_a_plain_one_and_losses_equal_one_process(
+    small_dataset: Path, tmp_path: Path, one_process: list[float], num_ranks: int, stage: int, precision: str
+) -> None:
+    config = tiny_config(
+        small_dataset,
+        tmp_path,
+        train={**BATCH, "precision": precision},
+        strategy={"kind": "deepspeed", "zero_stage": stage},
+    )
+    found = compare(config, num_ranks, tmp_path)
+    assert found["ema_equal"], "bit for bit, on every rank, after every step"
+    assert found["losses"] == pytest.approx(one_process, rel=2e-5 if precision == "fp32" else 2e-2)
+
+
+def curve(run: Path) -> list[tuple[int, float, str]]:
+    return [(line["step"], line["loss"], line["batch_digest"]) for line in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps over two ranks without a stop; read only."""
+    out = tmp_path_factory.mktemp("two")
+    return run_train(two_rank_config(small_dataset, out), nproc=2, quiet=True).run
+
+
+def two_rank_config(small_dataset: Path, out: Path) -> RunConfig:
+    train = {**BATCH, "steps": 8, "checkpoint_every": 2, "keep_checkpoints": 10}
+    return tiny_config(small_dataset, out, train=train, strategy=ZERO_1, data={"workers": 1})
+
+
+def cut_back(run: Path, out: Path, step: int) -> None:
+    """A copy of a run as if it had ended after `step`."""
+    shutil.copytree(run, out / run.name)
+    (out / run.name / "result.json").unlink()
+    for folder in (out / run.name / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+
+
+def test_two_ranks_resume_bit_for_bit(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+    cut_back(whole_run, tmp_path, 4)
+    run = run_train(two_rank_config(small_dataset, tmp_path), nproc=2, quiet=True).run
+    assert curve(run) == curve(whole_run)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_three(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+    cut_back(whole_run, tmp_path, 4)
+    run = run_train(two_rank_config(small_dataset, tmp_path), nproc=3, quiet=True).run
+    assert [line[2] for line in curve(run)] == [line[2] for line in curve(whole_run)]
+    assert [line[1] for line in curve(run)] == pytest.approx([line[1] for line in curve(whole_run)], rel=1e-4)
+
+
+def start(config: RunConfig) -> subprocess.Popen[str]:
+    """`foreframe train` over two ranks as a user starts it."""
+    path = Path(config.out) / "given.yaml"
+    path.write_text(dump_config(config))
+    code = "from launch.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "train", str(path), "--nproc", "2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "latest").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """Pids of the started ranks: children that run launch.train."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            if b"launch.train" in words and parent == process.pid:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks through /proc")
+def test_a_killed_rank_is_told_in_a_sentence_and_the_run_goes_on(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    config = two_rank_config(small_dataset, tmp_path)
+    process = start(config)
+    wait_for_checkpoint(tmp_path / "tiny", process)
+    os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_LOST_PEER, printed
+    assert "killed by SIGKILL" in printed
+    assert "goes on from step-" in printed
+    assert run_train(config, nproc=2, quiet=True).step == 8
+    assert curve(tmp_path / "tiny") == curve(whole_run)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks through /proc")
+def test_a_signal_saves_at_an_agreed_step(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+    config = two_rank_config(small_dataset, tmp_path)
+    process = start(config)
+    wait_for_checkpoint(tmp_path / "tiny", process)
+    os.kill(ranks_of(process)[0], signal.SIGUSR1)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, printed
+    assert "saved at step" in printed
+    _, manifest, passed = newest_whole(tmp_path / "tiny")
+    assert not passed
+    assert manifest["progress"]["step"] < 8
+    run_train(config, nproc=2, quiet=True)
+    assert curve(tmp_path / "tiny") == curve(whole_run)
