@@ -12,7 +12,18 @@ from typing import Any
 
 from data_pipeline.format import DatasetInfo
 
-PACKAGES = ("foreframe", "torch", "deepspeed", "xformers", "webdataset", "decord", "av", "ray", "mlflow", "numpy")
+PACKAGES = (
+    "foreframe",
+    "torch",
+    "deepspeed",
+    "xformers",
+    "webdataset",
+    "decord",
+    "av",
+    "ray",
+    "mlflow",
+    "numpy",
+)
 MAX_PATCH_CHARS = 200_000
 
 

@@ -62,7 +62,9 @@ def run_folder(config: RunConfig) -> Path:
 def scientific_changes(before: RunConfig, after: RunConfig) -> list[Problem]:
     """Settings that differ and would make the run another experiment."""
     optim, momentum = after.optim, after.target.momentum
-    is_endless = optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
+    is_endless = (
+        optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
+    )
     free = (*OPERATIONAL, *(("train.steps",) if is_endless else ()))
     return [
         Problem(key, f"{old!r}, as the run in this folder was started with", new)
@@ -85,7 +87,9 @@ def open_run(config: RunConfig) -> Path:
             changes = []  # nothing was learned there yet: the config may still be mended
         if changes:
             error = ConfigError.of(changes)
-            error.args = (f"{error}\n{run} holds another run; choose another name=..., or remove that folder",)
+            error.args = (
+                f"{error}\n{run} holds another run; choose another name=..., or remove that folder",
+            )
             raise error
     elif run.is_dir() and any(run.iterdir()):
         raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
@@ -123,11 +127,15 @@ def check_data(config: RunConfig) -> None:
         raise ConfigError(
             "data.frames",
             got=config.data.frames,
-            need=f"clips of at most {seconds:g} s as {config.data.shards} holds: frames / fps {config.data.fps:g} "
-            f"≤ {seconds:g}",
-            try_=(int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,),
+            need=f"clips of at most {seconds:g} s as {config.data.shards} holds: "
+            f"frames / fps {config.data.fps:g} ≤ {seconds:g}",
+            try_=(
+                int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,
+            ),
         )
     try:
         reader.read(0, config.data.frames, config.data.fps)
     except DataError as error:
-        raise DataError(f"{error}; run `foreframe verify {config.data.shards}` to see what else is damaged") from error
+        raise DataError(
+            f"{error}; run `foreframe verify {config.data.shards}` to see what else is damaged"
+        ) from error

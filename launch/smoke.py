@@ -1,7 +1,7 @@
 """`foreframe smoke`: does training work on this machine? Attention, steps, save and resume, in two minutes.
 
-The steps are those of a real run: DeepSpeed, bf16, the sharded moving average, checkpoints; clips are rendered
-in memory, so that neither a data set nor Ray is needed.
+The steps are those of a real run: DeepSpeed, bf16, the sharded moving average, checkpoints; clips are
+rendered in memory, so that neither a data set nor Ray is needed.
 """
 
 from __future__ import annotations
@@ -61,14 +61,18 @@ def run_smoke(device: str = "auto") -> bool:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no GPU here; see `nvidia-smi`, and that torch is a CUDA build")
+        raise UsageError(
+            "--device cuda: PyTorch sees no GPU here; see `nvidia-smi`, and that torch is a CUDA build"
+        )
     kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     console = make_console()
     begin_s = time.perf_counter()
     checks = [*check_attention(kind), *check_training(kind, console.print)]
     words = {True: "pass", False: "FAIL", None: "n/a"}
     rows = [(check.name, words[check.passed], check.found) for check in checks]
-    table = make_table(f"Smoke test on {kind}, {time.perf_counter() - begin_s:.0f} s", ("check", "", "found"), rows)
+    table = make_table(
+        f"Smoke test on {kind}, {time.perf_counter() - begin_s:.0f} s", ("check", "", "found"), rows
+    )
     table.columns[2].justify = "left"
     console.print(table)
     failed = [check.name for check in checks if check.passed is False]
@@ -89,7 +93,8 @@ def check_attention(kind: str) -> list[Check]:
 
     def both(backend: Any) -> tuple[Any, Any]:
         qkv = start.clone().requires_grad_()
-        out = attend(*qkv.unbind(0), packing, backend)
+        q, k, v = qkv.unbind(0)
+        out = attend(q, k, v, packing, backend)
         out.float().square().sum().backward()
         return out.detach().float(), qkv.grad.float() if qkv.grad is not None else None
 
@@ -97,7 +102,11 @@ def check_attention(kind: str) -> list[Check]:
     rows = [start[:, a:b].float() for a, b in _spans(packing.lengths)]
     wanted = torch.cat([_plain_attention(*row.unbind(0)) for row in rows])
     worst = float((out - wanted).abs().max())
-    checks = [Check("SDPA on a packed row", worst < 0.03 and bool(torch.isfinite(grad).all()), f"off by {worst:.2g}")]
+    checks = [
+        Check(
+            "SDPA on a packed row", worst < 0.03 and bool(torch.isfinite(grad).all()), f"off by {worst:.2g}"
+        )
+    ]
     if kind != "cuda":
         return [*checks, Check("xformers against SDPA", None, "xformers runs on CUDA only")]
     reason = probe_xformers(kind, dtype, 64)
@@ -175,7 +184,9 @@ class RenderedBatches:
             picked = self._clips[[position % NUM_RENDERED for position in positions]]
             masks = sample_masks(config.objective.masks, config.grid, config.seed, step, positions)
             keys = tuple(str(position) for position in positions)
-            yield Batch(step, keys, picked, masks).with_clips(normalise(picked.to(self._device)), self._device)
+            yield Batch(step, keys, picked, masks).with_clips(
+                normalise(picked.to(self._device)), self._device
+            )
 
 
 def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
@@ -186,7 +197,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
     from pretrain.strategy.deepspeed import join_world
 
     device = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()
+    )
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="foreframe-smoke-") as folder:
         config = smoke_config(kind, Path(folder))
@@ -219,7 +232,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
                     f"loss {losses[0]:.3f} → {losses[-1]:.3f}",
                 )
             )
-            checks.append(Check("sharded moving average", 0 < moved < 1, f"target moved {moved:.2g} from the context's"))
+            checks.append(
+                Check("sharded moving average", 0 < moved < 1, f"target moved {moved:.2g} from the context's")
+            )
             del engine
             engine = _build(laid_out, world)
             resumed = checkpoints.resume(engine)
@@ -229,7 +244,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
             checks.append(Check("save and resume", resumed.step == SAVE_AT and off <= SAME_LOSS, found))
             checks.append(Check("throughput", True, f"{clips_per_s:.1f} clips/s"))
             checks.append(Check("peak memory", True, _peak_memory(kind)))
-        except Exception as error:  # whatever breaks on a user's machine is what this command is there to show
+        except (
+            Exception
+        ) as error:  # whatever breaks on a user's machine is what this command is there to show
             checks.append(Check("training", False, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
         finally:
             if torch.distributed.is_initialized():

@@ -1,4 +1,7 @@
-"""`foreframe train`: starts its own ranks, or joins those that torchrun has started; composition root of a run."""
+"""`foreframe train`: starts its own ranks, or joins those that torchrun has started.
+
+The composition root of a run.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,9 @@ def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: 
     plan(config, nproc)
     check_device(config, nproc)
     if fresh and run_folder(config).exists():
-        raise UsageError(f"{run_folder(config)} exists; choose another name=..., or leave --fresh out to go on with it")
+        raise UsageError(
+            f"{run_folder(config)} exists; choose another name=..., or leave --fresh out to go on with it"
+        )
     check_data(config)
     run = open_run(config)
     already = finished(run, config.train.steps)
@@ -155,7 +160,9 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
             exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise why_ranks_failed(run, Path(folder), exit_codes) from None
         except SignalException as error:
-            raise PreemptedError(f"stopped by {signal.Signals(error.sigval).name}; {how_to_go_on(run)}") from None
+            raise PreemptedError(
+                f"stopped by {signal.Signals(error.sigval).name}; {how_to_go_on(run)}"
+            ) from None
         finally:
             os.environ.pop(ERRORS_VARIABLE, None)
             os.environ.pop(QUIET_VARIABLE, None)
@@ -174,7 +181,8 @@ def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> For
         rank, number = next(iter(killed.items()))
         hint = ", often the kernel out of memory," if number == signal.SIGKILL else ""
         return LostPeerError(
-            f"rank {rank} was killed by {signal.Signals(number).name}{hint} and the others stopped; {how_to_go_on(run)}"
+            f"rank {rank} was killed by {signal.Signals(number).name}{hint} and the others stopped; "
+            f"{how_to_go_on(run)}"
         )
     rank, code = next(iter(exit_codes.items()))
     return RankError(f"rank {rank} failed with exit code {code}, see above; {how_to_go_on(run)}", 1)
@@ -198,8 +206,8 @@ def threads_for(wanted: int | None, ranks_here: int) -> int:
 def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     """One rank of a run; every rank of the job calls this. Errors are left for the starting process too."""
     rank = int(os.environ.get("RANK", "0"))
-    # Packed rows have a new length each step; oneDNN keeps compiled code for the last 1024 shapes, which grew a
-    # rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
+    # Packed rows have a new length each step; oneDNN keeps compiled code for the last 1024 shapes, which
+    # grew a rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:

@@ -42,7 +42,8 @@ class TrainDisplay:
 
     def show(self, line: Line) -> None:
         health = "" if line.verdict.word == "healthy" else f", {line.verdict.word}"
-        note = f"loss {line.loss:.4f}, {line.clips_per_s:.1f} clips/s, {line.wait_share:.0%} waiting for data{health}"
+        speed = f"{line.clips_per_s:.1f} clips/s, {line.wait_share:.0%} waiting for data"
+        note = f"loss {line.loss:.4f}, {speed}{health}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=line.step, total=line.steps, note=note)
             return

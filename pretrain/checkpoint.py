@@ -133,7 +133,8 @@ class StoredFragments:
                 reached = stop
         if reached != end:
             raise CheckpointError(
-                f"the checkpoint holds no {kind} of {wanted.name} from element {reached}: it is of another model"
+                f"the checkpoint holds no {kind} of {wanted.name} from element {reached}: "
+                f"it is of another model"
             )
         return out
 
@@ -199,7 +200,9 @@ class Checkpoints:
     before_save: called first, so that what is logged is as old as what is saved.
     """
 
-    def __init__(self, run: Path, plan: Plan, say: Callable[[str], None], before_save: Callable[[], None]) -> None:
+    def __init__(
+        self, run: Path, plan: Plan, say: Callable[[str], None], before_save: Callable[[], None]
+    ) -> None:
         self.run, self._plan, self._say, self._before_save = run, plan, say, before_save
 
     def resume(self, engine: Engine) -> Progress:
@@ -256,12 +259,17 @@ class Checkpoints:
         failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(reports) if text]
         if not failed:
             files = {name: facts for _, found in reports for name, facts in found.items()}
-            failed = [text for text in world.gather_objects(self._publish(engine, progress, part, final, files)) if text]
+            failed = [
+                text
+                for text in world.gather_objects(self._publish(engine, progress, part, final, files))
+                if text
+            ]
         if failed:
             if world.is_first:
                 shutil.rmtree(part, ignore_errors=True)
             raise CheckpointError(
-                f"no checkpoint at step {progress.step}: {'; '.join(failed)}; earlier checkpoints are untouched"
+                f"no checkpoint at step {progress.step}: {'; '.join(failed)}; "
+                f"earlier checkpoints are untouched"
             )
         return final
 
@@ -276,7 +284,9 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             return f"{path} could not be written: {error}", {}
 
-    def _publish(self, engine: Engine, progress: Progress, part: Path, final: Path, files: dict[str, Any]) -> str:
+    def _publish(
+        self, engine: Engine, progress: Progress, part: Path, final: Path, files: dict[str, Any]
+    ) -> str:
         """Rank 0: the manifest, the folder's name, the pointer. '' or why not."""
         if not engine.world.is_first:
             return ""
@@ -330,7 +340,9 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
     else:
         folder = run / FOLDER / f"step-{step:08d}"
         if not folder.is_dir():
-            have = ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
+            have = (
+                ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
+            )
             raise CheckpointError(f"{run} has no checkpoint at step {step}; it has: {have}")
         manifest = verify(folder)
     config = RunConfig.model_validate(manifest["config"])
@@ -340,4 +352,3 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
         for name, parameter in encoder.named_parameters():
             parameter.copy_(stored.read(TARGET, Fragment(name, 0, parameter.numel())).view_as(parameter))
     return encoder, config, manifest["progress"]["step"]
-

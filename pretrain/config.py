@@ -36,7 +36,9 @@ class DataConfig(Section):
     shards: str = Field(description="data set folder or s3:// prefix written by `foreframe shard`")
     split: Literal["train", "eval"] = Field("train", description="which split of the data set to train on")
     frames: PositiveInt = Field(16, description="frames a clip")
-    fps: float = Field(4.0, gt=0, description="frames a second that the model sees, from the clip's own clock")
+    fps: float = Field(
+        4.0, gt=0, description="frames a second that the model sees, from the clip's own clock"
+    )
     size: PositiveInt = Field(256, description="height and width of a clip in pixels, after the crop")
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     shuffle_window: PositiveInt = Field(16, description="shards whose samples are shuffled together")
@@ -175,7 +177,9 @@ class OptimConfig(Section):
     final_lr: float | None = Field(None, ge=0, description="cosine end point; null keeps lr constant")
     warmup_steps: int = Field(0, ge=0, description="steps from start_lr to lr, linear")
     weight_decay: float = Field(0.04, ge=0, description="decoupled weight decay of matrices")
-    final_weight_decay: float | None = Field(None, ge=0, description="cosine end point; null keeps it constant")
+    final_weight_decay: float | None = Field(
+        None, ge=0, description="cosine end point; null keeps it constant"
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     clip_norm: float | None = Field(None, gt=0, description="global gradient norm limit; null for none")
@@ -186,11 +190,15 @@ class TrainConfig(Section):
     global_batch: PositiveInt = Field(3072, description="clips a step over all ranks")
     micro_batch: PositiveInt = Field(24, description="clips a rank a forward")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations in the passes")
-    checkpoint_every: PositiveInt = Field(1000, description="steps between checkpoints; the last step saves too")
+    checkpoint_every: PositiveInt = Field(
+        1000, description="steps between checkpoints; the last step saves too"
+    )
     keep_checkpoints: PositiveInt = Field(2, description="newest whole checkpoints kept")
     log_every: PositiveInt = Field(20, description="steps between lines of metrics")
     max_skipped_steps: int = Field(20, ge=0, description="non-finite steps in a row before the run stops")
-    time_limit_s: float | None = Field(None, gt=0, description="save and stop after so long; null for no limit")
+    time_limit_s: float | None = Field(
+        None, gt=0, description="save and stop after so long; null for no limit"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
 
 
@@ -205,16 +213,22 @@ class DeepSpeedConfig(Section):
     """DeepSpeed ZeRO over all ranks, with a sharded moving average of the target."""
 
     kind: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2] = Field(1, description="what is sharded: 0 nothing, 1 optimizer, 2 gradients too")
+    zero_stage: Literal[0, 1, 2] = Field(
+        1, description="what is sharded: 0 nothing, 1 optimizer, 2 gradients too"
+    )
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
-    timeout_s: float = Field(120.0, gt=0, description="a collective that takes longer ends the run: a lost peer")
+    timeout_s: float = Field(
+        120.0, gt=0, description="a collective that takes longer ends the run: a lost peer"
+    )
 
 
 class HealthConfig(Section):
     """How often features are looked at, and what happens when their spread is gone."""
 
     every: PositiveInt = Field(50, description="steps between looks at the features")
-    on_collapse: Literal["note", "warn", "stop"] = Field("stop", description="what a collapse does to the run")
+    on_collapse: Literal["note", "warn", "stop"] = Field(
+        "stop", description="what a collapse does to the run"
+    )
     std_floor: Fraction = Field(
         0.1, description="collapsed when the std across samples falls below this share of the untrained one"
     )
@@ -224,7 +238,9 @@ class HealthConfig(Section):
 class ProbeConfig(Section):
     """What is read out of frozen features, always beside the untrained encoder."""
 
-    data: str | None = Field(None, description="data set with train and eval splits; null: the run's own shards")
+    data: str | None = Field(
+        None, description="data set with train and eval splits; null: the run's own shards"
+    )
     train_clips: PositiveInt = Field(512, description="clips of the train split that the probe is fitted on")
     eval_clips: PositiveInt = Field(256, description="clips of the eval split that it is scored on")
     batch: PositiveInt = Field(16, description="clips a forward")
@@ -273,17 +289,25 @@ class RunConfig(Section):
         multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
         multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
         if self.data.size < 2 * self.model.encoder.patch:
-            need = f"at least two patches of {self.model.encoder.patch} pixels a side, or masks hide everything"
+            need = (
+                f"at least two patches of {self.model.encoder.patch} pixels a side, or masks hide everything"
+            )
             found.append(("data.size", self.data.size, need, (2 * self.model.encoder.patch,)))
         if self.train.global_batch < self.train.micro_batch:
             need = f"at least train.micro_batch = {self.train.micro_batch}"
             found.append(("train.global_batch", self.train.global_batch, need, (self.train.micro_batch,)))
         else:
-            multiple("train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch")
+            multiple(
+                "train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch"
+            )
         if self.optim.warmup_steps > self.train.steps:
             need = f"at most train.steps = {self.train.steps}"
             found.append(("optim.warmup_steps", self.optim.warmup_steps, need, (self.train.steps // 10,)))
-        if self.strategy.kind == "deepspeed" and self.strategy.zero_stage == 0 and self.train.precision == "bf16":
+        if (
+            self.strategy.kind == "deepspeed"
+            and self.strategy.zero_stage == 0
+            and self.train.precision == "bf16"
+        ):
             need = "1 or 2 with train.precision bf16 (stage 0 keeps no fp32 master copy)"
             found.append(("strategy.zero_stage", 0, need, (1,)))
         if self.strategy.kind == "single" and self.train.precision == "bf16":
@@ -331,7 +355,10 @@ def plan(config: RunConfig, world_size: int) -> Plan:
     micro, total = config.train.micro_batch, config.train.global_batch
     if config.strategy.kind == "single" and world_size != 1:
         raise ConfigError(
-            "strategy.kind", got="single", need=f"deepspeed to train on {world_size} ranks", try_=("deepspeed",)
+            "strategy.kind",
+            got="single",
+            need=f"deepspeed to train on {world_size} ranks",
+            try_=("deepspeed",),
         )
     if total % (micro * world_size):
         each = micro * world_size

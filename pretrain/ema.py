@@ -36,7 +36,9 @@ def check_tiling(fragments: Sequence[Fragment], sizes: dict[str, int]) -> None:
     reached = dict.fromkeys(sizes, 0)
     for fragment in sorted(fragments, key=lambda f: (f.name, f.start)):
         assert fragment.name in reached, f"a fragment of {fragment.name}, which the target has not"
-        assert fragment.start == reached[fragment.name], f"{fragment.name}: gap or overlap at {fragment.start}"
+        assert fragment.start == reached[fragment.name], (
+            f"{fragment.name}: gap or overlap at {fragment.start}"
+        )
         reached[fragment.name] += fragment.numel
     missing = [name for name, size in sizes.items() if reached[name] != size]
     assert not missing, f"fragments leave parts of {missing[:3]} uncovered"
@@ -59,7 +61,9 @@ class ShardedEma:
         gather: Gather,
     ) -> None:
         self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
-        check_tiling([f for own in fragments for f in own], {n: p.numel() for n, p in self._parameters.items()})
+        check_tiling(
+            [f for own in fragments for f in own], {n: p.numel() for n, p in self._parameters.items()}
+        )
         self.target = target
         self.fragments = list(fragments[rank])
         self._everybody = fragments

@@ -116,7 +116,9 @@ class History:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> History:
-        return cls(state["untrained_std"], state["looks_below"], [(int(s), float(v)) for s, v in state["std"]])
+        return cls(
+            state["untrained_std"], state["looks_below"], [(int(s), float(v)) for s, v in state["std"]]
+        )
 
 
 def judge(history: History, step: int, target_std: float, config: HealthConfig) -> Verdict:

@@ -20,7 +20,13 @@ class Stops(Protocol):
 
 
 def train(
-    plan: Plan, engine: Engine, batches: Batches, checkpoints: Checkpoints, watch: Watch, stops: Stops, progress: Progress
+    plan: Plan,
+    engine: Engine,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    watch: Watch,
+    stops: Stops,
+    progress: Progress,
 ) -> Progress:
     """Train from `progress` to the plan's last step, or until a stop that all ranks agree on.
 

@@ -13,7 +13,8 @@ from pretrain.schedule import Knobs
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups: matrices, which decay, and biases, norms and mask tokens, which do not."""
-    decaying, plain = [], []
+    decaying: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         is_plain = name.endswith((".bias", "mask_tokens")) or ".norm" in name
         (plain if is_plain else decaying).append(parameter)

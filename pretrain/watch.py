@@ -91,8 +91,8 @@ class Watch:
             self._say(f"step {step} skipped: a gradient was not finite ({progress.skipped_in_row} in a row)")
         if progress.skipped_in_row > train.max_skipped_steps:
             raise DivergedError(
-                f"{progress.skipped_in_row} steps in a row had gradients that are not finite, up to step {step}; "
-                f"lower optim.lr or set optim.clip_norm, and go on from the last checkpoint"
+                f"{progress.skipped_in_row} steps in a row had gradients that are not finite, up to step "
+                f"{step}; lower optim.lr or set optim.clip_norm, and go on from the last checkpoint"
             )
 
     def finish(self) -> None:
@@ -120,8 +120,14 @@ class Watch:
         config = self._plan.config.health
         self.verdict = judge(progress.history, progress.step, float(values["health/target_std"]), config)
         if is_first_look:
-            values |= {f"{key}_untrained": values[key] for key in ("health/target_std", "health/target_rankme")}
-        if self.verdict.word != "healthy" and config.on_collapse != "note" and self._said != self.verdict.reason:
+            values |= {
+                f"{key}_untrained": values[key] for key in ("health/target_std", "health/target_rankme")
+            }
+        if (
+            self.verdict.word != "healthy"
+            and config.on_collapse != "note"
+            and self._said != self.verdict.reason
+        ):
             self._say(f"step {progress.step}: {self.verdict.word}: {self.verdict.reason}")
             self._said = self.verdict.reason
         return values
@@ -170,6 +176,6 @@ class Watch:
         if self._num_bad > limit:
             listed = "; ".join(f"{key}: {reason}" for key, reason in found[:3])
             raise DataError(
-                f"{self._num_bad} samples could not be read, more than data.max_bad_samples = {limit}: {listed}; "
-                f"all are in {self._run / SKIPPED_FILE}; check the shards with `foreframe verify`"
+                f"{self._num_bad} samples could not be read, more than data.max_bad_samples = {limit}: "
+                f"{listed}; all are in {self._run / SKIPPED_FILE}; check the shards with `foreframe verify`"
             )

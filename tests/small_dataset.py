@@ -24,7 +24,14 @@ from data_pipeline.format import (
 )
 from data_pipeline.shards import ShardFile, publish_shard
 from data_pipeline.storage import Storage
-from data_pipeline.synthetic import ACTION_NAMES, STATE_NAMES, generator, render_frames, render_texture, simulate
+from data_pipeline.synthetic import (
+    ACTION_NAMES,
+    STATE_NAMES,
+    generator,
+    render_frames,
+    render_texture,
+    simulate,
+)
 from pretrain.config import RunConfig
 
 SIZE, FPS = 32, 8.0
@@ -99,7 +106,14 @@ def tiny_config(dataset: Path, folder: Path, /, **changes: Any) -> RunConfig:
     plain: dict[str, Any] = {
         "name": "tiny",
         "out": str(folder),
-        "data": {"shards": str(dataset), "frames": 8, "fps": FPS, "size": SIZE, "workers": 0, "shuffle_window": 2},
+        "data": {
+            "shards": str(dataset),
+            "frames": 8,
+            "fps": FPS,
+            "size": SIZE,
+            "workers": 0,
+            "shuffle_window": 2,
+        },
         "model": {
             "encoder": {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "patch": 8},
             "predictor": {"depth": 1, "width": 24, "heads": 2},

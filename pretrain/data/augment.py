@@ -19,7 +19,9 @@ STD = (0.229, 0.224, 0.225)
 CROP_TRIES = 10
 
 
-def crop_box(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(
+    height: int, width: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """top, left, height, width of a random crop by area and aspect; the largest centred one if none fits."""
     for _ in range(CROP_TRIES):
         area = height * width * rng.uniform(*config.crop_scale)
@@ -54,7 +56,9 @@ def eval_view(frames_THWC: np.ndarray, size: int) -> Tensor:
     """The short side resized to `size`, then the centre: uint8 (T, size, size, 3)."""
     height, width = frames_THWC.shape[1:3]
     scale = size / min(height, width)
-    view = resize(torch.from_numpy(frames_THWC), max(size, round(height * scale)), max(size, round(width * scale)))
+    view = resize(
+        torch.from_numpy(frames_THWC), max(size, round(height * scale)), max(size, round(width * scale))
+    )
     top, left = (view.shape[1] - size) // 2, (view.shape[2] - size) // 2
     return view[:, top : top + size, left : left + size].contiguous()
 

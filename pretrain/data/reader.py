@@ -1,4 +1,4 @@
-"""Clips out of a data set's shards, by number: a ranged read by the index, decoded at the clip's own times."""
+"""Clips of a data set's shards, by number: a ranged read by the index, decoded at the clip's own times."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class ClipReader:
         spare_s = length_s - needed_s
         if spare_s < -0.5 / meta.fps:
             raise DataError(
-                f"clip {sample.key} lasts {length_s:.2f} s; {frames} frames at {fps:g} a second need {needed_s:.2f} s"
+                f"clip {sample.key} lasts {length_s:.2f} s; "
+                f"{frames} frames at {fps:g} a second need {needed_s:.2f} s"
             )
         begin_s = start(max(0.0, spare_s)) if start is not None else 0.0
         wanted_s = begin_s + np.arange(frames) / fps

@@ -171,10 +171,10 @@ class Batches:
 
     def _start(self) -> Iterator[Batch]:
         workers = self._plan.config.data.workers
-        # spawned: forked ones inherit gloo's threads; a fork server outlives a killed rank, and its workers too
+        # spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
         loader: DataLoader[Batch] = DataLoader(
             self._clips,  # type: ignore[arg-type]
-            batch_sampler=RankPlaces(self._plan, self._rank, self._step, self._samples),  # type: ignore[arg-type]
+            batch_sampler=RankPlaces(self._plan, self._rank, self._step, self._samples),
             collate_fn=Collate(self._plan.config),
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
@@ -191,5 +191,3 @@ def check_first_clip(config: RunConfig, reader: ClipReader) -> None:
     Raises: DataError.
     """
     reader.read(0, config.data.frames, config.data.fps)
-
-

@@ -81,7 +81,7 @@ class World:
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did. applied is False when a gradient was not finite: all ranks skip together."""
+    """What one optimizer step did. applied: False when a gradient was not finite; all ranks skip it."""
 
     applied: bool
     grad_norm: float
@@ -90,7 +90,8 @@ class Update:
 class Backend(Protocol):
     """What differs between one process and DeepSpeed."""
 
-    shards: Shards
+    @property
+    def shards(self) -> Shards: ...
 
     def forward(self, batch: Batch, targets: Tensor) -> Output: ...
 

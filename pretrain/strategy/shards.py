@@ -95,7 +95,7 @@ class PartitionedShards:
         self._zero = zero_optimizer
         self.fragments, self.masters, self._places = [], [], []
         for name, parameter in module.named_parameters():
-            mapping = parameter._hp_mapping
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
             if mapping is None:
                 continue
             address = mapping.lp_fragment_address

@@ -30,7 +30,7 @@ class SingleBackend:
         return cast(Objective, self._module)(batch, targets)
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self._share).backward()  # type: ignore[no-untyped-call]
+        (loss * self._share).backward()
 
     def step(self) -> Update:
         limit = self._clip_norm if self._clip_norm is not None else float("inf")

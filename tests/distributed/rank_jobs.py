@@ -1,4 +1,4 @@
-"""What single ranks do in the distributed tests; started by torchrun as `python -m tests.distributed.rank_jobs`."""
+"""What single ranks do in the distributed tests: torchrun starts `python -m tests.distributed.rank_jobs`."""
 
 from __future__ import annotations
 

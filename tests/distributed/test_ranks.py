@@ -28,8 +28,17 @@ BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
 
 
 def torchrun(num_ranks: int, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_ranks),
+    ]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -97,7 +106,9 @@ def test_two_ranks_resume_bit_for_bit(whole_run: Path, small_dataset: Path, tmp_
     assert curve(run) == curve(whole_run)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_three(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_ranks_goes_on_with_three(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
     cut_back(whole_run, tmp_path, 4)
     run = run_train(two_rank_config(small_dataset, tmp_path), nproc=3, quiet=True).run
     assert [line[2] for line in curve(run)] == [line[2] for line in curve(whole_run)]

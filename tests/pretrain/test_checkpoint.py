@@ -14,7 +14,14 @@ import torch
 from data_pipeline.errors import CheckpointError, ConfigError
 from launch.run_folder import open_run
 from launch.train import run_train
-from pretrain.checkpoint import StoredFragments, load_encoder, newest_whole, step_folders, untrained_encoder, verify
+from pretrain.checkpoint import (
+    StoredFragments,
+    load_encoder,
+    newest_whole,
+    step_folders,
+    untrained_encoder,
+    verify,
+)
 from pretrain.ema import Fragment
 from pretrain.loop import train
 from pretrain.tracking.jsonl import read_metrics
@@ -149,7 +156,9 @@ def test_old_checkpoints_are_pruned(small_dataset: Path, tmp_path: Path) -> None
     assert (run / "checkpoints" / "latest").read_text() == "step-00000012\n"
 
 
-def test_another_science_in_the_same_folder_is_refused_with_a_list(whole_run: Path, small_dataset: Path) -> None:
+def test_another_science_in_the_same_folder_is_refused_with_a_list(
+    whole_run: Path, small_dataset: Path
+) -> None:
     out = whole_run.parent
     changed = tiny_config(small_dataset, out, train=SAVING, optim={"lr": 2e-3, "clip_norm": 0.5})
     with pytest.raises(ConfigError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ def cut(module: nn.Module, cuts: list[int]) -> list[list[Fragment]]:
     """The module's elements laid end to end and cut at the given places, a piece a rank."""
     edges = [0, *sorted(cuts), sum(p.numel() for p in module.parameters())]
     ranks: list[list[Fragment]] = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         own, offset = [], 0
         for name, parameter in module.named_parameters():
             start, end = max(low - offset, 0), min(high - offset, parameter.numel())
@@ -32,7 +34,9 @@ def cut(module: nn.Module, cuts: list[int]) -> list[list[Fragment]]:
 
 
 @settings(max_examples=20, deadline=None)
-@given(cuts=st.lists(st.integers(0, 80), max_size=4), momenta=st.lists(st.floats(0, 1), min_size=1, max_size=4))
+@given(
+    cuts=st.lists(st.integers(0, 80), max_size=4), momenta=st.lists(st.floats(0, 1), min_size=1, max_size=4)
+)
 def test_any_sharding_equals_a_plain_float32_average(cuts: list[int], momenta: list[float]) -> None:
     context, plain = make_module(), make_module()
     fragments = cut(context, cuts)
@@ -45,7 +49,9 @@ def test_any_sharding_equals_a_plain_float32_average(cuts: list[int], momenta: l
             fragments,
             rank,
             [flat[f.name][f.start : f.start + f.numel] for f in own],
-            lambda mine: (sent.append(mine), torch.stack(rows) if rows else mine.expand(len(fragments), -1))[1],
+            lambda mine: (sent.append(mine), torch.stack(rows) if rows else mine.expand(len(fragments), -1))[
+                1
+            ],
         )
         for rank, own in enumerate(fragments)
     ]

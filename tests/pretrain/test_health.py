@@ -59,7 +59,13 @@ def verdicts(stds: list[float], patience: int = 2) -> list[str]:
 
 
 def test_a_lasting_loss_of_spread_is_a_collapse_and_a_dip_is_not() -> None:
-    assert verdicts([1.0, 0.5, 0.05, 0.04, 0.03]) == ["healthy", "healthy", "warning", "collapsed", "collapsed"]
+    assert verdicts([1.0, 0.5, 0.05, 0.04, 0.03]) == [
+        "healthy",
+        "healthy",
+        "warning",
+        "collapsed",
+        "collapsed",
+    ]
     assert verdicts([1.0, 0.05, 0.5, 0.05, 0.6]) == ["healthy", "warning", "healthy", "warning", "healthy"]
 
 

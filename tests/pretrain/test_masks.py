@@ -21,7 +21,12 @@ KINDS = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(grid=GRIDS, kinds=st.lists(KINDS, min_size=1, max_size=3), clips=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    grid=GRIDS,
+    kinds=st.lists(KINDS, min_size=1, max_size=3),
+    clips=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
 def test_kept_and_hidden_name_every_place_once(
     grid: tuple[int, int, int], kinds: list[MaskConfig], clips: int, seed: int
 ) -> None:
@@ -69,10 +74,11 @@ def test_a_box_has_the_published_size() -> None:
 
 
 def test_published_masks_hide_most_of_a_clip() -> None:
-    """V-JEPA reports that about 90 % of a clip is hidden by the long kind, about three quarters by the short."""
+    """V-JEPA reports that the long kind hides about 90 % of a clip, the short about three quarters."""
     grid = (8, 14, 14)
     shares = [
-        np.mean([mask_of(kind, grid, stream(0, "share", n)).mean() for n in range(300)]) for kind in PUBLISHED_MASKS
+        np.mean([mask_of(kind, grid, stream(0, "share", n)).mean() for n in range(300)])
+        for kind in PUBLISHED_MASKS
     ]
     assert 0.6 < shares[0] < 0.85
     assert 0.8 < shares[1] < 0.97

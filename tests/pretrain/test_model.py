@@ -131,7 +131,8 @@ def test_encoder_equals_transformers_vjepa2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"), [("vit_large", 303.9), ("vit_huge", 631.6), ("vit_giant", 1012.0), ("vit_gigantic", 1844.0)]
+    ("preset", "millions"),
+    [("vit_large", 303.9), ("vit_huge", 631.6), ("vit_giant", 1012.0), ("vit_gigantic", 1844.0)],
 )
 def test_presets_have_the_published_number_of_parameters(preset: str, millions: float) -> None:
     config = EncoderConfig.model_validate({"preset": preset})

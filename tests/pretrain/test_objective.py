@@ -41,7 +41,9 @@ def make_batch(clips: int = 3, first: int = 0) -> Batch:
 def test_the_loss_sends_no_gradient_to_the_target() -> None:
     objective, batch = make(), make_batch()
     target = make().encoder
-    assert all(p.requires_grad for p in target.parameters()), "so that only the stop-gradient can hold it back"
+    assert all(p.requires_grad for p in target.parameters()), (
+        "so that only the stop-gradient can hold it back"
+    )
     output = objective(batch, objective.targets(target, batch))
     output.loss.backward()
     assert all(p.grad is None for p in target.parameters())

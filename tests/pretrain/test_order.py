@@ -44,7 +44,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=SIZES, positions=st.lists(st.integers(0, 200), min_size=1, max_size=20))
-def test_a_position_means_one_sample_in_whatever_order_it_is_asked_for(sizes: list[int], positions: list[int]) -> None:
+def test_a_position_means_one_sample_in_whatever_order_it_is_asked_for(
+    sizes: list[int], positions: list[int]
+) -> None:
     order, total = Order(0, sizes, 2), sum(sizes)
     for position in positions:
         assert order.at(position) == epoch_order(0, position // total, sizes, 2)[position % total]
@@ -52,7 +54,9 @@ def test_a_position_means_one_sample_in_whatever_order_it_is_asked_for(sizes: li
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 def test_ranks_together_hold_the_global_batch_whatever_their_number(world: int) -> None:
-    config = tiny_config(Path("x"), Path("y"), train={"global_batch": 12, "micro_batch": 1}, strategy={"kind": "deepspeed"})
+    config = tiny_config(
+        Path("x"), Path("y"), train={"global_batch": 12, "micro_batch": 1}, strategy={"kind": "deepspeed"}
+    )
     laid_out = plan(config, world)
     for step in range(3):
         places = []
@@ -67,7 +71,9 @@ def keys_of(config_changes: dict[str, int], small_dataset: Path, steps: int, sta
     laid_out = plan(config, 1)
     batches = Batches(laid_out, 0, torch.device("cpu"))
     batches.seek(start, start * config.train.global_batch)
-    found = [key for _ in range(steps) for batch in batches.take(laid_out.micro_batches) for key in batch.keys]
+    found = [
+        key for _ in range(steps) for batch in batches.take(laid_out.micro_batches) for key in batch.keys
+    ]
     batches.close()
     return found
 

@@ -30,7 +30,9 @@ def test_twenty_steps_follow_the_golden_curve(small_dataset: Path, tmp_path: Pat
 def test_features_that_stop_varying_end_the_run(small_dataset: Path, tmp_path: Path) -> None:
     """A floor above any healthy spread stands for a collapse: the run stops, saves and says why."""
     health = {"every": 1, "on_collapse": "stop", "std_floor": 1.0, "patience": 1}
-    config = tiny_config(small_dataset, tmp_path, health=health, target={"momentum": {"start": 0.0, "end": 0.0}})
+    config = tiny_config(
+        small_dataset, tmp_path, health=health, target={"momentum": {"start": 0.0, "end": 0.0}}
+    )
     with pytest.raises(CollapsedError, match="untrained encoder"):
         run_train(config, quiet=True)
     assert (tmp_path / "tiny" / "checkpoints" / "latest").is_file()
@@ -53,7 +55,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run(
 
     monkeypatch.setattr(MaskedLatent, "forward", poisoned)
     config = tiny_config(small_dataset, tmp_path, train={"max_skipped_steps": 2})
-    with pytest.raises(DivergedError, match="3 steps in a row .* up to step 6"):
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* up to step 6"):
         run_train(config, quiet=True)
     assert [line["optim/skipped_steps"] for line in read_metrics(tmp_path / "tiny")] == [0, 0, 0, 1, 2, 3]
 
