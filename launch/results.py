@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def probe_run(run: Path, step: int | None = None, progress: Report | None = None
 
 
 def report_run(run: Path, out: Path | None = None) -> Path:
-    """Write the report, and add it to the run's tracker; returns where it is.
+    """Write the report, and add it and the pictures of the run to its tracker; returns where it is.
 
     Raises: UsageError for a folder that is no run, or an `out` that cannot be written.
     """
@@ -47,5 +48,16 @@ def report_run(run: Path, out: Path | None = None) -> Path:
     from pretrain.tracking.base import add_results
 
     path = write_report(run, out=out)
-    add_results(config.tracker, run, step=config.train.steps, scores={}, files=[path])
+    pictures = sorted(path for path in (run / "pictures").iterdir() if not path.name.startswith("."))
+    add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
     return path
+
+
+def last_step(run: Path) -> int:
+    """The newest step that a run's folder tells of: logged, or probed; 0 before both."""
+    from pretrain.tracking.jsonl import read_metrics
+
+    steps = [line["step"] for line in read_metrics(run)[-1:]]
+    if (run / "probe.json").is_file():
+        steps.append(json.loads((run / "probe.json").read_bytes())["step"])
+    return max(steps, default=0)

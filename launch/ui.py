@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UsageError
 from launch.console import make_console
-from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, local_uri
+from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, RUN_FILE, local_uri
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
@@ -59,6 +60,16 @@ def find_database(run: Path) -> Path:
         f"{run} holds no {DATABASE_FILE}: a run with tracker.uri set is on the server it names, and one "
         f"with tracker.kind jsonl has metrics.jsonl only"
     )
+
+
+def page_of(run: Path) -> str:
+    """The page of a run's curves, below the server's address; the root where mlflow_run.json names none."""
+    try:
+        found = json.loads((run / RUN_FILE).read_bytes())
+        place = f"experiments/{found['experiment_id']}/runs/{found['run_id']}"
+    except (OSError, ValueError, KeyError):
+        return "/"
+    return f"/#/{place}/model-metrics?workflowType=machine_learning"
 
 
 def server_command(database: Path, host: str, port: int) -> list[str]:
@@ -126,7 +137,7 @@ def run_ui(run: Path, port: int = 5000, host: str = "127.0.0.1") -> None:
             )
         try:
             _wait_until_up(server, address, log)
-            console.print(f"open [bold]{address}[/bold]   (Ctrl-C stops it)")
+            console.print(f"open [bold]{address}{page_of(run)}[/bold]\n(Ctrl-C stops it)", soft_wrap=True)
             status = server.wait()
             raise UsageError(f"MLflow ended with status {status}:\n{_end_of(log)}")
         except KeyboardInterrupt:

@@ -317,7 +317,12 @@ class MlflowTracker:
             "mlflow.user": user_name(),
         }
         created = self._client.create_run(self._experiment_id(), run_name=facts.name, tags=tags)
-        record = {"run_id": created.info.run_id, "experiment": self.experiment, "address": self.address}
+        record = {
+            "run_id": created.info.run_id,
+            "experiment": self.experiment,
+            "experiment_id": str(created.info.experiment_id),
+            "address": self.address,
+        }
         Storage(self.run).publish(RUN_FILE, json.dumps(record, indent=2).encode() + b"\n")
         return created.info.run_id, {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UsageError
-from launch.ui import check_port, find_database, server_command
+from launch.ui import check_port, find_database, page_of, server_command
 
 
 def test_a_port_in_use_is_a_sentence_that_names_a_free_one() -> None:
@@ -38,3 +38,11 @@ def test_the_server_listens_where_it_is_told(tmp_path: Path) -> None:
     command = server_command(tmp_path / "mlflow.db", "127.0.0.1", 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5001"
+
+
+def test_the_address_leads_to_the_runs_curves(tmp_path: Path) -> None:
+    assert page_of(tmp_path) == "/"
+    (tmp_path / "mlflow_run.json").write_text('{"run_id": "abc", "experiment_id": "7"}')
+    assert page_of(tmp_path) == "/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
+    (tmp_path / "mlflow_run.json").write_text('{"run_id": "ab')
+    assert page_of(tmp_path) == "/"
