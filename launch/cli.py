@@ -33,7 +33,14 @@ app.add_typer(config_app, name="config")
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a run's folder.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file, such as optim.lr=1e-3."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings laid over the file, such as optim.lr=1e-3."),
+]
+DataFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/data/demo.yaml.")
+]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings laid over the file, such as encode.fps=8."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo/run.")]
 Overwrite = Annotated[bool, typer.Option("--force", help="Replace another data set that is at `out`.")]
@@ -97,8 +104,8 @@ def _read_data_config(config: str, overrides: list[str] | None) -> DataConfig:
     return read_config(config, overrides or [], DataConfig)
 
 
-@app.command(epilog="Example: foreframe index configs/data/demo.yaml sources=[clips] out=data/mine")
-def index(config: ConfigFile, overrides: Overrides = None, force: Overwrite = False) -> None:
+@app.command(epilog="Example: foreframe index configs/data/demo.yaml sources=clips out=data/mine")
+def index(config: DataFile, overrides: DataOverrides = None, force: Overwrite = False) -> None:
     """Inspect videos and list them in a manifest, those that cannot be used with the reason."""
     settings = _read_data_config(config, overrides)
     from launch.data import run_index
@@ -106,8 +113,8 @@ def index(config: ConfigFile, overrides: Overrides = None, force: Overwrite = Fa
     print(f"wrote {run_index(settings, force=force)}")
 
 
-@app.command(epilog="Example: foreframe shard configs/data/demo.yaml sources=[clips] out=data/mine")
-def shard(config: ConfigFile, overrides: Overrides = None, force: Overwrite = False) -> None:
+@app.command(epilog="Example: foreframe shard configs/data/demo.yaml sources=clips out=data/mine")
+def shard(config: DataFile, overrides: DataOverrides = None, force: Overwrite = False) -> None:
     """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
     settings = _read_data_config(config, overrides)
     from launch.data import run_shard
@@ -119,7 +126,9 @@ def shard(config: ConfigFile, overrides: Overrides = None, force: Overwrite = Fa
 @app.command(epilog="Example: foreframe verify data/mine --deep")
 def verify(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set's folder or s3:// prefix.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Read every tar and compare every hash.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every clip too; without it, hashes alone are compared.")
+    ] = False,
 ) -> None:
     """Compare a data set's shards with their index, and print what it holds."""
     from launch.data import run_verify
@@ -135,9 +144,12 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Refuse a run's folder that exists; without it the run goes on.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the last line only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only, no progress.")] = False,
 ) -> None:
-    """Train; a run whose folder holds a checkpoint goes on from it. Under torchrun, join its ranks."""
+    """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
+
+    Under torchrun it joins the ranks that are there.
+    """
     from launch.config import read_config
     from pretrain.config import RunConfig, plan
 
@@ -147,10 +159,7 @@ def train(
 
     result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet)
     if int(os.environ.get("RANK", "0")) == 0:
-        loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-        speed = "" if result.clips_per_s is None else f", {result.clips_per_s:.1f} clips/s"
-        print(f"step {result.step}{loss}{speed}, {result.seconds:.0f} s")
-        print(f"run    {result.run}\nnext   foreframe probe {result.run}")
+        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe probe {result.run}")
     if result.stopped is not None:
         print(
             f"stopped: {result.stopped}; the same command goes on from the last checkpoint", file=sys.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError
@@ -36,7 +36,12 @@ OPERATIONAL = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. stopped: why before its last step, or None."""
+    """How a run ended.
+
+    loss, clips_per_s: of the last step logged; None when none was.
+    seconds: since the run was begun or last resumed. stopped: why before its last step, or None.
+    is_new: False when the run had ended before, and this is what it left.
+    """
 
     run: Path
     step: int
@@ -44,15 +49,36 @@ class TrainResult:
     clips_per_s: float | None
     seconds: float
     stopped: str | None
+    is_new: bool = True
+
+    def summary(self) -> str:
+        """The result in a line."""
+        figures = [f"step {self.step}"]
+        if self.loss is not None:
+            figures.append(f"loss {self.loss:.4f}")
+        if self.clips_per_s is not None:
+            figures.append(f"{self.clips_per_s:.1f} clips/s")
+        line = ", ".join([*figures, f"{self.seconds:.0f} s"])
+        if not self.is_new:
+            return f"already finished, nothing to do: {line} when it was trained"
+        if self.loss is None and self.stopped is None:
+            return f"{line}: the last checkpoint was of the last step, no step was left to take"
+        return line
 
     def write(self) -> None:
-        plain = {**asdict(self), "run": str(self.run)}
+        plain = {key: value for key, value in asdict(self).items() if key != "is_new"} | {
+            "run": str(self.run)
+        }
         write_durably(self.run / RESULT_FILE, json.dumps(plain, indent=1).encode())
 
     @classmethod
     def read(cls, run: Path) -> TrainResult:
+        """Raises: ValueError when the file is no result."""
         plain = json.loads((run / RESULT_FILE).read_bytes())
-        return cls(**{**plain, "run": Path(plain["run"])})
+        try:
+            return cls(**{**plain, "run": run})
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -107,9 +133,9 @@ def finished(run: Path, steps: int) -> TrainResult | None:
         return None
     try:
         _, manifest, _ = newest_whole(run)
-    except CheckpointError:
+        result = replace(TrainResult.read(run), is_new=False)
+    except (CheckpointError, ValueError):  # a result that cannot be read is written anew
         return None
-    result = TrainResult.read(run)
     return result if manifest["progress"]["step"] >= steps and result.step >= steps else None
 
 

@@ -1,0 +1,46 @@
+"""A run's folder: what a command says of the run that ended there, and what it makes of damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.run_folder import TrainResult, finished
+from launch.train import run_train
+from tests.small_dataset import tiny_config
+
+
+def test_a_finished_run_says_that_it_was_finished(small_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(small_dataset, tmp_path, train={"steps": 2})
+    first = run_train(config, quiet=True)
+    assert first.is_new
+    assert first.summary().startswith("step 2, loss ")
+    again = run_train(config, quiet=True)
+    assert not again.is_new
+    assert again.summary().startswith("already finished, nothing to do: step 2, loss ")
+    assert (again.loss, again.step) == (first.loss, first.step)
+
+
+def test_a_run_with_no_step_left_says_so(small_dataset: Path, tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the result, or its result cut short: it is written again."""
+    config = tiny_config(small_dataset, tmp_path, train={"steps": 2})
+    run = run_train(config, quiet=True).run
+    for damage in ("", '{"step": 2', "[]", '{"step": 2}'):
+        (run / "result.json").write_text(damage)
+        assert finished(run, 2) is None
+    assert "no step was left to take" in run_train(config, quiet=True).summary()
+    assert "already finished" in run_train(config, quiet=True).summary()
+
+
+@pytest.mark.parametrize("loss", [None, 0.5])
+def test_a_stop_is_no_end(tmp_path: Path, loss: float | None) -> None:
+    said = TrainResult(tmp_path, 3, loss, loss, 9.0, "train.time_limit_s is over").summary()
+    assert said == ("step 3, 9 s" if loss is None else "step 3, loss 0.5000, 0.5 clips/s, 9 s")
+
+
+def test_a_run_that_was_moved_is_where_it_is_now(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    TrainResult(tmp_path / "a", 3, 0.5, 1.0, 9.0, None).write()
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert TrainResult.read(tmp_path / "b").run == tmp_path / "b"
