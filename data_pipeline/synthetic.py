@@ -99,14 +99,12 @@ def simulate(rng: np.random.Generator, num_frames: int, fps: float = 16.0) -> tu
 def render_texture(rng: np.random.Generator, size: int) -> Floats:
     """Smooth noise of mid contrast that tiles without seams: (size, size, 3) float32 in 0..255."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]) * size
-    envelope = 1.0 / (4.0 + frequency) ** 1.5
-    envelope[0, 0] = 0.0
+    envelope = np.where(frequency < 6.0, 0.0, 1.0 / (12.0 + frequency) ** 1.5)
     noise = rng.normal(size=(4, size, size))
     smooth = np.fft.irfft2(np.fft.rfft2(noise) * envelope, s=(size, size))
     smooth /= smooth.std(axis=(1, 2), keepdims=True)
     grey, tint = smooth[0], smooth[1:]
-    base = rng.normal(115, 4, 3)
-    texture = base + 26.0 * grey[..., None] + 12.0 * np.moveaxis(tint, 0, -1)
+    texture = 115.0 + 26.0 * grey[..., None] + 12.0 * np.moveaxis(tint, 0, -1)
     return np.clip(texture, 20, 215).astype(np.float32)
 
 

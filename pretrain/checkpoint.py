@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.errors import CheckpointError
+from data_pipeline.errors import CheckpointError, why
+from data_pipeline.storage import sync_folder, write_whole
 from pretrain.config import Plan, RunConfig
 from pretrain.ema import Fragment
 from pretrain.health import History
@@ -83,25 +84,6 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename: the file is the old one or the new one, never half."""
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class StoredFragments:
@@ -299,14 +281,14 @@ class Checkpoints:
             "files": files,
         }
         try:
-            write_durably(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             sync_folder(final.parent)
-            write_durably(final.parent / POINTER, f"{final.name}\n".encode())
+            write_whole(final.parent / POINTER, f"{final.name}\n".encode())
             self._prune(final.parent)
         except OSError as error:
-            return f"{final} could not be published: {error.strerror or error}"
+            return f"{final} could not be published: {why(error)}"
         return ""
 
     def _prune(self, folder: Path) -> None:

@@ -121,6 +121,11 @@ class PredictorConfig(Section):
 class ModelConfig(Section):
     encoder: EncoderConfig = EncoderConfig()
     predictor: PredictorConfig = PredictorConfig()
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="of the truncated normal that weights start from; as published for wide models",
+    )
     attention: Literal["auto", "xformers", "sdpa"] = Field(
         "auto", description="auto probes xformers forward and backward once on CUDA, else uses SDPA"
     )

@@ -141,7 +141,8 @@ def _with_kinds(panel: Panel, metrics: Sequence[dict[str, Any]]) -> Panel:
 
 def _points(metrics: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values of a metric; a value that was not finite is a gap in the line."""
-    rows = [(line["step"], line[key]) for line in metrics if key in line and not isinstance(line[key], str)]
+    kinds = (int, float, type(None))
+    rows = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key, ""), kinds)]
     steps = np.array([step for step, _ in rows], dtype=np.float64)
     return steps, np.array([math.nan if value is None else value for _, value in rows], dtype=np.float64)
 

@@ -7,7 +7,6 @@ Shapes: T frames, t h w token grid, N tokens, D features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import ClipReader
 from pretrain.masks import mask_of
 from pretrain.model.vit import Encoder
-from pretrain.probe import PROBE_FILE, open_splits
+from pretrain.probe import open_splits, read_probe
 from pretrain.rng import stream
 from pretrain.tracking.jsonl import read_metrics
 
@@ -190,8 +189,7 @@ def pca_colours(tokens_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], fl
 
 def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
     """Clips of real videos and their nearest others, from the examples that the probe wrote down."""
-    file = run / PROBE_FILE
-    examples = json.loads(file.read_text()).get("examples", []) if file.exists() else []
+    examples = (read_probe(run) or {}).get("examples", [])
     if not examples:
         return []
     root = config.probe.data or config.data.shards

@@ -207,6 +207,31 @@ def run_probe(run: Path, *, step: int | None = None, progress: Progress | None =
     return result
 
 
+def read_probe(run: Path) -> dict[str, Any] | None:
+    """What the last probe of a run found; None before the first.
+
+    Raises: DataError when the file is there and cannot be read.
+    """
+    return read_json(run / PROBE_FILE, f"`foreframe probe {run}` writes it anew")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """A JSON object of a run's folder; None when it is absent.
+
+    remedy: what to do about it when it is damaged.
+    Raises: DataError when it is there and cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
+    return found
+
+
 def open_splits(root: str) -> dict[str, ClipReader]:
     """A reader for each split that the data set has, train first.
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.errors import CheckpointError
 from data_pipeline.format import DEAD_LETTERS_FILE
 from data_pipeline.storage import Storage
 from pretrain.config import RunConfig
 from pretrain.curves import Picture
 from pretrain.pictures import config_of, draw_pictures
-from pretrain.probe import PROBE_FILE
+from pretrain.probe import read_json, read_probe
 from pretrain.report_page import page
 from pretrain.tracking.base import without_credentials
 from pretrain.tracking.jsonl import read_metrics
@@ -78,8 +78,8 @@ def tell(run: Path) -> Story:
     config = config_of(run)
     pictures, missing = draw_pictures(run)
     metrics = read_metrics(run)
-    probe = _read_json(run / PROBE_FILE)
-    provenance = _read_json(run / "provenance.json") or {}
+    probe = read_probe(run)
+    provenance = read_json(run / "provenance.json", "remove it, the report does without") or {}
     if probe is None:
         missing.append(f"no probe yet: `foreframe probe {run}` says what the features know")
     letters, num_letters = dead_letters(config.data.shards)
@@ -228,22 +228,6 @@ def dead_letters(shards: str) -> tuple[list[tuple[str, str]], int]:
             (without_credentials(name), without_credentials(str(letter.get("reason", "no reason given"))))
         )
     return found[:MAX_LETTERS], len(found)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of the run's folder; None when it is absent.
-
-    Raises: DataError when it is there and cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); delete it, the next probe writes it again"
-        ) from error
-    return found
 
 
 def _finite(value: object) -> bool:

@@ -99,7 +99,10 @@ class ClipReader:
         def rows(suffix: str) -> NDArray[np.float32] | None:
             if suffix not in sample.members:
                 return None
-            table = np.load(io.BytesIO(self._member(sample, suffix)), allow_pickle=False)
+            try:
+                table = np.load(io.BytesIO(self._member(sample, suffix)), allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise DataError(f"clip {sample.key}: its .{suffix} cannot be read: {error}") from error
             found: NDArray[np.float32] = table[np.minimum(shown, len(table) - 1)]
             return found
 

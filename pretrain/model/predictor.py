@@ -48,6 +48,6 @@ class Predictor(Transformer):
         return self.out(self.run(x, positions, packing)[hidden_P])
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        super().initialise(generator)
+    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
+        super().initialise(generator, std)
         nn.init.zeros_(self.mask_tokens)

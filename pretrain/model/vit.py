@@ -67,11 +67,11 @@ class Transformer(nn.Module):
         return self.norm(x_MD)
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Truncated normal 0.02, zero biases, and residual projections of block i divided by sqrt(2 i)."""
+    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
+        """Truncated normal, zero biases, and residual projections of block i divided by sqrt(2 i)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-2, b=2, generator=generator)
+                nn.init.trunc_normal_(module.weight, std=std, a=-2, b=2, generator=generator)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
@@ -133,7 +133,7 @@ class Encoder(Transformer):
         return self.run(x_MD, source_M % self.num_tokens, packing)
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        super().initialise(generator)
-        nn.init.trunc_normal_(self.embed.weight, std=0.02, a=-2, b=2, generator=generator)
+    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
+        super().initialise(generator, std)
+        nn.init.trunc_normal_(self.embed.weight, std=std, a=-2, b=2, generator=generator)
         nn.init.zeros_(self.embed.bias)

@@ -26,16 +26,17 @@ class MaskedLatent(nn.Module):
 
     def __init__(self, config: MaskedLatentConfig, model: ModelConfig, grid: Grid, backend: Backend) -> None:
         super().__init__()
+        self._init_std = model.init_std
         self.encoder = Encoder(model.encoder, grid, backend)
         self.predictor = Predictor(
             model.predictor, self.encoder.width, grid, len(config.masks), model.encoder.rope, backend
         )
 
     def initialise(self, seed: int) -> None:
-        """Published initial weights, equal on every rank."""
+        """Initial weights as published (but for their size, if configured), equal on every rank."""
         generator = torch.Generator().manual_seed(seed)
-        self.encoder.initialise(generator)
-        self.predictor.initialise(generator)
+        self.encoder.initialise(generator, self._init_std)
+        self.predictor.initialise(generator, self._init_std)
 
     def recompute_blocks(self) -> None:
         """Keep no activations inside blocks; compute them again in the backward pass."""

@@ -60,14 +60,19 @@ def local_uri(run: Path) -> str:
     return f"sqlite:///{(run / DATABASE_FILE).resolve()}"
 
 
-def make_client(uri: str) -> MlflowClient:
-    """An MLflow client that neither calls home nor talks while it starts."""
+def quieten() -> None:
+    """Before MLflow is imported: it shall neither call home nor talk while it starts."""
     # MLflow reads these once, while it is imported; a value that the user has set wins.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for noisy in ("alembic", "mlflow.store", "mlflow.tracking", "urllib3.connectionpool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def make_client(uri: str) -> MlflowClient:
+    """An MLflow client that neither calls home nor talks while it starts."""
+    quieten()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -209,20 +214,37 @@ class MlflowTracker:
         file = self.run / RUN_FILE
         if not file.exists():
             return None
-        self.run_id = json.loads(file.read_text())["run_id"]
+        self.run_id = self._known_id(file)
         ended: list[str] = []
         self._connect(lambda client: ended.append(client.get_run(self.run_id).info.status))
         return next((status for status, name in ENDED.items() if name == ended[0]), "stopped")
 
+    def _known_id(self, file: Path) -> str:
+        """Raises: UsageError when mlflow_run.json is damaged."""
+        try:
+            return str(json.loads(file.read_text())["run_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{file} cannot be read ({error}): remove it, and the run gets a new page in MLflow when "
+                f"`foreframe train` is given it again"
+            ) from error
+
     def _connect(self, first: Callable[[MlflowClient], None]) -> None:
         """Make the client, do the first thing with it, start the thread."""
-        self._client = make_client(self._uri)
-        from mlflow.exceptions import MlflowException  # only after make_client has set MLflow up
+        database = self.run / DATABASE_FILE
+        is_new = self.is_local and not database.exists()
+        quieten()
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError  # a full disk or a damaged file, while the store is made
 
         try:
+            self._client = make_client(self._uri)
             first(self._client)
-        except (MlflowException, OSError) as error:
-            reason = without_credentials(" ".join(str(error).split()))[:300]
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            if is_new:
+                database.unlink(missing_ok=True)  # half a store would be refused for ever
+            words = str(error).split("[SQL:")[0]
+            reason = without_credentials(" ".join(words.split()))[:300]
             raise UsageError(
                 f"MLflow at {self.address} could not be used: {reason}\n"
                 f"start the server, name another with tracker.uri=..., leave it out (null) for mlflow.db in "
@@ -300,7 +322,7 @@ class MlflowTracker:
         assert self._client is not None
         file = self.run / RUN_FILE
         if file.exists():
-            run_id = json.loads(file.read_text())["run_id"]
+            run_id = self._known_id(file)
             try:
                 found = self._client.get_run(run_id)
             except MlflowException as error:
