@@ -6,12 +6,14 @@ Exit codes: 0 done, 2 config or usage, 3 data, 4 checkpoint, 5 diverged or colla
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 EXIT_OK = 0
 EXIT_LOST_PEER = 6
 EXIT_PREEMPTED = 75
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ForeframeError(Exception):
@@ -98,3 +100,9 @@ class LostPeerError(ForeframeError):
     """A rank died, or stopped answering."""
 
     exit_code = EXIT_LOST_PEER
+
+
+def why(error: OSError) -> str:
+    """What the system says, and for a full disk what to do."""
+    reason = error.strerror or str(error)
+    return f"{reason}: make room there, the same command goes on" if error.errno in FULL_DISK else reason

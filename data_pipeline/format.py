@@ -91,10 +91,14 @@ class ClipMeta:
 
     @classmethod
     def from_json(cls, data: bytes) -> ClipMeta:
-        plain = json.loads(data)
-        plain["state_names"] = tuple(plain["state_names"])
-        plain["action_names"] = tuple(plain["action_names"])
-        return cls(**plain)
+        """Raises: DataError when these are not the bytes of such a member."""
+        try:
+            plain = json.loads(data)
+            plain["state_names"] = tuple(plain["state_names"])
+            plain["action_names"] = tuple(plain["action_names"])
+            return cls(**plain)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"a clip's .{META} member cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -208,23 +212,35 @@ def decode_index(data: bytes) -> list[Member]:
 def read_info(storage: Storage) -> DatasetInfo:
     """The data set's `dataset.json`.
 
-    Raises: DataError when it is missing (sharding did not finish) or of another format version.
+    Raises: DataError when it is missing (sharding did not finish), cannot be read, or is of another format
+    version.
     """
+    if storage.is_local and not storage.exists():
+        raise DataError(
+            f"{storage.root} does not exist: name a data set's folder, as `foreframe shard` writes it"
+        )
     if not storage.exists(DATASET_FILE):
         raise DataError(
             f"{storage.root} is no finished data set: it has no {DATASET_FILE}; "
             f"write one with `foreframe shard`, or run the same command again if it was interrupted"
         )
-    plain = json.loads(storage.read(DATASET_FILE))
-    version = plain.get("format_version")
-    if version != FORMAT_VERSION:
+    data = storage.read(DATASET_FILE)
+    try:
+        plain = json.loads(data)
+        version = plain.get("format_version", FORMAT_VERSION)
+        info = DatasetInfo(**plain) if version == FORMAT_VERSION else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{storage.address(DATASET_FILE)} is cut short or was changed ({error}): remove it, and the same "
+            f"`foreframe shard` again writes it anew; whole shards are kept"
+        ) from error
+    if info is None:
         raise DataError(
             f"{storage.root} has format version {version}; this release reads {FORMAT_VERSION}: "
             f"shard the videos again with it"
         )
-    plain["state_names"] = tuple(plain["state_names"])
-    plain["action_names"] = tuple(plain["action_names"])
-    return DatasetInfo(**plain)
+    state_names, action_names = tuple(info.state_names), tuple(info.action_names)
+    return dataclasses.replace(info, state_names=state_names, action_names=action_names)
 
 
 def read_shard(storage: Storage, stem: str) -> Shard:

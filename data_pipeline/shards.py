@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Self
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, why
 from data_pipeline.format import (
     FailedClip,
     Member,
@@ -41,7 +41,7 @@ class ShardFile:
         try:
             self._tar.write({"__key__": key, **members})
         except OSError as error:
-            raise DataError(f"{self.path} could not be written: {error.strerror or error}") from error
+            raise DataError(f"{self.path} could not be written: {why(error)}") from error
         self._written += [(key, suffix, sha256(data)) for suffix, data in sorted(members.items())]
 
     def finish(self) -> list[Member]:
@@ -54,7 +54,7 @@ class ShardFile:
             self._file.close()
             found = read_members(self.path)
         except OSError as error:
-            raise DataError(f"{self.path} could not be written: {error.strerror or error}") from error
+            raise DataError(f"{self.path} could not be written: {why(error)}") from error
         if [(m.key, m.suffix, m.sha256) for m in found] != self._written:
             raise DataError(
                 f"{self.path} does not read back as it was written: its disk or memory is at fault"

@@ -86,9 +86,10 @@ def list_sources(sources: tuple[str, ...]) -> Listing:
                 continue
             files.setdefault(os.path.abspath(path), _source_file(path, name, uri))
     if not files:
-        passed = f" ({len(ignored)} other files were passed over)" if ignored else ""
+        passed = f" (files passed over: {len(ignored)})" if ignored else ""
         raise DataError(
-            f"no video is in {', '.join(sources)}{passed}; looked for {' '.join(sorted(VIDEO_ENDINGS))}"
+            f"no video is in {', '.join(sources)}{passed}: put videos there, or name another folder; "
+            f"their names end in {' '.join(sorted(VIDEO_ENDINGS))}"
         )
     ordered = sorted(files.values(), key=lambda file: (file.name, file.uri))
     return Listing(tuple(ordered), tuple(sorted(ignored.items())))

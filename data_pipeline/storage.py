@@ -7,7 +7,42 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, why
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk: after a rename, so that it outlives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(target: Path, data: bytes | Path) -> None:
+    """Write `data` (bytes, or a file to copy) beside, fsync, rename: the old file or the new, never half.
+
+    Nothing else is left behind.
+
+    Raises: OSError.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                with open(data, "rb") as source:
+                    while block := source.read(1 << 20):
+                        file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
 
 
 class Storage:
@@ -81,8 +116,8 @@ class Storage:
     def publish(self, name: str, data: bytes | Path) -> None:
         """Write `data` (bytes, or a local file to copy) under `name`, whole or not at all.
 
-        Locally: a temporary file beside it, fsync, rename. Remotely: one put of a complete body,
-        since an object store shows an object only when it is whole.
+        Locally as `write_whole` does it. Remotely: one put of a complete body, since an object store shows
+        an object only when it is whole.
         Raises: DataError with the reason (no space left, no permission).
         """
         address = self.address(name)
@@ -95,25 +130,9 @@ class Storage:
                 return
             target = Path(address)
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    if isinstance(data, bytes):
-                        file.write(data)
-                    else:
-                        with open(data, "rb") as source:
-                            while block := source.read(1 << 20):
-                                file.write(block)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, target)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            write_whole(target, data)
         except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f"{address} could not be written: {reason}; nothing was published") from error
+            raise DataError(f"{address} could not be written, nothing was published: {why(error)}") from error
 
     def remove(self, name: str) -> None:
         """Delete `name`; a missing one is no error."""

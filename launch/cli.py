@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_pipeline.errors import EXIT_PREEMPTED, ForeframeError, UsageError
+from data_pipeline.errors import EXIT_PREEMPTED, FULL_DISK, DataError, ForeframeError, UsageError, why
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -265,6 +265,13 @@ def main() -> None:
 
         print_error(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        from launch.console import print_error
+
+        print_error(DataError(f"{error.filename or 'a file'} could not be written: {why(error)}"))
+        sys.exit(DataError.exit_code)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:
             print("interrupted; nothing half-written counts, the same command goes on", file=sys.stderr)

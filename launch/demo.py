@@ -88,9 +88,7 @@ def run_demo(
     _done(progress, out, "train", taken["train"])
     with timed(taken, "probe"):
         is_probed = "probe" in progress.seconds
-        found = (
-            json.loads((out / RUN / "probe.json").read_bytes()) if is_probed else _probe(out / RUN, stages)
-        )
+        found = (_read_probe(out / RUN) if is_probed else None) or _probe(out / RUN, stages)
     _done(progress, out, "probe", taken["probe"])
     with timed(taken, "report"):
         report = _report(out / RUN)
@@ -100,12 +98,15 @@ def run_demo(
 
 
 def check_videos(videos: Path) -> None:
-    """Raises: UsageError when it is no folder, or one without a file in it."""
+    """Raises: UsageError when it is no folder, or an empty one; DataError when it holds no video."""
+    from data_pipeline.sources import list_sources
+
     if not videos.is_dir():
         what = "is a file, not a folder" if videos.exists() else "does not exist"
         raise UsageError(f"--videos {videos} {what}: name a folder with video files in it")
     if not any(path.is_file() for path in videos.rglob("*")):
         raise UsageError(f"--videos {videos} is empty: put videos there (mp4, webm, mkv, avi, mov)")
+    list_sources((str(videos),))
 
 
 def check_disk(out: Path) -> None:
@@ -209,6 +210,12 @@ def _probe(run: Path, stages: Stages) -> dict[str, Any]:
 
     with stages.showing() as report:
         return probe_run(run, progress=report)
+
+
+def _read_probe(run: Path) -> dict[str, Any] | None:
+    from pretrain.probe import read_probe
+
+    return read_probe(run)
 
 
 def _report(run: Path) -> Path:

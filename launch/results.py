@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,8 @@ def report_run(run: Path, out: Path | None = None) -> Path:
 
 def last_step(run: Path) -> int:
     """The newest step that a run's folder tells of: logged, or probed; 0 before both."""
+    from pretrain.probe import read_probe
     from pretrain.tracking.jsonl import read_metrics
 
-    steps = [line["step"] for line in read_metrics(run)[-1:]]
-    if (run / "probe.json").is_file():
-        steps.append(json.loads((run / "probe.json").read_bytes())["step"])
-    return max(steps, default=0)
+    probe, lines = read_probe(run), read_metrics(run)
+    return max(lines[-1]["step"] if lines else 0, probe.get("step", 0) if probe else 0)

@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError
+from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError, why
+from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
-from pretrain.checkpoint import newest_whole, step_folders, write_durably
+from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
 
 RESULT_FILE = "result.json"
@@ -69,7 +70,7 @@ class TrainResult:
         plain = {key: value for key, value in asdict(self).items() if key != "is_new"} | {
             "run": str(self.run)
         }
-        write_durably(self.run / RESULT_FILE, json.dumps(plain, indent=1).encode())
+        write_whole(self.run / RESULT_FILE, json.dumps(plain, indent=1).encode())
 
     @classmethod
     def read(cls, run: Path) -> TrainResult:
@@ -121,9 +122,9 @@ def open_run(config: RunConfig) -> Path:
         raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
     try:
         run.mkdir(parents=True, exist_ok=True)
-        write_durably(known, dump_config(config).encode())
+        write_whole(known, dump_config(config).encode())
     except OSError as error:
-        raise UsageError(f"{run} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{run} cannot be written, choose another out=...: {why(error)}") from error
     return run
 
 

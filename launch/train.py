@@ -18,11 +18,15 @@ from typing import Any, Self
 
 from data_pipeline.errors import (
     EXIT_PREEMPTED,
+    FULL_DISK,
     ConfigError,
+    DataError,
     ForeframeError,
     LostPeerError,
     UsageError,
+    why,
 )
+from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.provenance import provenance
 from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run, run_folder
@@ -212,7 +216,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         with StopRequests(config.train.time_limit_s) as stops:
-            return _train(config, stops, quiet=quiet)
+            return _train_on_a_disk(config, stops, quiet=quiet)
     except ForeframeError as error:
         folder = os.environ.get(ERRORS_VARIABLE)
         if folder:
@@ -220,6 +224,17 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
             (Path(folder) / f"rank-{rank:05d}.json").write_text(json.dumps(record))
             raise SystemExit(error.exit_code) from error
         raise
+
+
+def _train_on_a_disk(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
+    """`_train`; a disk that is full by the time of a metric or a picture is a DataError, not a traceback."""
+    try:
+        return _train(config, stops, quiet=quiet)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or run_folder(config)
+        raise DataError(f"{where} could not be written: {why(error)}") from error
 
 
 def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
@@ -258,7 +273,7 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
         if world.is_first:
             info = batches.reader.info
             facts = provenance(info, config.data.shards, world.size, device_name(device))
-            (run / PROVENANCE_FILE).write_text(json.dumps(facts, indent=1))
+            write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
             tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
             data = DatasetFacts(info.name, config.data.shards, info.fingerprint, sum(info.num_clips.values()))
             tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)

