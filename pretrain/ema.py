@@ -3,7 +3,7 @@
 A fragment is a run of elements of one flattened parameter. Its average is float32 and lies beside the rank's
 own float32 master shard, so the update is local and exact. The forward copy of the target, in the precision
 of training, is then refreshed on every rank by one padded gather.
-Source: V-JEPA, arXiv:2404.08471, sec. 3; sharding in docs/decisions/0002-fragments.md.
+Source: V-JEPA, arXiv:2404.08471, sec. 3; sharding in docs/decisions/0003-fragments.md.
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ def train(
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments
         progress = progress.after(update, plan)
-        watch.after_step(progress, knobs, update)  # metrics, health, tracker
-        stop = engine.agree(stops.reason is not None or watch.stops)
+        asked = engine.agree(stops.reason is not None)
+        watch.after_step(progress, knobs, update, is_last=asked)  # metrics, health, tracker
+        stop = asked or watch.stops
         if stop or plan.saves_at(progress.step):
             checkpoints.save(engine, progress)
         if stop:

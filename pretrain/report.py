@@ -187,6 +187,8 @@ def say_learned(probe: dict[str, Any] | None) -> str:
     )
     if worse:
         said.append(f"Read worse: {listed(worse)}.")
+        if set(worse) == {"background drift"}:
+            said.append("The background moves for no reason: to drop it, and keep the object, is the aim.")
     return " ".join(said)
 
 

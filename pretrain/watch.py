@@ -64,7 +64,7 @@ class Watch:
 
     @property
     def stops(self) -> bool:
-        """Whether the verdict ends the run."""
+        """Whether the verdict ends the run; the same on every rank, as its sums are."""
         return self.verdict.word == "collapsed" and self._plan.config.health.on_collapse == "stop"
 
     def after_batch(self, batch: Batch, output: Output, targets: Tensor) -> None:
@@ -72,9 +72,10 @@ class Watch:
         self._last = (output, targets)
         self._bad.extend(batch.bad)
 
-    def after_step(self, progress: Progress, knobs: Knobs, update: Update) -> None:
+    def after_step(self, progress: Progress, knobs: Knobs, update: Update, *, is_last: bool) -> None:
         """Measure, log and judge the step that just ended.
 
+        is_last: the run ends here, before its plan does; the step is logged whatever its number.
         Raises, on every rank: DivergedError, DataError past their limits.
         """
         step, train = progress.step, self._plan.config.train
@@ -83,7 +84,7 @@ class Watch:
         values: dict[str, Value] = {}
         if self._plan.looks_at(step):
             values |= self._look(progress)
-        if self._plan.logs_at(step) or values:
+        if self._plan.logs_at(step) or values or is_last:
             self._log(progress, knobs, update, values)
         self._losses.clear()
         self._last = None
