@@ -43,7 +43,7 @@ from data_pipeline.index import (
     publish_videos,
     stop_past_limit,
 )
-from data_pipeline.manifest import Clip, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
+from data_pipeline.manifest import Clip, DeadLetter, Video, read_parquet, to_jsonl, to_parquet
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages import build_shard
 from data_pipeline.storage import Storage
@@ -107,7 +107,7 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
         if not force and (info := refuse_other(config, found)) is not None:
             if not found.is_reused:  # touched files, the same content: next time they need not be read
                 publish_videos(storage, found)
-            clips, _ = from_parquet(storage.read(MANIFEST_FILE), Clip)
+            clips, _ = read_parquet(storage, MANIFEST_FILE, Clip)
             letters = (*found.dead_letters(), *_clip_letters(clips, {}))
             return Outcome(info, found.videos, tuple(clips), letters, sum(info.num_shards.values()), False)
         storage.remove(DATASET_FILE)

@@ -231,7 +231,7 @@ def read_info(storage: Storage) -> DatasetInfo:
         info = DatasetInfo(**plain) if version == FORMAT_VERSION else None
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{storage.address(DATASET_FILE)} is cut short or was changed ({error}): remove it, and the same "
+            f"{storage.address(DATASET_FILE)} is cut short or was changed: remove it, and the same "
             f"`foreframe shard` again writes it anew; whole shards are kept"
         ) from error
     if info is None:

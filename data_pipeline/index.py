@@ -61,7 +61,10 @@ def build_index(config: DataConfig, progress: Progress) -> Index:
     listing = list_sources(config.sources)
     storage = Storage(config.out)
     if storage.exists(VIDEOS_FILE):
-        videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
+        try:
+            videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
+        except DataError:  # cut short, or of another release: it is only there to spare another look
+            videos, notes = [], {}
         if notes.get("listing") == listing.fingerprint():
             return Index(tuple(videos), listing, is_reused=True)
     batches = [listing.files[k : k + INSPECT_BATCH] for k in range(0, len(listing.files), INSPECT_BATCH)]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from data_pipeline.decode import VideoFacts
 from data_pipeline.errors import DataError
+from data_pipeline.storage import Storage
 
 VIDEOS_FILE = "videos.parquet"
 
@@ -150,6 +151,18 @@ def from_parquet(data: bytes, record: type) -> tuple[list[Any], dict[str, str]]:
     rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in table.to_pylist()]
     notes = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     return [record(**row) for row in rows], notes
+
+
+def read_parquet(storage: Storage, name: str, record: type) -> tuple[list[Any], dict[str, str]]:
+    """`from_parquet` of a file of a data set; the DataError names the file and what to do."""
+    data = storage.read(name)
+    try:
+        return from_parquet(data, record)
+    except DataError as error:
+        raise DataError(
+            f"{storage.address(name)}: {error}; remove it and dataset.json, and run the same "
+            f"`foreframe shard` again: whole shards are kept"
+        ) from error
 
 
 def to_jsonl(letters: Iterable[DeadLetter]) -> bytes:

@@ -37,7 +37,7 @@ from data_pipeline.format import (
     sha256,
     tar_name,
 )
-from data_pipeline.manifest import Clip, from_parquet
+from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.shards import hash_file, read_members
 from data_pipeline.storage import Storage
 
@@ -92,7 +92,7 @@ def verify(dataset: str, deep: bool = False, progress: Progress | None = None) -
 def _stems_of_manifest(storage: Storage, problems: list[str]) -> Counter[str]:
     """Kept clips by shard, as the manifest has them."""
     try:
-        rows, _ = from_parquet(storage.read(MANIFEST_FILE), Clip)
+        rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
     except DataError as error:
         problems.append(str(error))
         return Counter()

@@ -133,12 +133,17 @@ def open_folder(out: Path, asked: Progress, force: bool) -> Progress:
         if out.is_dir() and any(out.iterdir()):
             raise UsageError(f"--out {out} holds something that no demo wrote: choose another --out")
         return asked
-    earlier = Progress(**json.loads(known.read_bytes()))
     if force:
         for name in (VIDEOS, DATA, RUN):
             shutil.rmtree(out / name, ignore_errors=True)
         known.unlink()
         return asked
+    try:
+        earlier = Progress(**json.loads(known.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{known} cannot be read: start over with --force, or choose another --out"
+        ) from error
     if earlier.finished:
         raise UsageError(
             f"--out {out} holds a finished demo: look at {out / RUN / 'report.html'}, choose another --out, "

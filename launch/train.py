@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data_pipeline.errors import (
+    EXIT_LOST_PEER,
     EXIT_PREEMPTED,
     FULL_DISK,
     ConfigError,
@@ -178,8 +179,9 @@ def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> For
     exit_codes: by rank; negative where a signal ended it.
     """
     told = [json.loads(path.read_bytes()) for path in sorted(errors.glob("rank-*.json"))]
-    if told:
-        return RankError(told[0]["text"], told[0]["exit_code"])
+    first = next((record for record in told if record["exit_code"] != EXIT_LOST_PEER), None)
+    if first is not None:
+        return RankError(first["text"], first["exit_code"])
     killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
@@ -188,6 +190,8 @@ def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> For
             f"rank {rank} was killed by {signal.Signals(number).name}{hint} and the others stopped; "
             f"{how_to_go_on(run)}"
         )
+    if told:
+        return LostPeerError(told[0]["text"])
     rank, code = next(iter(exit_codes.items()))
     return RankError(f"rank {rank} failed with exit code {code}, see above; {how_to_go_on(run)}", 1)
 
@@ -216,7 +220,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         with StopRequests(config.train.time_limit_s) as stops:
-            return _train_on_a_disk(config, stops, quiet=quiet)
+            return _train_or_say_why(config, stops, quiet=quiet)
     except ForeframeError as error:
         folder = os.environ.get(ERRORS_VARIABLE)
         if folder:
@@ -226,8 +230,8 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         raise
 
 
-def _train_on_a_disk(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
-    """`_train`; a disk that is full by the time of a metric or a picture is a DataError, not a traceback."""
+def _train_or_say_why(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
+    """`_train`; a disk that is full by the time of a metric, and a rank that went away, are named errors."""
     try:
         return _train(config, stops, quiet=quiet)
     except OSError as error:
@@ -235,6 +239,10 @@ def _train_on_a_disk(config: RunConfig, stops: StopRequests, *, quiet: bool) -> 
             raise
         where = error.filename or run_folder(config)
         raise DataError(f"{where} could not be written: {why(error)}") from error
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo: connection closed, or reset
+            raise
+        raise LostPeerError(f"another rank went away; {how_to_go_on(run_folder(config))}") from error
 
 
 def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:

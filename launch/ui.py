@@ -96,17 +96,17 @@ def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path) -> 
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise UsageError(f"MLflow stopped at once with status {server.returncode}:\n{_end_of(log)}")
+            raise UsageError(f"MLflow stopped at once with status {server.returncode}:\n{end_of(log)}")
         try:
             with direct.open(f"{address}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
         except OSError:
             time.sleep(0.3)
-    raise UsageError(f"MLflow did not answer within {START_LIMIT_S:g} s:\n{_end_of(log)}")
+    raise UsageError(f"MLflow did not answer within {START_LIMIT_S:g} s:\n{end_of(log)}")
 
 
-def _end_of(log: Path) -> str:
+def end_of(log: Path) -> str:
     """The error that a server's log ends with, where it names one; else its last lines."""
     lines = log.read_text(errors="replace").splitlines()
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
@@ -146,7 +146,7 @@ def run_ui(run: Path, port: int = 5000, host: str = "127.0.0.1") -> None:
             _wait_until_up(server, address, log)
             console.print(f"open [bold]{address}{page_of(run)}[/bold]\n(Ctrl-C stops it)", soft_wrap=True)
             status = server.wait()
-            raise UsageError(f"MLflow ended with status {status}:\n{_end_of(log)}")
+            raise UsageError(f"MLflow ended with status {status}:\n{end_of(log)}")
         except KeyboardInterrupt:
             console.print("stopped")
         finally:

@@ -251,7 +251,7 @@ class Checkpoints:
                 shutil.rmtree(part, ignore_errors=True)
             raise CheckpointError(
                 f"no checkpoint at step {progress.step}: {'; '.join(failed)}; "
-                f"earlier checkpoints are untouched"
+                f"earlier checkpoints are untouched; the same command goes on once the cause is mended"
             )
         return final
 

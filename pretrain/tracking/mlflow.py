@@ -245,11 +245,14 @@ class MlflowTracker:
                 database.unlink(missing_ok=True)  # half a store would be refused for ever
             words = str(error).split("[SQL:")[0]
             reason = without_credentials(" ".join(words.split()))[:300]
-            raise UsageError(
-                f"MLflow at {self.address} could not be used: {reason}\n"
-                f"start the server, name another with tracker.uri=..., leave it out (null) for mlflow.db in "
-                f"the run's folder, or train with tracker.kind=jsonl"
-            ) from error
+            remedy = (
+                f"make room on its disk; or, where {DATABASE_FILE} is damaged, remove it and {RUN_FILE}: the "
+                f"next `foreframe train` of the run fills a new one; or train with tracker.kind=jsonl"
+                if self.is_local
+                else "start the server, name another with tracker.uri=..., leave it out (null) for mlflow.db "
+                "in the run's folder, or train with tracker.kind=jsonl"
+            )
+            raise UsageError(f"MLflow at {self.address} could not be used: {reason}\n{remedy}") from error
         self._sender = _Sender(self._client, self.run_id, self.address, self._say)
         self._sender.start()
 

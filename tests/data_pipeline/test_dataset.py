@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,3 +259,34 @@ def test_an_index_is_used_again_until_a_file_changes(
     assert not again.is_reused
     assert again.fingerprint() == first.fingerprint()
     assert dataclasses.replace(again.videos[0]) == first.videos[0]
+
+
+def test_a_data_set_that_is_not_there_or_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "data")
+    with pytest.raises(DataError, match="does not exist: name a data set's folder"):
+        read_info(storage)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="is no finished data set"):
+        read_info(storage)
+    for damage in ('{"format_version": 1, "na', "", "[]", "null", "{}", '{"format_version": 1}'):
+        (tmp_path / "data" / "dataset.json").write_text(damage)
+        with pytest.raises(DataError, match=r"dataset\.json is cut short or was changed: remove it"):
+            read_info(storage)
+    (tmp_path / "data" / "dataset.json").write_text('{"format_version": 9}')
+    with pytest.raises(DataError, match="has format version 9"):
+        read_info(storage)
+
+
+def test_tables_cut_short_are_made_again_or_named(finished: DataConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    config = finished.model_copy(update={"out": str(out)})
+    (out / "videos.parquet").write_bytes(b"PAR1 cut")
+    assert not shard(config, quiet).is_new
+    (out / "manifest.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(DataError, match=r"out/manifest\.parquet: .*remove it and dataset\.json"):
+        shard(config, quiet)
+    (out / "manifest.parquet").unlink()
+    (out / "dataset.json").unlink()
+    assert shard(config, quiet).num_kept_shards == len(finished_stems(Storage(out)))
+    assert contents(str(out)) == contents(finished.out)

@@ -147,3 +147,15 @@ def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -
 
 def test_exit_codes_are_those_of_the_errors() -> None:
     assert (UsageError.exit_code, DataError.exit_code) == (2, 3)
+
+
+def test_a_full_disk_is_a_sentence_and_3() -> None:
+    script = (
+        "import errno, launch.ui; from launch.cli import main\n"
+        "def fail(*_): raise OSError(errno.ENOSPC, 'No space left on device', '/full/file')\n"
+        "launch.ui.run_ui = fail; main()"
+    )
+    ended = run("ui", "x", code=script)
+    assert ended.returncode == 3
+    assert "/full/file could not be written: No space left on device: make room there" in ended.stderr
+    assert "Traceback" not in ended.stderr

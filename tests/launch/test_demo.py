@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import DataError, UsageError
 from launch.demo import Progress, check_disk, check_videos, data_config, open_folder, train_config
 
 ASKED = Progress(videos=None, num_videos=16, steps=6)
@@ -78,3 +78,17 @@ def test_the_shipped_configs_are_pointed_at_the_demo_s_folders(tmp_path: Path) -
     assert config.data.shards == data.out
     assert (config.train.steps, config.optim.warmup_steps) == (6, 0)
     assert Path(config.out) / config.name == out / "run"
+
+
+def test_a_folder_without_a_video_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"no video is in .*files passed over: 1.*put videos there"):
+        check_videos(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ['{"videos": nu', "[]", '{"videos": null}', "3"])
+def test_a_damaged_record_is_a_sentence_and_force_starts_over(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "demo.json").write_text(damage)
+    with pytest.raises(UsageError, match=r"demo\.json cannot be read: start over with --force"):
+        open_folder(tmp_path, asked(), force=False)
+    assert open_folder(tmp_path, asked(), force=True) == asked()

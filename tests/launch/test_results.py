@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.errors import DataError
 from launch.results import last_step, report_run
 from launch.train import run_train
 from tests.small_dataset import tiny_config
@@ -35,3 +36,16 @@ def test_a_probe_tells_the_step_too(tmp_path: Path) -> None:
     assert last_step(tmp_path) == 10
     (tmp_path / "probe.json").write_text('{"step": 12}')
     assert last_step(tmp_path) == 12
+
+
+@pytest.mark.parametrize("name", ["probe.json", "provenance.json"])
+def test_a_file_that_was_cut_short_is_named_with_what_to_do(
+    small_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    run = run_train(tiny_config(small_dataset, tmp_path, train={"steps": 2}), quiet=True).run
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": [1], "data/wait_share": "x"}\n{"step": 4, "lo')
+    assert report_run(run).is_file()
+    (run / name).write_text('{"step": 1')
+    with pytest.raises(DataError, match=rf"{name} cannot be read .*: (remove it|`foreframe probe)"):
+        report_run(run)

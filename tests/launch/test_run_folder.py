@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import DataError, LostPeerError, UsageError
 from launch.run_folder import TrainResult, finished
-from launch.train import run_train
+from launch.train import run_train, why_ranks_failed
 from tests.small_dataset import tiny_config
 
 
@@ -44,3 +48,41 @@ def test_a_run_that_was_moved_is_where_it_is_now(tmp_path: Path) -> None:
     TrainResult(tmp_path / "a", 3, 0.5, 1.0, 9.0, None).write()
     (tmp_path / "a").rename(tmp_path / "b")
     assert TrainResult.read(tmp_path / "b").run == tmp_path / "b"
+
+
+def test_a_clip_whose_bytes_are_damaged_is_a_sentence_before_anything_starts(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_dataset, data)
+    for tar in (data / "shards").glob("*.tar"):
+        tar.write_bytes(b"\xff" * tar.stat().st_size)
+    with pytest.raises(DataError, match="member cannot be read"):
+        run_train(tiny_config(data, tmp_path), quiet=True)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_disk_that_fills_up_while_training_is_a_sentence(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pretrain.tracking.jsonl.JsonlTracker.log_metrics", full)
+    with pytest.raises(DataError, match=r"tiny could not be written: No space left on device: make room"):
+        run_train(tiny_config(small_dataset, tmp_path), quiet=True)
+    monkeypatch.undo()
+    monkeypatch.setattr("launch.run_folder.write_whole", full)
+    with pytest.raises(UsageError, match=r"cannot be written, choose another out=.*make room"):
+        run_train(tiny_config(small_dataset, tmp_path, name="other"), quiet=True)
+
+
+def test_a_rank_that_lost_another_is_told_last(tmp_path: Path) -> None:
+    """Rank 0 says that its disk is full, rank 1 that rank 0 went away: the first is the reason."""
+    (tmp_path / "rank-00000.json").write_text('{"text": "a peer went away", "exit_code": 6}')
+    assert isinstance(why_ranks_failed(tmp_path, tmp_path, {0: 6, 1: 1}), LostPeerError)
+    killed = why_ranks_failed(tmp_path, tmp_path, {0: 6, 1: -9})
+    assert "rank 1 was killed by SIGKILL" in str(killed)
+    (tmp_path / "rank-00001.json").write_text('{"text": "the disk is full", "exit_code": 3}')
+    told = why_ranks_failed(tmp_path, tmp_path, {0: 6, 1: 3})
+    assert (str(told), told.exit_code) == ("the disk is full", 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UsageError
-from launch.ui import check_port, find_database, page_of, server_command
+from launch.ui import check_port, end_of, find_database, page_of, server_command
 
 
 def test_a_port_in_use_is_a_sentence_that_names_a_free_one() -> None:
@@ -49,3 +49,13 @@ def test_the_address_leads_to_the_runs_curves(tmp_path: Path) -> None:
     assert page_of(tmp_path) == "/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
     (tmp_path / "mlflow_run.json").write_text('{"run_id": "ab')
     assert page_of(tmp_path) == "/"
+
+
+def test_of_a_servers_log_only_the_error_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(
+        "INFO starting\nTraceback (most recent call last):\n  x\nsqlite3.DatabaseError: malformed\n"
+    )
+    assert end_of(log) == "sqlite3.DatabaseError: malformed"
+    log.write_text("INFO starting\nkilled\n")
+    assert end_of(log) == "INFO starting\nkilled"

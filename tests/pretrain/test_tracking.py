@@ -327,3 +327,27 @@ def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: 
     tracker.close("done")
     assert "does not answer" in said[0]
     assert "when this run is resumed" in said[-1]
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlflow_run.json"])
+def test_damaged_files_of_a_run_are_named_with_what_to_do(run: Path, name: str) -> None:
+    _train(run, 0, range(1, 3))
+    (run / name).write_bytes(b'{"run_id": "' * 100)
+    with pytest.raises(UsageError, match=rf"{name}.*remove it"):
+        add_results(TrackerConfig(), run, step=2, scores={"probe/x": 1.0}, say=pytest.fail)
+
+
+def test_a_store_that_could_not_be_made_is_taken_away(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves half a database, which MLflow would refuse for ever."""
+    from sqlalchemy.exc import OperationalError
+
+    (run / "mlflow.db").unlink()
+
+    def full(_: str) -> None:
+        (run / "mlflow.db").write_bytes(b"half")
+        raise OperationalError("CREATE TABLE tags", None, Exception("database or disk is full"))
+
+    monkeypatch.setattr("pretrain.tracking.mlflow.make_client", full)
+    with pytest.raises(UsageError, match=r"disk is full.*\nmake room"):
+        make_tracker(TrackerConfig(), run).start(FACTS)
+    assert not (run / "mlflow.db").exists()
