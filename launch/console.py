@@ -48,11 +48,10 @@ class Stages:
     def showing(self) -> Iterator[Report]:
         """Yield the function that a job reports to; bars are drawn for as long as this is open."""
         if self._console.is_terminal:
-            columns = (
-                TextColumn("  {task.description:<9}"),
-                BarColumn(bar_width=32),
+            columns = (  # narrow enough for 80 characters with the longest note
+                TextColumn("  {task.description:<7}"),
+                BarColumn(bar_width=14),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:>14}"),
                 TimeElapsedColumn(),
                 TextColumn("[dim]{task.fields[note]}"),
             )
@@ -71,10 +70,11 @@ class Stages:
         rate = done / (now - started) if done and now > started and not measured else 0.0
         unit, note = (note, "") if note.isalpha() else ("", note)
         speed = f"{rate:.3g} {unit}/s".replace(" /", "/") if rate else ""
+        told = ", ".join(part for part in (speed, note) if part)
         if self._bars is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, rate="", note="")
-            self._bars.update(self._tasks[stage], completed=done, total=total or None, rate=speed, note=note)
+                self._tasks[stage] = self._bars.add_task(stage, note="")
+            self._bars.update(self._tasks[stage], completed=done, total=total or None, note=told)
             return
         is_done = total > 0 and done >= total
         if stage in self._finished or (not is_done and now - self._said.get(stage, started) < LINE_EVERY_S):
@@ -83,7 +83,6 @@ class Stages:
         if is_done:
             self._finished.add(stage)
         of = f"/{total}" if total else ""
-        told = ", ".join(part for part in (speed, note) if part)
         self._console.print(f"  {stage:<9} {done}{of} in {now - started:.1f} s, {told}".removesuffix(", "))
 
 

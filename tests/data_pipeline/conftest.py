@@ -33,25 +33,40 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+def tiny_config(source: Path | str, out: Path, **changes: object) -> DataConfig:
+    """A config of half-second clips of 4 frames, packed into several shards."""
+    plain: dict[str, object] = {
+        "name": "tiny",
+        "out": str(out),
+        "sources": [str(source)],
+        "cut": {"length_s": 0.5, "stride_s": 0.5},
+        "encode": {"short_side": 32, "fps": 8.0},
+        "shards": {"target_bytes": 64 * 1024},
+        "split": {"eval_fraction": 0.25},
+        "inspect": {"timeout_s": 20.0},
+        "ray": {"workers": 2},
+    }
+    return DataConfig.model_validate(plain | changes)
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., DataConfig]:
-    """A config of half-second clips of 4 frames, packed into several shards."""
+    """`tiny_config` of a source, written below the test's own folder."""
 
     def make(source: Path | str, out: str = "out", **changes: object) -> DataConfig:
-        plain: dict[str, object] = {
-            "name": "tiny",
-            "out": str(tmp_path / out),
-            "sources": [str(source)],
-            "cut": {"length_s": 0.5, "stride_s": 0.5},
-            "encode": {"short_side": 32, "fps": 8.0},
-            "shards": {"target_bytes": 64 * 1024},
-            "split": {"eval_fraction": 0.25},
-            "inspect": {"timeout_s": 20.0},
-            "ray": {"workers": 2},
-        }
-        return DataConfig.model_validate(plain | changes)
+        return tiny_config(source, tmp_path / out, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A data set made without interruption; read only."""
+    from data_pipeline.dataset import shard
+
+    config = tiny_config(videos, tmp_path_factory.mktemp("finished") / "out")
+    shard(config, lambda *_: None)
+    return config
 
 
 @pytest.fixture

@@ -53,25 +53,6 @@ def start(config: DataConfig) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def finished(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A data set made without interruption."""
-    config = DataConfig.model_validate(
-        {
-            "name": "tiny",
-            "out": str(tmp_path_factory.mktemp("finished") / "out"),
-            "sources": [str(videos)],
-            "cut": {"length_s": 0.5, "stride_s": 0.5},
-            "encode": {"short_side": 32, "fps": 8.0},
-            "shards": {"target_bytes": 64 * 1024},
-            "split": {"eval_fraction": 0.25},
-            "ray": {"workers": 2},
-        }
-    )
-    shard(config, quiet)
-    return config
-
-
 def test_every_clip_is_in_the_shard_that_the_manifest_says(finished: DataConfig) -> None:
     storage = Storage(finished.out)
     info = read_info(storage)

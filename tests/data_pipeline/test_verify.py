@@ -5,32 +5,14 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import shard
 from data_pipeline.errors import DataError
 from data_pipeline.verify import verify
 
 
-@pytest.fixture(scope="module")
-def whole(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("verify") / "out"
-    plain = {
-        "name": "tiny",
-        "out": str(out),
-        "sources": [str(videos)],
-        "cut": {"length_s": 0.5, "stride_s": 0.5},
-        "encode": {"short_side": 32, "fps": 8.0},
-        "shards": {"target_bytes": 64 * 1024},
-        "split": {"eval_fraction": 0.25},
-        "ray": {"workers": 2},
-    }
-    shard(DataConfig.model_validate(plain), lambda *_: None)
-    return out
-
-
 @pytest.fixture
-def dataset(whole: Path, tmp_path: Path) -> Path:
+def dataset(finished: DataConfig, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return shutil.copytree(whole, tmp_path / "data")
+    return shutil.copytree(finished.out, tmp_path / "data")
 
 
 def test_a_whole_data_set_has_no_findings(dataset: Path) -> None:
