@@ -39,6 +39,10 @@ class OutOfMemoryError(DataError):
     """The child asked for more memory than it may have."""
 
 
+# How a task may fail in the child, by the kind of message that says so.
+ENDINGS: dict[str, type[DataError]] = {"memory": OutOfMemoryError, "data": DataError, "crash": CrashedError}
+
+
 class Child:
     """One reusable child process. Not thread-safe."""
 
@@ -60,10 +64,12 @@ class Child:
                 if kind == "item":
                     yield value
                     continue
+                if kind != "end" and kind not in ENDINGS:
+                    raise CrashedError(f"the decoder's process said {kind!r}, which is no answer; killed")
                 finished = True
                 if kind == "end":
                     return
-                raise {"memory": OutOfMemoryError, "data": DataError}.get(kind, CrashedError)(value)
+                raise ENDINGS[kind](value)
         finally:
             if not finished:  # timed out, crashed, or the caller stopped listening half way
                 self.close()
@@ -97,7 +103,16 @@ class Child:
                 stdout=subprocess.PIPE,
                 env=environment,
             )
-            self._receive(self._process, START_S)
+            try:
+                kind, _ = self._receive(self._process, START_S)
+                if kind != "ready":
+                    raise CrashedError(f"its first message is {kind!r}")
+            except BaseException as error:
+                # Left alive, its late "ready" would be read as the first answer of the next task.
+                self.close()
+                if isinstance(error, DataError):
+                    raise type(error)(f"the decoder process did not start: {error}") from error
+                raise
         return self._process
 
     def _send(self, process: subprocess.Popen[bytes], message: Any) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline import isolate
 from data_pipeline.errors import DataError
 from data_pipeline.isolate import Child, CrashedError, OutOfMemoryError, TimedOutError
 
@@ -100,3 +101,35 @@ def test_what_a_decoder_prints_is_not_taken_for_an_answer(
 ) -> None:
     assert run(child, "chatter") == ["clean"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_child_that_starts_too_slowly_is_killed_and_answers_nothing_later(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept, its late greeting would be the first task's answer, and each answer the next one's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(isolate, "START_S", 1e-3)
+        with pytest.raises(TimedOutError, match="the decoder process did not start"):
+            run(child, "count", 2)
+    assert child._process is None
+    assert [run(child, "count", number) for number in (1, 3)] == [[0], [0, 1, 2]]
+
+
+def test_a_first_message_that_is_no_greeting_ends_the_child(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "_receive", lambda *_: ("item", 3))
+        with pytest.raises(CrashedError, match=r"did not start: its first message is 'item'"):
+            run(child, "count", 2)
+    assert child._process is None
+
+
+def test_an_answer_of_an_unknown_kind_ends_the_child(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run(child, "pid")
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "_receive", lambda *_: ("ready", None))
+        with pytest.raises(CrashedError, match=r"said 'ready', which is no answer"):
+            run(child, "count", 2)
+    assert child._process is None
+    assert run(child, "pid") != before
