@@ -103,7 +103,7 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
     with ExitStack() as stack:
         if not storage.exists(DATASET_FILE):
             stack.enter_context(cluster(config.ray))  # one for indexing and sharding both
-        found = build_index(config, progress)
+        found = build_index(config, progress, force)
         if not force and (info := refuse_other(config, found)) is not None:
             if not found.is_reused:  # touched files, the same content: next time they need not be read
                 publish_videos(storage, found)

@@ -11,6 +11,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.execute import Rates, cluster, stream
 from data_pipeline.format import DATASET_FILE, DEAD_LETTERS_FILE
+from data_pipeline.isolate import CrashedError, OutOfMemoryError, TimedOutError
 from data_pipeline.manifest import VIDEOS_FILE, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
 from data_pipeline.sources import Listing, list_sources
 from data_pipeline.stages import inspect_batch
@@ -18,15 +19,21 @@ from data_pipeline.storage import Storage
 
 Progress = Callable[[str, int, int, str], None]
 
+# Failures that another look may not see again: the machine may have been short of something.
+PASSING = frozenset(error.__name__ for error in (TimedOutError, CrashedError, OutOfMemoryError))
 INSPECT_BATCH = 8  # files in one task: a few tens of milliseconds each
 
 
 @dataclass(frozen=True)
 class Index:
-    """The videos of a config's sources, and their listing; `is_reused`: nothing was read anew."""
+    """The videos of a config's sources, and their listing.
+
+    reuse_key: digits of the listing and of the limits on unknown files. is_reused: nothing was read anew.
+    """
 
     videos: tuple[Video, ...]
     listing: Listing
+    reuse_key: str
     is_reused: bool
 
     @property
@@ -53,36 +60,54 @@ class Index:
         ]
 
 
-def build_index(config: DataConfig, progress: Progress) -> Index:
-    """Look at every source file, or take the index that `out` holds when no file changed since.
+def build_index(config: DataConfig, progress: Progress, force: bool = False) -> Index:
+    """Look at every source file, save those that the index in `out` tells of when no file changed since.
 
+    An unfinished data set's files whose decoder hung, crashed or ran out of memory are looked at again.
+    force: look at every file, whatever `out` holds.
     Raises: UsageError, DataError as `list_sources` does.
     """
     listing = list_sources(config.sources)
     storage = Storage(config.out)
-    if storage.exists(VIDEOS_FILE):
-        try:
-            videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
-        except DataError:  # cut short, or of another release: it is only there to spare another look
-            videos, notes = [], {}
-        if notes.get("listing") == listing.fingerprint():
-            return Index(tuple(videos), listing, is_reused=True)
-    batches = [listing.files[k : k + INSPECT_BATCH] for k in range(0, len(listing.files), INSPECT_BATCH)]
+    reuse_key = stable_id("index", listing.fingerprint(), config.inspect.model_dump_json())[:16]
+    known = {} if force else _known_videos(storage, listing, reuse_key)
+    ignored = tuple(
+        Video(stable_id("ignored", uri), uri, uri, "ignored", reason, "Ignored")
+        for uri, reason in listing.ignored
+    )
+    files = [file for file in listing.files if file.uri not in known]
+    if not files:
+        videos = tuple(known[file.uri] for file in listing.files)
+        return Index((*videos, *ignored), listing, reuse_key, is_reused=True)
+    batches = [tuple(files[k : k + INSPECT_BATCH]) for k in range(0, len(files), INSPECT_BATCH)]
     found: list[list[Video]] = [[] for _ in batches]
-    rates = Rates("index", len(listing.files), "videos", progress)
+    rates = Rates("index", len(files), "videos", progress)
     with cluster(config.ray):
         for number, video in stream(inspect_batch, batches, (config.inspect,), config.ray):
             found[number].append(video)
             rates.add(1, video.size_bytes, failed=video.status == "failed")
-    videos = _without_twins([video for batch in found for video in batch])
-    videos += [
-        Video(stable_id("ignored", uri), uri, uri, "ignored", reason, "Ignored")
-        for uri, reason in listing.ignored
-    ]
-    return Index(tuple(videos), listing, is_reused=False)
+    anew = iter([video for batch in found for video in batch])
+    videos = _without_twins([known.get(file.uri) or next(anew) for file in listing.files])
+    return Index((*videos, *ignored), listing, reuse_key, is_reused=False)
 
 
-def _without_twins(videos: list[Video]) -> list[Video]:
+def _known_videos(storage: Storage, listing: Listing, reuse_key: str) -> dict[str, Video]:
+    """What the index in `out` tells of the listed files and need not be found out again, by uri."""
+    if not storage.exists(VIDEOS_FILE):
+        return {}
+    try:
+        videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
+    except DataError:  # cut short, or of another release: it is only there to spare another look
+        return {}
+    looked_at = {video.uri: video for video in videos if video.status != "ignored"}
+    if notes.get("listing") != reuse_key or len(looked_at) != len(listing.files):
+        return {}
+    if storage.exists(DATASET_FILE):  # what failed is part of a finished set; --force looks again
+        return looked_at
+    return {uri: video for uri, video in looked_at.items() if video.error_class not in PASSING}
+
+
+def _without_twins(videos: list[Video]) -> tuple[Video, ...]:
     """The second of two files of one name and content (from two sources) is no video of its own."""
     first: dict[str, str] = {}
     result = []
@@ -92,7 +117,7 @@ def _without_twins(videos: list[Video]) -> list[Video]:
             reason = f"it has the name and content of {twin}"
             video = dataclasses.replace(video, status="failed", reason=reason, error_class="Duplicate")
         result.append(video)
-    return result
+    return tuple(result)
 
 
 def publish_index(config: DataConfig, found: Index) -> None:
@@ -117,8 +142,8 @@ def publish_index(config: DataConfig, found: Index) -> None:
 
 
 def publish_videos(storage: Storage, found: Index) -> None:
-    """Write videos.parquet, with the listing it stands for."""
-    notes = {"listing": found.listing.fingerprint()}
+    """Write videos.parquet, with the listing and the limits it stands for."""
+    notes = {"listing": found.reuse_key}
     storage.publish(VIDEOS_FILE, to_parquet(found.videos, Video, notes))
 
 

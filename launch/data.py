@@ -31,7 +31,7 @@ def run_index(config: DataConfig, progress: Report | None = None, force: bool = 
     console = make_console()
     _check_out(config)
     with _reporting(console, progress) as report:
-        found = build_index(config, report)
+        found = build_index(config, report, force)
     if not force:
         refuse_other(config, found)
     publish_index(config, found)

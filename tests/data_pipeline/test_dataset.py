@@ -242,6 +242,31 @@ def test_an_index_is_used_again_until_a_file_changes(
     assert dataclasses.replace(again.videos[0]) == first.videos[0]
 
 
+def test_a_look_that_failed_in_passing_is_taken_again(
+    videos: Path, make_config: MakeConfig, ray_session: None
+) -> None:
+    from data_pipeline.index import build_index, publish_index
+
+    config = make_config(videos, max_failed_fraction=0.5)
+    whole = build_index(config, quiet)
+
+    def with_first(error_class: str) -> None:
+        changes = {"status": "failed", "error_class": error_class, "reason": "the decoder hung"}
+        first = dataclasses.replace(whole.videos[0], **changes)
+        publish_index(config, dataclasses.replace(whole, videos=(first, *whole.videos[1:])))
+
+    with_first("TimedOutError")
+    looked: list[int] = []
+    again = build_index(config, lambda stage, done, total, note: looked.append(total))
+    assert again.videos == whole.videos
+    assert set(looked) == {1}  # the others are known
+    with_first("DataError")
+    assert build_index(config, quiet).videos[0].status == "failed"
+    assert build_index(config, quiet, force=True).videos == whole.videos
+    more_time = make_config(videos, max_failed_fraction=0.5, inspect={"timeout_s": 40.0})
+    assert build_index(more_time, quiet).videos == whole.videos
+
+
 def test_a_data_set_that_is_not_there_or_cut_short_is_a_sentence(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "data")
     with pytest.raises(DataError, match="does not exist: name a data set's folder"):
