@@ -17,7 +17,7 @@ from pretrain.curves import Picture
 from pretrain.pictures import config_of, draw_pictures
 from pretrain.probe import read_json, read_probe
 from pretrain.report_page import page
-from pretrain.tracking.base import without_credentials
+from pretrain.tracking.base import run_title, without_credentials
 from pretrain.tracking.jsonl import read_metrics
 
 REPORT_FILE = "report.html"
@@ -55,6 +55,10 @@ class Story:
     @property
     def last_step(self) -> int:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def title(self) -> str:
+        return run_title(self.run, self.config.name)
 
     @property
     def is_finished(self) -> bool:

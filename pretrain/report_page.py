@@ -112,7 +112,7 @@ def page(story: Story) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(story.config.name)}: foreframe</title><style>{STYLE}</style></head>"
+        f"<title>{esc(story.title)}: foreframe</title><style>{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
 
@@ -136,7 +136,7 @@ def _header(story: Story) -> str:
     state = "" if story.is_finished else '<span class="word fair">unfinished</span>'
     word = f'<span class="word {tone}">{esc(story.health.word)}</span>'
     return (
-        f"<header><h1>{esc(story.config.name)} {word}{state}</h1>"
+        f"<header><h1>{esc(story.title)} {word}{state}</h1>"
         f'<p class="lead">{esc(story.what)}</p><p class="lead">{esc(story.learned)}</p>'
         f'<div class="cards">{"".join(_cards(story))}</div></header>'
     )

@@ -150,6 +150,15 @@ def add_results(
     tracker.close(status)
 
 
+def run_title(run: Path, name: str) -> str:
+    """What a run is called where several are listed: its name, with the folder before it if that is just `run`.
+
+    >>> run_title(Path("/home/ann/demo/run"), "run")
+    'demo/run'
+    """
+    return f"{run.absolute().parent.name}/{name}" if name == "run" else name
+
+
 def without_credentials(text: str) -> str:
     """`text` with user names, passwords and tokens of the addresses in it replaced by ***.
 

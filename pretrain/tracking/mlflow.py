@@ -1,6 +1,6 @@
 """MLflow: the only file that imports it. Nothing here makes a training step wait for a server.
 
-Points go into a queue that one thread empties in batches. What the server did not take stays in the
+Points go into a queue that one thread empties in batches (sender.py). What the server did not take stays in the
 queue and is tried again, so a server that is away costs nothing but memory; MLflow's own asynchronous
 queue drops a batch once its retries are used up. What a killed process left unsent is read from
 metrics.jsonl when the run is resumed.
@@ -12,29 +12,26 @@ import getpass
 import json
 import logging
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import Storage
-from pretrain.tracking.base import RunFacts, Say, Status, Value, flatten, without_credentials
+from pretrain.tracking.base import RunFacts, Say, Status, Value, flatten, run_title, without_credentials
 from pretrain.tracking.jsonl import read_metrics
+from pretrain.tracking.sender import AwayError, Job, LeftOutError, Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 RUN_FILE = "mlflow_run.json"
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlartifacts"
 
-GATHER_S = 0.5  # points of this long go out together
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between attempts while the server is away
 CLOSE_WAIT_S = 30.0
 MAX_METRICS = 1000  # MLflow's limit a request; of params and tags it takes 100
 MAX_PARAMS = 100
@@ -78,107 +75,30 @@ def make_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One thing to bring to the server: the points of a step, or any other call."""
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """What a call to the server raises, as what the sender makes of it."""
+    from mlflow.exceptions import MlflowException
 
-    metrics: tuple[Metric, ...] = ()
-    call: Callable[[], Any] | None = None
-    what: str = "points"
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, MlflowException) and error.error_code in HOPELESS:
+            raise LeftOutError(f"MLflow refused it: {reason}") from error
+        # A lost connection is an OSError too, but only one about a file of this machine has a file's name.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise LeftOutError(reason) from error
+        raise AwayError(reason) from error
 
 
-class _Sender(threading.Thread):
-    """Brings jobs to the server in order; keeps each until the server has taken it."""
-
-    def __init__(self, client: MlflowClient, run_id: str, address: str, say: Say) -> None:
-        super().__init__(name="mlflow-sender", daemon=True)
-        self._client, self._run_id, self._address, self._say = client, run_id, address, say
-        self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._hurry = self._stop_asked = False
-        self.away_since: float | None = None
-
-    def put(self, job: _Job) -> None:
-        with self._changed:
-            self._jobs.append(job)
-            self._changed.notify_all()
-
-    def drain(self, timeout_s: float) -> int:
-        """Wait until all is sent or the time is up; how many jobs are left."""
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._jobs, timeout_s)
-            self._hurry = False
-            return len(self._jobs)
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stop_asked = True
-            self._changed.notify_all()
-
-    def run(self) -> None:
-        from mlflow.exceptions import MlflowException
-
-        pause_s = FIRST_PAUSE_S
-        while jobs := self._next():
-            try:
-                self._send(jobs)
-            except (MlflowException, OSError) as error:
-                reason = without_credentials(" ".join(str(error).split()))[:300]
-                if isinstance(error, MlflowException) and error.error_code in HOPELESS:
-                    self._say(f"MLflow refused {jobs[0].what}, which are left out there: {reason}")
-                else:
-                    if self.away_since is None:
-                        self.away_since = time.monotonic()
-                        self._say(
-                            f"MLflow at {self._address} does not answer; the run goes on and its points are "
-                            f"kept until it does ({reason})"
-                        )
-                    self._pause(pause_s)
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                    continue
-            if self.away_since is not None:
-                away_s = time.monotonic() - self.away_since
-                self.away_since, pause_s = None, FIRST_PAUSE_S
-                self._say(
-                    f"MLflow at {self._address} answers again after {away_s:.0f} s; sending what was kept"
-                )
-            with self._changed:
-                for _ in jobs:
-                    self._jobs.popleft()
-                self._changed.notify_all()
-
-    def _next(self) -> list[_Job]:
-        """The points that may go in one request, or one other job; none when it is time to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._stop_asked)
-            if not (self._hurry or self._stop_asked):
-                self._changed.wait_for(lambda: self._hurry or self._stop_asked, GATHER_S)
-            if self._stop_asked or not self._jobs:
-                return []
-            first = self._jobs[0]
-            if first.call is not None:
-                return [first]
-            taken: list[_Job] = []
-            count = 0
-            for job in self._jobs:
-                count += len(job.metrics)
-                if job.call is not None or (taken and count > MAX_METRICS):
-                    break
-                taken.append(job)
-            return taken
-
-    def _send(self, jobs: list[_Job]) -> None:
-        if jobs[0].call is not None:
-            jobs[0].call()
-            return
-        metrics = [metric for job in jobs for metric in job.metrics]
-        self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)
-
-    def _pause(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stop_asked, min(seconds, 1.0) if self._hurry else seconds)
+def _is_marked(found: Run, facts: RunFacts) -> bool:
+    """Whether an MLflow run holds points, or parameters that are not those of the config."""
+    params = found.data.params
+    return bool(found.data.metrics) or any(
+        params.get(key, value[:MAX_PARAM_CHARS]) != value[:MAX_PARAM_CHARS]
+        for key, value in flatten(facts.config).items()
+    )
 
 
 class MlflowTracker:
@@ -191,14 +111,14 @@ class MlflowTracker:
         self.address = without_credentials(self._uri)
         self.run_id = ""
         self._client: MlflowClient | None = None
-        self._sender: _Sender | None = None
+        self._sender: Sender | None = None
         self._last_steps: dict[str, int] = {}
 
     def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
         """Raises: UsageError when the server does not answer or refuses the experiment."""
 
         def open_run(client: MlflowClient) -> None:
-            self.run_id, self._last_steps = self._resume_or_create(facts)
+            self.run_id, self._last_steps = self._resume_or_create(facts, starts_over=resumed_at == 0)
             self._describe(facts)
 
         self._connect(open_run)
@@ -253,8 +173,13 @@ class MlflowTracker:
                 "in the run's folder, or train with tracker.kind=jsonl"
             )
             raise UsageError(f"MLflow at {self.address} could not be used: {reason}\n{remedy}") from error
-        self._sender = _Sender(self._client, self.run_id, self.address, self._say)
+        self._sender = Sender(self._send_points, MAX_METRICS, self.address, self._say)
         self._sender.start()
+
+    def _send_points(self, points: list[Metric]) -> None:
+        assert self._client is not None
+        with _named_errors():
+            self._client.log_batch(self.run_id, metrics=points, synchronous=True)
 
     def log_metrics(self, step: int, values: dict[str, Value]) -> None:
         from mlflow.entities import Metric
@@ -267,31 +192,46 @@ class MlflowTracker:
             if isinstance(value, (int, float)) and key != "step" and step > self._last_steps.get(key, -1)
         )
         if metrics:
-            self._sender.put(_Job(metrics, what=f"points of step {step}"))
+            self._sender.put(Job(metrics, what=f"points of step {step}"))
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        client, sender = self._started()
-        sender.put(
-            _Job(
-                call=lambda: client.log_artifact(self.run_id, str(path), folder or None),
-                what=f"the file {path.name}",
-            )
-        )
+        def send(client: MlflowClient) -> None:
+            with path.open("rb"):  # MLflow may say of a missing file whatever its store says
+                client.log_artifact(self.run_id, str(path), folder or None)
+
+        self._put(send, f"the file {path.name}")
 
     def log_picture(self, path: Path, step: int) -> None:
         # As a file it is shown whole; as an image of a step it can be followed over the run.
         self.log_file(path, "pictures")
         if path.suffix != ".png":
             return
-        client, sender = self._started()
 
-        def send() -> None:
+        def send(client: MlflowClient) -> None:
             from PIL import Image
 
-            with Image.open(path) as picture:
-                client.log_image(self.run_id, picture, key=path.stem, step=step, synchronous=True)
+            try:
+                with Image.open(path) as picture:
+                    picture.load()
+            except (
+                OSError,
+                SyntaxError,
+                ValueError,
+            ) as error:  # all three are what PIL says of a damaged file
+                raise LeftOutError(str(error)) from error
+            client.log_image(self.run_id, picture, key=path.stem, step=step, synchronous=True)
 
-        sender.put(_Job(call=send, what=f"the picture {path.name}"))
+        self._put(send, f"the picture {path.name}")
+
+    def _put(self, send: Callable[[MlflowClient], None], what: str) -> None:
+        client, sender = self._client, self._sender
+        assert client is not None and sender is not None, "start() comes first"
+
+        def call() -> None:
+            with _named_errors():
+                send(client)
+
+        sender.put(Job(call=call, what=what))
 
     def flush(self) -> None:
         """Waits for a server that answers; one that is away is not waited for."""
@@ -301,8 +241,8 @@ class MlflowTracker:
     def close(self, status: Status) -> None:
         if self._sender is None or self._client is None:
             return
-        client, ended = self._client, ENDED[status]
-        self._sender.put(_Job(call=lambda: client.set_terminated(self.run_id, ended), what="the run's end"))
+        ended = ENDED[status]
+        self._put(lambda client: client.set_terminated(self.run_id, ended), "the run's end")
         left = self._sender.drain(CLOSE_WAIT_S)
         self._sender.stop()
         self._sender.join(CLOSE_WAIT_S)
@@ -313,13 +253,12 @@ class MlflowTracker:
                 f"{self.run / 'metrics.jsonl'}, and is sent when this run is resumed"
             )
 
-    def _started(self) -> tuple[MlflowClient, _Sender]:
-        assert self._client is not None, "start() comes first"
-        assert self._sender is not None, "start() comes first"
-        return self._client, self._sender
+    def _resume_or_create(self, facts: RunFacts, starts_over: bool) -> tuple[str, dict[str, int]]:
+        """The run's id on the server, and the last step that each of its curves has there.
 
-    def _resume_or_create(self, facts: RunFacts) -> tuple[str, dict[str, int]]:
-        """The run's id on the server, and the last step that each of its curves has there."""
+        starts_over: no step of the run is kept. Its points will come again, perhaps from another config, and
+        MLflow can take back neither points nor parameters: then what it has is ended, and a new run made.
+        """
         from mlflow.exceptions import MlflowException
 
         assert self._client is not None
@@ -333,15 +272,20 @@ class MlflowTracker:
                     raise
                 self._say(f"MLflow at {self.address} has no run {run_id}; it gets a new one, with all points")
             else:
-                self._client.update_run(run_id, status="RUNNING")
-                return run_id, {metric.key: metric.step for metric in found.data.to_proto().metrics}
+                if not (starts_over and _is_marked(found, facts)):
+                    self._client.update_run(run_id, status="RUNNING")
+                    return run_id, {metric.key: metric.step for metric in found.data.to_proto().metrics}
+                if found.info.status == "RUNNING":
+                    self._client.set_terminated(run_id, ENDED["stopped"])
         tags = {
             "mlflow.source.name": "foreframe train",
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": facts.tags.get("commit", ""),
             "mlflow.user": user_name(),
         }
-        created = self._client.create_run(self._experiment_id(), run_name=facts.name, tags=tags)
+        created = self._client.create_run(
+            self._experiment_id(), run_name=run_title(self.run, facts.name), tags=tags
+        )
         record = {
             "run_id": created.info.run_id,
             "experiment": self.experiment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import socket
@@ -22,6 +23,7 @@ from pretrain.tracking.base import (
     add_results,
     flatten,
     make_tracker,
+    run_title,
     without_credentials,
 )
 from pretrain.tracking.jsonl import JsonlTracker, read_metrics, truncate_after
@@ -284,9 +286,10 @@ def test_a_server_that_goes_away_and_comes_back_loses_no_point(
     from mlflow.exceptions import MlflowException
 
     from pretrain.tracking import mlflow as ours
+    from pretrain.tracking import sender
 
-    monkeypatch.setattr(ours, "GATHER_S", 0.01)
-    monkeypatch.setattr(ours, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(sender, "GATHER_S", 0.01)
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.02)
     said: list[str] = []
     tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
     tracker.start(FACTS)
@@ -311,9 +314,10 @@ def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: 
     from mlflow import MlflowClient
 
     from pretrain.tracking import mlflow as ours
+    from pretrain.tracking import sender
 
     monkeypatch.setattr(ours, "CLOSE_WAIT_S", 0.2)
-    monkeypatch.setattr(ours, "GATHER_S", 0.01)
+    monkeypatch.setattr(sender, "GATHER_S", 0.01)
     said: list[str] = []
     tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
     tracker.start(FACTS)
@@ -327,6 +331,93 @@ def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: 
     tracker.close("done")
     assert "does not answer" in said[0]
     assert "when this run is resumed" in said[-1]
+
+
+def test_a_file_that_is_gone_or_damaged_holds_no_later_point_up(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.tracking import mlflow as ours
+
+    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 5.0)
+    (run / "cut.png").write_bytes(b"\x89PNG no more")
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    tracker.log_file(run / "gone.html")
+    tracker.log_picture(run / "cut.png", 1)
+    _log(tracker, range(1, 4))
+    tracker.close("done")
+    assert _history(run, "loss") == [1, 2, 3]
+    assert len(said) == 2, said
+    assert "left out in MLflow: the file gone.html" in said[0]
+    assert "left out in MLflow: the picture cut.png" in said[1]
+
+
+def test_what_nobody_foresaw_is_said_once_and_no_flush_waits_for_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from pretrain.tracking import mlflow as ours
+
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    waits: list[float] = []
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: {}["nothing"])
+    _log(tracker, range(1, 4))
+    thread = tracker._sender
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive()
+    real = thread._changed.wait_for
+    monkeypatch.setattr(
+        thread._changed, "wait_for", lambda done, timeout: waits.append(done()) or real(done, timeout)
+    )
+    tracker.flush()
+    assert waits == [True]  # there was nothing to wait for
+    tracker.close("done")
+    assert "unexpected KeyError" in said[0]
+    assert len([words for words in said if "unexpected" in words]) == 1
+    assert "when this run is resumed" in said[-1]
+
+
+@pytest.mark.parametrize("config", [FACTS.config, FACTS.config | {"seed": 1}], ids=["same", "mended"])
+def test_a_run_that_starts_over_gets_a_new_page_with_its_own_points(
+    run: Path, config: dict[str, Any]
+) -> None:
+    """Killed before its first checkpoint: the config may be mended, and every step comes again."""
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    first = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    first.start(FACTS)
+    _log(first, range(1, 6))
+    first.flush()  # and no close
+    old = _get_run(run).info.run_id
+    second = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    second.start(dataclasses.replace(FACTS, config=config))
+    _log(second, range(1, 4))
+    second.close("done")
+    new = _get_run(run)
+    assert new.info.run_id != old
+    assert new.data.params["seed"] == str(config["seed"])
+    assert _history(run, "loss") == [1, 2, 3]
+    assert make_client(local_uri(run)).get_run(old).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_without_points_is_begun_again_unless_its_config_was_mended(run: Path, seed: int) -> None:
+    _train(run, 0, range(0))
+    old = _get_run(run).info.run_id
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(dataclasses.replace(FACTS, config=FACTS.config | {"seed": seed}))
+    tracker.close("done")
+    assert (_get_run(run).info.run_id == old) == (seed == FACTS.config["seed"])
+
+
+def test_a_run_called_run_is_shown_with_its_folder(tmp_path: Path) -> None:
+    assert run_title(tmp_path / "tiny", "tiny") == "tiny"
+    assert run_title(tmp_path / "demo" / "run", "run") == "demo/run"
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow_run.json"])
