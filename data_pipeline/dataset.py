@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from data_pipeline.clips import ShardPlan, assign_splits, cut_video, plan_shards
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.execute import Rates, cluster, stream
+from data_pipeline.execute import cluster, stream
 from data_pipeline.format import (
     DATASET_FILE,
     DEAD_LETTERS_FILE,
@@ -44,11 +44,10 @@ from data_pipeline.index import (
     stop_past_limit,
 )
 from data_pipeline.manifest import Clip, DeadLetter, Video, read_parquet, to_jsonl, to_parquet
+from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages import build_shard
 from data_pipeline.storage import Storage
-
-Progress = Callable[[str, int, int, str], None]
 
 OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
 

@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ from data_pipeline.config import RayConfig
 from data_pipeline.errors import DataError, ForeframeError, UsageError
 
 Item = TypeVar("Item")
-Progress = Callable[[str, int, int, str], None]
 
 OBJECT_STORE_BYTES = 200 << 20  # records and sizes only pass through it; the smallest that Ray likes
 IN_FLIGHT = 2  # tasks handed out for each worker
@@ -127,36 +125,3 @@ def stream(
         for task in running:
             with contextlib.suppress(ray.exceptions.RayError):  # ending anyway; shutdown follows
                 ray.cancel(task, force=False)
-
-
-class Rates:
-    """Turns counts into a progress line: done, total, units and MB a second. Takes a clock."""
-
-    def __init__(
-        self,
-        stage: str,
-        total: int,
-        unit: str,
-        progress: Progress,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._stage, self._total, self._unit, self._progress, self._clock = (
-            stage,
-            total,
-            unit,
-            progress,
-            clock,
-        )
-        self._start, self._bytes, self.done, self.failed = clock(), 0, 0, 0
-        progress(stage, 0, total, "")
-
-    def add(self, count: int = 1, num_bytes: int = 0, failed: int = 0) -> None:
-        """Count work done just now."""
-        self.done, self._bytes, self.failed = self.done + count, self._bytes + num_bytes, self.failed + failed
-        elapsed = max(self._clock() - self._start, 1e-3)
-        note = f"{self.done / elapsed:.1f} {self._unit}/s"
-        if self._bytes:
-            note += f" · {self._bytes / elapsed / 1e6:.2f} MB/s"
-        if self.failed:
-            note += f" · {self.failed} failed"
-        self._progress(self._stage, min(self.done, self._total), self._total, note)

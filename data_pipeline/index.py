@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from data_pipeline.clips import stable_id
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.execute import Rates, cluster, stream
+from data_pipeline.execute import cluster, stream
 from data_pipeline.format import DATASET_FILE, DEAD_LETTERS_FILE
 from data_pipeline.isolate import CrashedError, OutOfMemoryError, TimedOutError
 from data_pipeline.manifest import VIDEOS_FILE, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
+from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import Listing, list_sources
 from data_pipeline.stages import inspect_batch
 from data_pipeline.storage import Storage
-
-Progress = Callable[[str, int, int, str], None]
 
 # Failures that another look may not see again: the machine may have been short of something.
 PASSING = frozenset(error.__name__ for error in (TimedOutError, CrashedError, OutOfMemoryError))

@@ -10,16 +10,15 @@ accelerations (the actions) frame widths a second squared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Progress = Callable[[str, int, int, str], None]
+from data_pipeline.progress import Progress
 
+Floats = NDArray[np.float32]
 STATE_NAMES = ("x", "y", "vx", "vy", "bx", "by", "radius", "shape", "colour")
 ACTION_NAMES = ("ax", "ay")
 SHAPES = ("disc", "square", "triangle")

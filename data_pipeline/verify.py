@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +38,10 @@ from data_pipeline.format import (
     tar_name,
 )
 from data_pipeline.manifest import Clip, read_parquet
+from data_pipeline.progress import Progress
 from data_pipeline.shards import hash_file, read_members
 from data_pipeline.storage import Storage
 
-Progress = Callable[[str, int, int, str], None]
 SHARD_FILE = re.compile(r"^(train|eval)-\d{6}\.(tar|index\.parquet|done\.json)$")
 
 

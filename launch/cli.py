@@ -191,9 +191,12 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's report: one self-contained HTML file of curves, health, probes and pictures."""
+    from launch.console import Stages, make_console
     from launch.results import report_run
 
-    print(f"open {report_run(run, out)}")
+    with Stages(make_console()).showing() as progress:
+        path = report_run(run, out, progress)
+    print(f"open {path}")
 
 
 @app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")

@@ -13,12 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline import progress
 from data_pipeline.errors import ConfigError, ForeframeError, Problem
 
-# What long jobs call: stage, done, total (0 when not known), and a note: what is counted ("clips"), or
-# more than that ("3 failed").
-Report = Callable[[str, int, int, str], None]
-
+Report = progress.Progress  # rich has a Progress of its own
 LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
 
 

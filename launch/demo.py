@@ -84,14 +84,16 @@ def run_demo(
         _shard(data_config(out, videos, num_videos), stages)
     _done(progress, out, "shard", taken["shard"])
     with timed(taken, "train"):
-        result = _train(config)
+        # A run that its time limit has ended is done here, though `foreframe train` would go on with it.
+        result = (_read_result(out / RUN) if "train" in progress.seconds else None) or _train(config)
     _done(progress, out, "train", taken["train"])
     with timed(taken, "probe"):
-        is_probed = "probe" in progress.seconds
-        found = (_read_probe(out / RUN) if is_probed else None) or _probe(out / RUN, stages)
+        found = _read_probe(out / RUN) if "probe" in progress.seconds else None
+        if found is None or found["step"] != result.step:
+            found = _probe(out / RUN, stages)
     _done(progress, out, "probe", taken["probe"])
     with timed(taken, "report"):
-        report = _report(out / RUN)
+        report = _report(out / RUN, stages)
     progress.finished = True
     _done(progress, out, "report", taken["report"])
     _print_end(progress, result, found, report)
@@ -210,6 +212,16 @@ def _train(config: RunConfig) -> TrainResult:
     return run_train(config, nproc=NUM_RANKS)
 
 
+def _read_result(run: Path) -> TrainResult | None:
+    """What training has left; None when that cannot be read, as then training tells it anew."""
+    from launch.run_folder import TrainResult
+
+    try:
+        return TrainResult.read(run)
+    except (OSError, ValueError):
+        return None
+
+
 def _probe(run: Path, stages: Stages) -> dict[str, Any]:
     from launch.results import probe_run
 
@@ -223,10 +235,11 @@ def _read_probe(run: Path) -> dict[str, Any] | None:
     return read_probe(run)
 
 
-def _report(run: Path) -> Path:
+def _report(run: Path, stages: Stages) -> Path:
     from launch.results import report_run
 
-    return report_run(run)
+    with stages.showing() as report:
+        return report_run(run, progress=report)
 
 
 def _print_end(progress: Progress, result: TrainResult, found: dict[str, Any], report: Path) -> None:

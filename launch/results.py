@@ -37,7 +37,7 @@ def probe_run(run: Path, step: int | None = None, progress: Report | None = None
     return found
 
 
-def report_run(run: Path, out: Path | None = None) -> Path:
+def report_run(run: Path, out: Path | None = None, progress: Report | None = None) -> Path:
     """Write the report, and add it and the pictures of the run to its tracker; returns where it is.
 
     Raises: UsageError for a folder that is no run, or an `out` that cannot be written.
@@ -46,7 +46,7 @@ def report_run(run: Path, out: Path | None = None) -> Path:
     from pretrain.report import write_report
     from pretrain.tracking.base import add_results
 
-    path = write_report(run, out=out)
+    path = write_report(run, out=out, progress=progress)
     pictures = sorted(path for path in (run / "pictures").iterdir() if not path.name.startswith("."))
     add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
     return path

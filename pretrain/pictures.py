@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.progress import Progress
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
 from pretrain.config import MaskConfig, RunConfig
 from pretrain.curves import COLOURS, Picture, draw_curves
@@ -37,7 +38,7 @@ NUM_CLIPS, NUM_FRAMES = 4, 6
 Pixels = NDArray[np.uint8]
 
 
-def draw_pictures(run: Path) -> tuple[list[Picture], list[str]]:
+def draw_pictures(run: Path, progress: Progress | None = None) -> tuple[list[Picture], list[str]]:
     """Everything that can be drawn of a run as it stands, and a sentence for each thing that cannot.
 
     Finished, unfinished and broken runs all get what their folder allows.
@@ -53,11 +54,15 @@ def draw_pictures(run: Path) -> tuple[list[Picture], list[str]]:
         ("features as colours", lambda: [_features(run, config)]),
         ("neighbours", lambda: _neighbours(run, config)),
     ]
-    for what, draw in steps:
+    for number, (what, draw) in enumerate(steps):
+        if progress is not None:
+            progress("report", number, len(steps), "pictures")
         try:
             drawn += draw()
         except (DataError, CheckpointError) as error:
             missing.append(f"no picture of {what}: {error}")
+    if progress is not None:
+        progress("report", len(steps), len(steps), "pictures")
     return drawn, missing
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipeline.errors import CheckpointError
 from data_pipeline.format import DEAD_LETTERS_FILE
+from data_pipeline.progress import Progress
 from data_pipeline.storage import Storage
 from pretrain.config import RunConfig
 from pretrain.curves import Picture
@@ -65,22 +66,22 @@ class Story:
         return self.last_step >= self.config.train.steps
 
 
-def write_report(run: Path, *, out: Path | None = None) -> Path:
+def write_report(run: Path, *, out: Path | None = None, progress: Progress | None = None) -> Path:
     """Draw the run's pictures and write `<run>/report.html` (or `out`); works for a run of any age.
 
     Raises: CheckpointError when the folder is no run of this release.
     """
     path = out or run / REPORT_FILE
-    Storage(path.parent).publish(path.name, page(tell(run)).encode())
+    Storage(path.parent).publish(path.name, page(tell(run, progress)).encode())
     return path
 
 
-def tell(run: Path) -> Story:
+def tell(run: Path, progress: Progress | None = None) -> Story:
     """Gather what a run's folder holds, and say in sentences what it means."""
     if not run.is_dir():
         raise CheckpointError(f"{run} is no run's folder: it does not exist; `foreframe train` makes one")
     config = config_of(run)
-    pictures, missing = draw_pictures(run)
+    pictures, missing = draw_pictures(run, progress)
     metrics = read_metrics(run)
     probe = read_probe(run)
     provenance = read_json(run / "provenance.json", "remove it, the report does without") or {}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.errors import DataError, UsageError
-from launch.demo import Progress, check_disk, check_videos, data_config, open_folder, train_config
+from launch import demo
+from launch.demo import Progress, check_disk, check_videos, data_config, open_folder, run_demo, train_config
+from launch.run_folder import TrainResult
 
 ASKED = Progress(videos=None, num_videos=16, steps=6)
 
@@ -92,3 +96,30 @@ def test_a_damaged_record_is_a_sentence_and_force_starts_over(tmp_path: Path, da
     with pytest.raises(UsageError, match=r"demo\.json cannot be read: start over with --force"):
         open_folder(tmp_path, asked(), force=False)
     assert open_folder(tmp_path, asked(), force=True) == asked()
+
+
+@pytest.mark.parametrize("probed_at", [3, 4])
+def test_a_demo_that_was_trained_trains_no_more_and_keeps_no_older_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed_at: int
+) -> None:
+    """Its time limit ended the run at step 4 of 6; then the demo was interrupted."""
+    done: dict[str, Any] = {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # given back after the test
+    monkeypatch.setattr(demo, "_shard", lambda *_: None)
+    monkeypatch.setattr(demo, "_train", lambda *_: pytest.fail("trained on"))
+    monkeypatch.setattr(demo, "_probe", lambda *_: {"step": 4, "is_new": True})
+    monkeypatch.setattr(demo, "_report", lambda *_: tmp_path / "report.html")
+    monkeypatch.setattr(demo, "_print_end", lambda *given: done.update(result=given[1], probe=given[2]))
+    asked(seconds={"render": 1.0, "shard": 1.0, "train": 1.0, "probe": 1.0}).write(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    TrainResult(run, 4, 1.0, 2.0, 3.0, "train.time_limit_s is over").write()
+    (run / "probe.json").write_text(json.dumps({"step": probed_at}))
+    run_demo(tmp_path, steps=6, num_videos=16)
+    assert done["result"].step == 4
+    assert done["probe"].get("is_new", False) == (probed_at != 4)
+    assert json.loads((tmp_path / "demo.json").read_text())["finished"]
+
+
+def test_a_folder_that_is_mostly_unreadable_does_not_end_the_demo(tmp_path: Path) -> None:
+    assert data_config(tmp_path, tmp_path / "mine", 16).max_failed_fraction == 1

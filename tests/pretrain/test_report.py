@@ -57,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(_line(s)) + "\n" for s in range(1, 41)))
 
-    def draw(at: Path) -> tuple[list[Picture], list[str]]:
+    def draw(at: Path, _: object) -> tuple[list[Picture], list[str]]:
         (at / "pictures").mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), "red").save(at / "pictures" / "masks-1.png")
         drawn = draw_curves(read_metrics(at), at / "pictures")
