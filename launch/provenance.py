@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.format import DatasetInfo
+from pretrain.tracking.base import without_credentials
 
 PACKAGES = (
     "foreframe",
@@ -38,12 +39,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+OURS = Path(__file__).resolve()
+
+
 def git(*arguments: str) -> str | None:
-    """What git says of this source tree, or None outside a checkout."""
+    """What git says of foreframe's own source tree, or None outside a checkout of it."""
+    top = _git("rev-parse", "--show-toplevel")
+    # Installed into a virtual environment that lies in another project's checkout, that one would answer.
+    if top is None or Path(top, "launch", OURS.name).resolve() != OURS:
+        return None
+    return _git(*arguments)
+
+
+def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", *arguments],
-            cwd=Path(__file__).resolve().parent,
+            cwd=OURS.parent,
             capture_output=True,
             text=True,
             timeout=20,
@@ -63,12 +75,12 @@ def provenance(info: DatasetInfo, address: str, world_size: int, device: str) ->
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "command": sys.argv,
+        "command": [without_credentials(word) for word in sys.argv],
         "world_size": world_size,
         "device": device,
         "dataset": {
             "name": info.name,
-            "address": address,
+            "address": without_credentials(address),
             "fingerprint": info.fingerprint,
             "num_clips": info.num_clips,
             "total_bytes": info.total_bytes,
