@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _umask() -> int:
+    """This process's umask, which can only be read by setting it: Linux tells it without."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^Umask:\s*([0-7]+)$", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_whole(target: Path, data: bytes | Path) -> None:
@@ -37,7 +50,7 @@ def write_whole(target: Path, data: bytes | Path) -> None:
                         file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -28,3 +28,14 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
         write_whole(tmp_path / "b", b"after")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_is_as_readable_as_the_umask_lets_it_be(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "a", b"")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+        assert os.umask(umask) == umask  # and it is as it was
+    finally:
+        os.umask(before)
