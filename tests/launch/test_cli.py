@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import DataError, UsageError
 from launch.config import shipped_config
 
 ROOT = Path(__file__).parents[2]
@@ -99,12 +98,21 @@ def test_a_wrong_command_line_is_a_sentence_with_exit_code_2(arguments: list[str
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [("DataError('cut short')", 3), ("CheckpointError('torn')", 4), ("CollapsedError('flat')", 5)],
+    [
+        ("UsageError('odd')", 2),
+        ("DataError('cut short')", 3),
+        ("CheckpointError('torn')", 4),
+        ("DivergedError('not finite')", 5),
+        ("CollapsedError('flat')", 5),
+        ("LostPeerError('gone')", 6),
+        ("PreemptedError('saved')", 75),
+    ],
 )
 def test_each_named_error_ends_with_its_exit_code(raised: str, code: int) -> None:
     name, said = raised.split("'")[0].strip("("), raised.split("'")[1]
+    module = "launch.train" if name == "PreemptedError" else "data_pipeline.errors"
     script = (
-        f"import launch.ui; from data_pipeline.errors import {name}; from launch.cli import main\n"
+        f"import launch.ui; from {module} import {name}; from launch.cli import main\n"
         f"def fail(*_): raise {raised}\n"
         "launch.ui.run_ui = fail; main()"
     )
@@ -143,10 +151,6 @@ def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -
     (tmp_path / "again.yaml").write_text(shown.stdout)
     differing = run("config", "diff", TINY, str(tmp_path / "again.yaml"))
     assert differing.stdout == "optim.lr  0.001 → 0.002\n"
-
-
-def test_exit_codes_are_those_of_the_errors() -> None:
-    assert (UsageError.exit_code, DataError.exit_code) == (2, 3)
 
 
 def test_a_full_disk_is_a_sentence_and_3() -> None:
