@@ -151,7 +151,7 @@ def add_results(
 
 
 def run_title(run: Path, name: str) -> str:
-    """What a run is called where several are listed: its name, with the folder before it if that is just `run`.
+    """A run's name where several are listed; before a bare `run` the folder it lies in.
 
     >>> run_title(Path("/home/ann/demo/run"), "run")
     'demo/run'

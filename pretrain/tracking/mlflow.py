@@ -1,7 +1,7 @@
 """MLflow: the only file that imports it. Nothing here makes a training step wait for a server.
 
-Points go into a queue that one thread empties in batches (sender.py). What the server did not take stays in the
-queue and is tried again, so a server that is away costs nothing but memory; MLflow's own asynchronous
+Points go into a queue that one thread empties in batches (sender.py). What the server did not take stays in
+the queue and is tried again, so a server that is away costs nothing but memory; MLflow's own asynchronous
 queue drops a batch once its retries are used up. What a killed process left unsent is read from
 metrics.jsonl when the run is resumed.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import Storage
