@@ -166,6 +166,15 @@ def test_the_probe_stands_beside_the_untrained_row_with_its_gain(run: Path) -> N
     assert "<td>0.00</td>" in text  # −0.001 has no minus
 
 
+def test_a_run_called_run_has_its_folder_in_the_title(run: Path) -> None:
+    named = run.rename(run.parent / "run")
+    config = named / "config.yaml"
+    before = json.loads(config.read_text())
+    config.write_text(json.dumps(before | {"name": "run"}))
+    text, _ = _parse(report.write_report(named))
+    assert f"<title>{named.parent.name}/run: foreframe</title>" in text
+
+
 def test_another_file_can_be_named(run: Path, tmp_path: Path) -> None:
     path = report.write_report(run, out=tmp_path / "elsewhere" / "page.html")
     assert path.exists()
