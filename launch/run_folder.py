@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
 
 RESULT_FILE = "result.json"
+LOCK_FILE = ".lock"
 
 # Settings that may change when a run goes on: they change neither what is learned nor from what.
 OPERATIONAL = (
@@ -128,16 +133,39 @@ def open_run(config: RunConfig) -> Path:
     return run
 
 
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone, until the end of it or of the block.
+
+    Raises: UsageError with the pid of the process that holds it.
+    """
+    with (run / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{run} is being trained by process {file.read().strip() or '?'}; wait for its end, "
+                f"or choose another name=..."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
 def finished(run: Path, steps: int) -> TrainResult | None:
     """The result of a run that has already taken `steps` steps, else None."""
-    if not step_folders(run) or not (run / RESULT_FILE).is_file():
+    if not (run / RESULT_FILE).is_file():
         return None
     try:
-        _, manifest, _ = newest_whole(run)
         result = replace(TrainResult.read(run), is_new=False)
+        if result.step < steps:
+            return None
+        _, manifest, _ = newest_whole(run)
     except (CheckpointError, ValueError):  # a result that cannot be read is written anew
         return None
-    return result if manifest["progress"]["step"] >= steps and result.step >= steps else None
+    return result if manifest["progress"]["step"] >= steps else None
 
 
 def check_data(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,9 @@ def check_attention(kind: str) -> list[Check]:
         return [*checks, Check("xformers against SDPA", None, "xformers runs on CUDA only")]
     reason = probe_xformers(kind, dtype, 64)
     if reason is not None:
-        return [*checks, Check("xformers against SDPA", None, f"falls back to SDPA: {reason}")]
+        is_absent = find_spec("xformers") is None
+        found = f"SDPA is used instead: {reason}"
+        return [*checks, Check("xformers against SDPA", None if is_absent else False, found)]
     out_x, grad_x = both("xformers")
     off, off_grad = float((out_x - out).abs().max()), float((grad_x - grad).abs().max())
     found = f"forward off by {off:.2g}, backward by {off_grad:.2g}"
@@ -208,7 +211,7 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
         try:
             world = join_world(device, 60.0)
             batches = RenderedBatches(laid_out, device)
-            checkpoints = Checkpoints(Path(folder), laid_out, lambda _: None, lambda: None)
+            checkpoints = Checkpoints(Path(folder), laid_out, "rendered", lambda _: None, lambda: None)
             engine, progress = _build(laid_out, world), Progress()
             losses: list[float] = []
             moved = 0.0
@@ -247,7 +250,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
         except (
             Exception
         ) as error:  # whatever breaks on a user's machine is what this command is there to show
-            checks.append(Check("training", False, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+            checks.append(
+                Check("training", False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            )
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()

@@ -30,13 +30,30 @@ from data_pipeline.errors import (
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.provenance import provenance
-from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run, run_folder
+from launch.run_folder import (
+    RESULT_FILE,
+    TrainResult,
+    check_data,
+    finished,
+    lock_run,
+    open_run,
+    run_folder,
+)
 from launch.train_display import TrainDisplay
 from pretrain.config import RunConfig, plan
 
 ERRORS_VARIABLE = "FOREFRAME_RANK_ERRORS"
 QUIET_VARIABLE = "FOREFRAME_QUIET"
 PROVENANCE_FILE = "provenance.json"
+SAVE_S = 600  # ranks that were asked to stop may take this long for their last save
+# gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
+LOST_PEER_WORDS = (
+    "by peer",
+    "Timed out waiting",
+    "timed out",
+    "Connection closed",
+    "NCCL communicator was aborted",
+)
 
 
 class RankError(ForeframeError):
@@ -105,14 +122,15 @@ def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: 
         )
     check_data(config)
     run = open_run(config)
-    already = finished(run, config.train.steps)
-    if already is not None:
-        return already
-    (run / RESULT_FILE).unlink(missing_ok=True)
-    if config.strategy.kind == "single":
-        return run_rank(config, quiet=quiet)
-    spawn_ranks(run, nproc, quiet=quiet)
-    return TrainResult.read(run)
+    with lock_run(run):
+        already = finished(run, config.train.steps)
+        if already is not None:
+            return already
+        (run / RESULT_FILE).unlink(missing_ok=True)
+        if config.strategy.kind == "single":
+            return run_rank(config, quiet=quiet)
+        spawn_ranks(run, nproc, quiet=quiet)
+        return TrainResult.read(run)
 
 
 def check_device(config: RunConfig, nproc: int) -> None:
@@ -157,6 +175,7 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
             local_addr="127.0.0.1",
             max_restarts=0,
             monitor_interval=0.2,
+            shutdown_timeout=SAVE_S,
         )
         command = [sys.executable, "-m", "launch.train", str(run / CONFIG_FILE)]
         try:
@@ -165,12 +184,19 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
             exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise why_ranks_failed(run, Path(folder), exit_codes) from None
         except SignalException as error:
-            raise PreemptedError(
-                f"stopped by {signal.Signals(error.sigval).name}; {how_to_go_on(run)}"
-            ) from None
+            raise why_stopped(run, Path(folder), signal.Signals(error.sigval)) from None
         finally:
             os.environ.pop(ERRORS_VARIABLE, None)
             os.environ.pop(QUIET_VARIABLE, None)
+
+
+def why_stopped(run: Path, errors: Path, asked: signal.Signals) -> ForeframeError:
+    """The error to show after a signal: preempted only when the ranks say that they have saved."""
+    told = [json.loads(path.read_bytes()) for path in sorted(errors.glob("rank-*.json"))]
+    saved = next((record for record in told if record["exit_code"] == EXIT_PREEMPTED), None)
+    if saved is not None:
+        return PreemptedError(saved["text"])
+    return LostPeerError(f"stopped by {asked.name} without a save; {how_to_go_on(run)}")
 
 
 def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> ForeframeError:
@@ -197,13 +223,13 @@ def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> For
 
 
 def how_to_go_on(run: Path) -> str:
-    from pretrain.checkpoint import newest_whole
+    """The sentence that ends every early end of a run."""
+    from pretrain.checkpoint import newest_named
 
-    try:
-        folder, _, _ = newest_whole(run)
-    except ForeframeError:
+    newest = newest_named(run)
+    if newest is None:
         return f"no checkpoint was written yet: `foreframe train {run}` starts over"
-    return f"`foreframe train {run}` with the same --nproc goes on from {folder.name}"
+    return f"`foreframe train {run}` with the same --nproc goes on from {newest[0].name}"
 
 
 def threads_for(wanted: int | None, ranks_here: int) -> int:
@@ -240,7 +266,7 @@ def _train_or_say_why(config: RunConfig, stops: StopRequests, *, quiet: bool) ->
         where = error.filename or run_folder(config)
         raise DataError(f"{where} could not be written: {why(error)}") from error
     except RuntimeError as error:
-        if "by peer" not in str(error):  # gloo: connection closed, or reset
+        if not any(words in str(error) for words in LOST_PEER_WORDS):
             raise
         raise LostPeerError(f"another rank went away; {how_to_go_on(run_folder(config))}") from error
 
@@ -268,18 +294,28 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
 
         world = join_world(device, config.strategy.timeout_s)
     laid_out = plan(config, world.size)
-    run = open_run(config) if world.is_first else run_folder(config)
+    run = run_folder(config)
+
+    def check_and_open() -> None:
+        if world.is_first:
+            check_data(config)
+            open_run(config)
+
+    world.together(check_and_open)
     begin_s = time.perf_counter()
 
     display = TrainDisplay(enabled=world.is_first and not quiet)
     batches = Batches(laid_out, world.rank, device)
     engine = build_engine(laid_out, world)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
-    checkpoints = Checkpoints(run, laid_out, display.say, tracker.flush)
+    info = batches.reader.info
+    checkpoints = Checkpoints(run, laid_out, info.fingerprint, display.say, tracker.flush)
     with display:
         progress = checkpoints.resume(engine)
-        if world.is_first:
-            info = batches.reader.info
+
+        def start_tracker() -> None:
+            if not world.is_first:
+                return
             facts = provenance(info, config.data.shards, world.size, device_name(device))
             write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
             tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
@@ -287,9 +323,12 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
             tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)
             tracker.log_file(run / CONFIG_FILE)
             tracker.log_file(run / PROVENANCE_FILE)
-        watch = Watch(run, laid_out, engine, batches, tracker, display.show, display.say)
+
+        history = progress.history
+        watch = Watch(run, laid_out, engine, batches, tracker, history, display.show, display.say)
         ended = False
         try:
+            world.together(start_tracker)
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
             ended = progress.step >= laid_out.steps
             watch.finish()
@@ -309,10 +348,11 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
     )
     if world.is_first:
         result.write()
-    if world.any(stops.signalled) and not ended:
-        raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
+    is_preempted = world.any(stops.signalled) and not ended
     if world.size > 1:
         torch.distributed.destroy_process_group()
+    if is_preempted:
+        raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
     return result
 
 
@@ -336,5 +376,17 @@ def device_name(device: object) -> str:
     return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
 
 
+def end_rank() -> None:
+    """End a rank whose work is done and saved, without the interpreter's teardown.
+
+    Collective libraries may keep threads of their own; one that is still running when C++ destroys it aborts
+    the process (seen with gloo on a loaded machine), and a finished run would be told as a crash.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":  # one rank, started by spawn_ranks
     run_rank(read_config(sys.argv[1], [], RunConfig), quiet=bool(os.environ.get(QUIET_VARIABLE)))
+    end_rank()

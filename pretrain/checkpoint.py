@@ -2,7 +2,7 @@
 
     checkpoints/step-00000100/rank-00000-of-00002.safetensors   what each rank owns, by fragment
     checkpoints/step-00000100/manifest.json                     counters, config, hashes; written last
-    checkpoints/latest                                          name of the newest whole one
+    checkpoints/latest                                          name of the newest one, for people and scripts
 
 A checkpoint is written under a name ending in `.part`; once all ranks have agreed that their files are on
 disk, rank 0 writes the manifest, renames the folder and moves the pointer, each atomically. Since files hold
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.errors import CheckpointError, why
+from data_pipeline.errors import CheckpointError, DataError, why
 from data_pipeline.storage import sync_folder, write_whole
 from pretrain.config import Plan, RunConfig
 from pretrain.ema import Fragment
@@ -45,13 +45,15 @@ FORMAT_VERSION = 1
 class Progress:
     """How far a run is; all of its counters.
 
-    samples: clips consumed by the optimizer. skipped_in_row, skipped: steps whose gradient was not finite.
+    samples: clips consumed by the optimizer. bad_samples: unreadable ones that were replaced.
+    skipped_in_row, skipped: steps whose gradient was not finite.
     """
 
     step: int = 0
     samples: int = 0
     skipped_in_row: int = 0
     skipped: int = 0
+    bad_samples: int = 0
     history: History = field(default_factory=History)
 
     def after(self, update: Update, plan: Plan) -> Progress:
@@ -61,6 +63,7 @@ class Progress:
             samples=self.samples + plan.config.train.global_batch,
             skipped_in_row=row,
             skipped=self.skipped + (not update.applied),
+            bad_samples=self.bad_samples,
             history=self.history,
         )
 
@@ -70,6 +73,7 @@ class Progress:
             "samples": self.samples,
             "skipped_in_row": self.skipped_in_row,
             "skipped": self.skipped,
+            "bad_samples": self.bad_samples,
             "history": self.history.state(),
         }
 
@@ -106,19 +110,29 @@ class StoredFragments:
         Raises: CheckpointError when a part is missing.
         """
         out = torch.empty(wanted.numel)
+        for part, start, stop, first in self._found(kind, wanted):
+            out[start:stop] = part[first : first + stop - start]
+        return out
+
+    def check(self, kind: str, wanted: Fragment) -> None:
+        """Raises CheckpointError, as `read` would, without reading."""
+        for _ in self._found(kind, wanted):
+            pass
+
+    def _found(self, kind: str, wanted: Fragment) -> Iterator[tuple[Any, int, int, int]]:
+        """(stored tensor, start and stop in the fragment, first element in the stored tensor), in order."""
         reached, end = wanted.start, wanted.start + wanted.numel
         for start, size, path, key in sorted(self._parts[kind, wanted.name]):
             if start <= reached < start + size and reached < end:
                 stop = min(end, start + size)
-                part = self._open[path].get_slice(key)[reached - start : stop - start]
-                out[reached - wanted.start : stop - wanted.start] = part
+                stored = self._open[path].get_slice(key)
+                yield stored, reached - wanted.start, stop - wanted.start, reached - start
                 reached = stop
         if reached != end:
             raise CheckpointError(
                 f"the checkpoint holds no {kind} of {wanted.name} from element {reached}: "
                 f"it is of another model"
             )
-        return out
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -128,11 +142,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+        version = manifest["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} has no readable {MANIFEST}: {error}") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
-        raise CheckpointError(f"{folder} has format version {found}; this release reads {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format version {version}; this release reads {FORMAT_VERSION}")
+    if missing := {"files", "config", "progress", "optimizer_step", "data_fingerprint"} - manifest.keys():
+        raise CheckpointError(f"{folder} has a {MANIFEST} without {', '.join(sorted(missing))}")
     return manifest
 
 
@@ -142,22 +158,43 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises: CheckpointError naming the first file that is missing or not what was written.
     """
     manifest = read_manifest(folder)
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes of {facts['bytes']}")
-        if file_hash(path) != facts["sha256"]:
-            raise CheckpointError(f"{path} was changed since it was written: its hash differs")
+    verify_files(folder, manifest)
     return manifest
+
+
+def verify_files(folder: Path, manifest: dict[str, Any], first: int = 0, every: int = 1) -> None:
+    """Check the first-th, then every every-th file of a checkpoint: one rank's share of the hashing.
+
+    Raises: CheckpointError as `verify`.
+    """
+    for name, facts in list(manifest["files"].items())[first::every]:
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != facts["bytes"]:
+                raise CheckpointError(f"{path} has {size} bytes of {facts['bytes']}")
+            if file_hash(path) != facts["sha256"]:
+                raise CheckpointError(f"{path} was changed since it was written: its hash differs")
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is missing") from error
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be read: {why(error)}") from error
 
 
 def step_folders(run: Path) -> list[Path]:
     """Checkpoint folders of a run, newest first, whole or not."""
     folder = run / FOLDER
     return sorted(folder.glob("step-*[0-9]"), reverse=True) if folder.is_dir() else []
+
+
+def newest_named(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint with a readable manifest, its files not looked at; None when there is none."""
+    for folder in step_folders(run):
+        try:
+            return folder, read_manifest(folder)
+        except CheckpointError:
+            continue
+    return None
 
 
 def newest_whole(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -178,49 +215,73 @@ def newest_whole(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
 class Checkpoints:
     """Saves and resumes one run, on all ranks together.
 
+    data_fingerprint: of the data set; a run does not go on with another one.
     say: takes a sentence for the user, on rank 0.
     before_save: called first, so that what is logged is as old as what is saved.
     """
 
     def __init__(
-        self, run: Path, plan: Plan, say: Callable[[str], None], before_save: Callable[[], None]
+        self,
+        run: Path,
+        plan: Plan,
+        data_fingerprint: str,
+        say: Callable[[str], None],
+        before_save: Callable[[], None],
     ) -> None:
-        self.run, self._plan, self._say, self._before_save = run, plan, say, before_save
+        self.run, self._plan, self._data_fingerprint = run, plan, data_fingerprint
+        self._say, self._before_save = say, before_save
 
     def resume(self, engine: Engine) -> Progress:
         """Load the newest whole checkpoint into the engine; a fresh Progress when there is none at all.
 
-        Raises: CheckpointError when checkpoints exist and none is whole, or they are of another model.
+        Raises, on every rank: CheckpointError when checkpoints exist and none is whole, or they are of
+        another model or data set.
         """
-        found = self._agree(engine.world, lambda: self._find(engine.world))
+        world = engine.world
+        found = self._find(world)
         if found is None:
             return Progress()
         folder, manifest = found
-        for sentence in manifest.pop("passed_over"):
-            self._say(f"passed over a damaged checkpoint: {sentence}")
-        stored = StoredFragments(folder / name for name in manifest["files"])
+        if manifest["data_fingerprint"] != self._data_fingerprint:
+            raise CheckpointError(
+                f"{folder} was trained on data with fingerprint {manifest['data_fingerprint']}, "
+                f"data.shards now holds {self._data_fingerprint}: name the data set it began with, or a new run with name=..."
+            )
+
+        def open_stored() -> StoredFragments:
+            stored = StoredFragments(folder / name for name in manifest["files"])
+            for kind, fragment in engine.owned():
+                stored.check(kind, fragment)
+            return stored
+
+        stored = world.own(open_stored)
         engine.load(stored.read, manifest["optimizer_step"])
         progress = Progress.from_state(manifest["progress"])
         self._say(f"resumed from {folder} at step {progress.step}")
         return progress
 
     def _find(self, world: World) -> tuple[Path, dict[str, Any]] | None:
-        if not world.is_first or not step_folders(self.run):
-            return None
-        folder, manifest, passed = newest_whole(self.run)
-        return folder, {**manifest, "passed_over": passed}
+        """The newest checkpoint that is whole; None when there is none at all."""
+        names = world.together(lambda: [f.name for f in step_folders(self.run)] if world.is_first else [])[0]
+        passed: list[str] = []
+        for name in names:
+            folder = self.run / FOLDER / name
+            try:
+                manifest = self._verified(world, folder)
+            except CheckpointError as error:
+                passed.append(str(error))
+                self._say(f"passed over a damaged checkpoint: {error}")
+                continue
+            return folder, manifest
+        if passed:
+            raise CheckpointError(f"{self.run} has no whole checkpoint: {'; '.join(passed)}")
+        return None
 
-    def _agree(self, world: World, find: Callable[[], Any]) -> Any:
-        """Rank 0's answer on every rank; its CheckpointError too, so that no rank waits for another."""
-        answer: tuple[str, Any]
-        try:
-            answer = ("found", find())
-        except CheckpointError as error:
-            answer = ("error", str(error))
-        kind, value = world.gather_objects(answer)[0]
-        if kind == "error":
-            raise CheckpointError(value)
-        return value
+    def _verified(self, world: World, folder: Path) -> dict[str, Any]:
+        """A checkpoint's manifest, each rank having hashed its share of the files."""
+        manifest = world.together(lambda: read_manifest(folder) if world.is_first else {})[0]
+        world.together(lambda: verify_files(folder, manifest, world.rank, world.size))
+        return manifest
 
     def save(self, engine: Engine, progress: Progress) -> Path:
         """Write the whole state; on return every rank knows that the checkpoint is whole.
@@ -228,76 +289,80 @@ class Checkpoints:
         Raises: CheckpointError on every rank when one could not write (no space left, no permission);
         checkpoints written before stay as they are.
         """
-        self._before_save()
         world = engine.world
         final = self.run / FOLDER / f"step-{progress.step:08d}"
         part = final.with_name(final.name + ".part")
         name = f"rank-{world.rank:05d}-of-{world.size:05d}.safetensors"
-        if world.is_first:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True, exist_ok=True)
-        world.barrier()
-        reports = world.gather_objects(self._write_own(engine, part / name))
-        failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(reports) if text]
-        if not failed:
-            files = {name: facts for _, found in reports for name, facts in found.items()}
-            failed = [
-                text
-                for text in world.gather_objects(self._publish(engine, progress, part, final, files))
-                if text
-            ]
-        if failed:
+
+        def begin() -> None:
+            self._before_save()
             if world.is_first:
                 shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True, exist_ok=True)
+
+        try:
+            world.together(begin)
+            reports = world.together(lambda: self._write_own(engine, part / name))
+            files = {name: facts for found in reports for name, facts in found.items()}
+            world.together(lambda: self._publish(engine, progress, part, final, files))
+        except (CheckpointError, DataError, OSError) as error:
+            if world.is_first:
+                shutil.rmtree(part, ignore_errors=True)
+            reason = why(error) if isinstance(error, OSError) else error
             raise CheckpointError(
-                f"no checkpoint at step {progress.step}: {'; '.join(failed)}; "
+                f"no checkpoint at step {progress.step}: {reason}; "
                 f"earlier checkpoints are untouched; the same command goes on once the cause is mended"
-            )
+            ) from error
         return final
 
-    def _write_own(self, engine: Engine, path: Path) -> tuple[str, dict[str, Any]]:
-        """This rank's file on disk: ('', facts), or (why not, {})."""
+    def _write_own(self, engine: Engine, path: Path) -> dict[str, Any]:
+        """This rank's file on disk, and its facts by name."""
         tensors = {key: t.detach().float().cpu().contiguous().clone() for key, t in engine.tensors().items()}
         try:
             save_file(tensors, path)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            return "", {path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}}
+            return {path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}}
         except (OSError, SafetensorError) as error:
-            return f"{path} could not be written: {error}", {}
+            raise CheckpointError(f"{path} could not be written: {error}") from error
 
     def _publish(
         self, engine: Engine, progress: Progress, part: Path, final: Path, files: dict[str, Any]
-    ) -> str:
-        """Rank 0: the manifest, the folder's name, the pointer. '' or why not."""
+    ) -> None:
+        """Rank 0: the manifest, the folder's name, the pointer; then what is no longer kept."""
         if not engine.world.is_first:
-            return ""
+            return
         manifest = {
             "format_version": FORMAT_VERSION,
             "world_size": engine.world.size,
             "optimizer_step": engine.optimizer_step(),
             "progress": progress.state(),
             "config": self._plan.config.model_dump(mode="json"),
+            "data_fingerprint": self._data_fingerprint,
             "files": files,
         }
         try:
             write_whole(part / MANIFEST, json.dumps(manifest, indent=1).encode())
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # written before a damaged part of it made the run go back
+                shutil.rmtree(final)
             part.rename(final)
             sync_folder(final.parent)
             write_whole(final.parent / POINTER, f"{final.name}\n".encode())
-            self._prune(final.parent)
         except OSError as error:
-            return f"{final} could not be published: {why(error)}"
-        return ""
+            raise CheckpointError(f"{final} could not be published: {why(error)}") from error
+        self._prune(final)
 
-    def _prune(self, folder: Path) -> None:
-        """Keep the newest whole checkpoints; what another save left unfinished goes too."""
-        whole = [path for path in step_folders(folder.parent) if (path / MANIFEST).is_file()]
-        for path in whole[self._plan.config.train.keep_checkpoints :]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in folder.glob("step-*.part"):
-            shutil.rmtree(path, ignore_errors=True)
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest checkpoints up to the one just saved.
+
+        Later steps can only be ones that were passed over as damaged: they go, and with them what another
+        save left unfinished.
+        """
+        whole = [path for path in step_folders(self.run) if (path / MANIFEST).is_file() and path <= newest]
+        kept = whole[: self._plan.config.train.keep_checkpoints]
+        for path in [*step_folders(self.run), *newest.parent.glob("step-*.part")]:
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_run_config(run: Path) -> RunConfig:

@@ -42,7 +42,9 @@ class DataConfig(Section):
     size: PositiveInt = Field(256, description="height and width of a clip in pixels, after the crop")
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     shuffle_window: PositiveInt = Field(16, description="shards whose samples are shuffled together")
-    max_bad_samples: int = Field(100, ge=0, description="unreadable samples a rank replaces before it stops")
+    max_bad_samples: int = Field(
+        100, ge=0, description="unreadable samples that a run replaces before it stops"
+    )
 
 
 class AugmentConfig(Section):
@@ -291,6 +293,10 @@ class RunConfig(Section):
                 near = tuple(sorted({max(1, got // of) * of, (got // of + 1) * of}))
                 found.append((key, got, f"a multiple of {reason} = {of}", near))
 
+        for key, address in (("tracker.uri", self.tracker.uri), ("data.shards", self.data.shards)):
+            if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
+                need = "an address without user name and password: they belong in the environment"
+                found.append((key, "(an address with credentials)", need, ()))
         multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
         multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
         if self.data.size < 2 * self.model.encoder.patch:

@@ -11,6 +11,7 @@ Shapes: M tokens, F fixed positions, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -123,14 +124,27 @@ class History:
 
 def judge(history: History, step: int, target_std: float, config: HealthConfig) -> Verdict:
     """Take one look into the history and judge it. The first look is the untrained baseline."""
+    if not math.isfinite(target_std):
+        return Verdict(
+            "warning",
+            "the features' spread cannot be measured: fewer than two clips a forward, or not finite",
+        )
     history.std.append((step, target_std))
     if history.untrained_std is None:
         history.untrained_std = target_std
+    is_below = target_std < config.std_floor * history.untrained_std
+    history.looks_below = history.looks_below + 1 if is_below else 0
+    return verdict_of(history, config)
+
+
+def verdict_of(history: History, config: HealthConfig) -> Verdict:
+    """What the looks so far amount to; also right after a resume."""
+    if not history.std or history.untrained_std is None:
+        return Verdict("healthy", "not looked at yet")
+    target_std = history.std[-1][1]
     floor = config.std_floor * history.untrained_std
-    if not target_std < floor:
-        history.looks_below = 0
+    if history.looks_below == 0:
         return Verdict("healthy", f"target features vary across clips by {target_std:.3g}, floor {floor:.3g}")
-    history.looks_below += 1
     reason = (
         f"target features vary across clips by {target_std:.3g}, "
         f"{target_std / history.untrained_std:.1%} of the untrained encoder's {history.untrained_std:.3g}, "

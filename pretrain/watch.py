@@ -18,7 +18,7 @@ from data_pipeline.errors import CollapsedError, DataError, DivergedError
 from pretrain.checkpoint import Progress
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
-from pretrain.health import Verdict, fixed_positions, judge, moments, rankme, sample_std
+from pretrain.health import History, Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
 from pretrain.objective.base import Batch, Output
 from pretrain.schedule import Knobs
 from pretrain.strategy.base import Engine, Update
@@ -47,7 +47,15 @@ class Watch:
     """Follows one run on every rank; rank 0 writes. Calls that reduce over ranks are made by all."""
 
     def __init__(
-        self, run: Path, plan: Plan, engine: Engine, batches: Batches, tracker: Tracker, show: Show, say: Say
+        self,
+        run: Path,
+        plan: Plan,
+        engine: Engine,
+        batches: Batches,
+        tracker: Tracker,
+        history: History,
+        show: Show,
+        say: Say,
     ) -> None:
         self._run, self._plan, self._engine, self._batches = run, plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
@@ -55,11 +63,10 @@ class Watch:
         self._losses: list[Tensor] = []
         self._last: tuple[Output, Tensor] | None = None
         self._bad: list[tuple[str, str]] = []
-        self._num_bad = 0
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
         self._said = ""
-        self.verdict = Verdict("healthy", "not looked at yet")
+        self.verdict = verdict_of(history, plan.config.health)
         self.line: Line | None = None
 
     @property
@@ -142,7 +149,7 @@ class Watch:
         clips_per_s = steps * config.train.global_batch / elapsed_s
         self._mark_s, self._mark_step = now_s, progress.step
         consumed = progress.samples - config.train.global_batch
-        self._gather_bad()
+        self._gather_bad(progress)
         values |= {
             "loss": loss,
             **{f"loss/mask{kind}": value for kind, value in enumerate(kind_losses)},
@@ -155,7 +162,7 @@ class Watch:
             "perf/step_ms": 1000 * elapsed_s / steps,
             "data/wait_share": wait_share,
             "data/epoch": progress.samples / batches.num_samples,
-            "data/bad_samples": self._num_bad,
+            "data/bad_samples": progress.bad_samples,
             "batch_digest": batches.digest(consumed),
             "time_s": now_s - self._begin_s,
         }
@@ -163,20 +170,20 @@ class Watch:
         self.line = Line(progress.step, self._plan.steps, loss, clips_per_s, wait_share, self.verdict)
         self._show(self.line)
 
-    def _gather_bad(self) -> None:
+    def _gather_bad(self, progress: Progress) -> None:
         """Write down replaced samples of all ranks; stop past the limit."""
         world, limit = self._engine.world, self._plan.config.data.max_bad_samples
         if not world.any(bool(self._bad)):
             return
         found = [bad for rank in world.gather_objects(self._bad) for bad in rank]
         self._bad.clear()
-        self._num_bad += len(found)
+        progress.bad_samples += len(found)
         if world.is_first:
             with (self._run / SKIPPED_FILE).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"id": key, "reason": reason}) + "\n" for key, reason in found)
-        if self._num_bad > limit:
+        if progress.bad_samples > limit:
             listed = "; ".join(f"{key}: {reason}" for key, reason in found[:3])
             raise DataError(
-                f"{self._num_bad} samples could not be read, more than data.max_bad_samples = {limit}: "
-                f"{listed}; all are in {self._run / SKIPPED_FILE}; check the shards with `foreframe verify`"
+                f"{progress.bad_samples} samples could not be read, more than data.max_bad_samples = {limit}"
+                f": {listed}; all are in {self._run / SKIPPED_FILE}; check the shards with `foreframe verify`"
             )

@@ -7,6 +7,7 @@ position name, the same on every run, and reported; a rank is never a sample sho
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,13 +43,20 @@ class Item:
     bad: tuple[tuple[str, str], ...]
 
 
-class Clips(Dataset[Item]):
+@dataclass(frozen=True)
+class Unreadable:
+    """Why there is no batch; told by a worker, raised in the training process."""
+
+    reason: str
+
+
+class Clips(Dataset[Item | Unreadable]):
     """Decoded, cropped clips at places of the stream."""
 
     def __init__(self, config: RunConfig, reader: ClipReader, order: Order) -> None:
         self.config, self._reader, self._order = config, reader, order
 
-    def __getitem__(self, place: Place) -> Item:
+    def __getitem__(self, place: Place) -> Item | Unreadable:
         _, position = place
         config, number = self.config, self._order.at(place[1])
         bad: list[tuple[str, str]] = []
@@ -62,7 +70,7 @@ class Clips(Dataset[Item]):
             rng = stream(config.seed, "crop", position)
             view = train_view(clip.frames_THWC, config.data.size, config.augment, rng)
             return Item(place, clip.key, view, _tensor(clip.state), _tensor(clip.actions), tuple(bad))
-        raise DataError(f"{len(bad)} samples in a row cannot be read; the last, {bad[-1][0]}: {bad[-1][1]}")
+        return Unreadable(f"{len(bad)} samples in a row cannot be read; the last, {bad[-1][0]}: {bad[-1][1]}")
 
     def _read(self, number: int, position: int) -> Clip:
         rng = stream(self.config.seed, "start", position)
@@ -80,11 +88,15 @@ class Collate:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
 
-    def __call__(self, items: Sequence[Item]) -> Batch:
+    def __call__(self, found: Sequence[Item | Unreadable]) -> Batch | Unreadable:
         def stack(rows: list[torch.Tensor | None]) -> torch.Tensor | None:
             present = [row for row in rows if row is not None]
             return torch.stack(present) if len(present) == len(rows) else None
 
+        items = [item for item in found if isinstance(item, Item)]
+        for item in found:
+            if isinstance(item, Unreadable):
+                return item
         config, step = self._config, items[0].place[0]
         positions = [item.place[1] for item in items]
         return Batch(
@@ -114,8 +126,11 @@ class RankPlaces(Sampler[list[Place]]):
             step, samples = step + 1, samples + plan.config.train.global_batch
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """One thread; and signals to the run's whole group are the rank's to answer, which saves and ends it."""
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
@@ -128,7 +143,7 @@ class Batches:
         self._order = Order(config.seed, self._reader.shard_sizes, config.data.shuffle_window)
         self._clips = Clips(config, self._reader, self._order)
         self._step = self._samples = 0
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Iterator[Batch | Unreadable] | None = None
         self._wait_s = 0.0
 
     @property
@@ -150,10 +165,24 @@ class Batches:
             self._iterator = self._start()
         for _ in range(count):
             begin_s = time.perf_counter()
-            batch = next(self._iterator)
+            batch = self._next(self._iterator)
             self._wait_s += time.perf_counter() - begin_s
             clips = normalise(batch.clips.to(self._device, non_blocking=True))
             yield batch.with_clips(clips, self._device)
+
+    def _next(self, iterator: Iterator[Batch | Unreadable]) -> Batch:
+        try:
+            batch = next(iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a loader worker was killed, most often for want of memory: "
+                "set data.workers lower; the same command goes on from the last checkpoint"
+            ) from error
+        if isinstance(batch, Unreadable):
+            raise DataError(batch.reason)
+        return batch
 
     def take_wait_s(self) -> float:
         """Seconds spent waiting for batches since the last call."""
@@ -169,16 +198,16 @@ class Batches:
         """End the workers."""
         self._iterator = None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[Batch | Unreadable]:
         workers = self._plan.config.data.workers
         # spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Batch | Unreadable] = DataLoader(
             self._clips,  # type: ignore[arg-type]
             batch_sampler=RankPlaces(self._plan, self._rank, self._step, self._samples),
             collate_fn=Collate(self._plan.config),
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=_begin_worker if workers else None,
             prefetch_factor=4 if workers else None,
             pin_memory=self._device.type == "cuda",
         )

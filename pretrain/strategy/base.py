@@ -5,23 +5,26 @@ Model, objective and loop know no rank; what ranks must agree on goes through `W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipeline.errors import CheckpointError, DataError, ForeframeError, UsageError
 from pretrain.config import Plan
 from pretrain.ema import Fragment, ShardedEma
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.optim import apply_knobs
 from pretrain.schedule import Knobs
-from pretrain.strategy.shards import Read, Shards, tensor_name
+from pretrain.strategy.shards import MASTER, Read, Shards, tensor_name
 
 TARGET = "target"
+T = TypeVar("T")
+TOLD = {error.__name__: error for error in (CheckpointError, DataError, UsageError)}
 # renamed in torch 2.13, which warns about the old name; 2.11 knows only that
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -74,9 +77,37 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            self.any(False)
+    def own(self, work: Callable[[], T]) -> T:
+        """This rank's result of `work`, once it has gone well on every rank; errors as `together`."""
+        kept: list[T] = []
+
+        def keep() -> None:
+            kept.append(work())
+
+        self.together(keep)
+        return kept[0]
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Every rank's result of `work`, in rank order; what fails on one rank is raised on every rank.
+
+        Without it, a rank that fails alone would leave the others waiting in their next collective.
+        """
+        mine: T | None = None
+        error: Exception | None = None
+        try:
+            mine = work()
+        except (ForeframeError, OSError) as caught:
+            error = caught
+        told = (type(error).__name__, str(error)) if error is not None else None
+        answers = self.gather_objects((mine, told))
+        if error is not None:
+            raise error
+        for _, failure in answers:
+            if failure is not None:
+                raise TOLD.get(failure[0], UsageError if failure[0] == "ConfigError" else DataError)(
+                    failure[1]
+                )
+        return [result for result, _ in answers]
 
 
 @dataclass(frozen=True)
@@ -112,7 +143,6 @@ class Engine:
         self.plan, self.world = plan, world
         self.objective, self.target = objective, target
         self._backend = backend
-        self._micro_batches_left = plan.micro_batches
         shards, prefix = backend.shards, "encoder."
         own = [
             (Fragment(f.name.removeprefix(prefix), f.start, f.numel), master)
@@ -150,6 +180,11 @@ class Engine:
 
     def optimizer_step(self) -> int:
         return self._backend.shards.optimizer_step()
+
+    def owned(self) -> list[tuple[str, Fragment]]:
+        """(kind, fragment) of the weights and averages that a checkpoint must hold for this rank."""
+        weights = [(MASTER, fragment) for fragment in self._backend.shards.fragments]
+        return weights + [(TARGET, fragment) for fragment in self.ema.fragments]
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's part of the whole state: master weights, optimizer's averages, target average."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from launch.train import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches
@@ -57,3 +58,4 @@ def compare_ema(config: RunConfig, out: Path) -> None:
 
 if __name__ == "__main__":
     compare_ema(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    end_rank()

@@ -169,6 +169,26 @@ def test_a_killed_rank_is_told_in_a_sentence_and_the_run_goes_on(
     assert curve(tmp_path / "tiny") == curve(whole_run)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_the_command_saves_at_an_agreed_step(
+    whole_run: Path, small_dataset: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As Ctrl-C and a scheduler do it; loader workers get the signal too and must not die of it."""
+    config = two_rank_config(small_dataset, tmp_path)
+    process = start(config)
+    wait_for_checkpoint(tmp_path / "tiny", process)
+    process.send_signal(number)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_PREEMPTED, printed
+    assert "saved at step" in printed
+    assert "Traceback" not in printed
+    _, manifest, passed = newest_whole(tmp_path / "tiny")
+    assert not passed
+    assert manifest["progress"]["step"] < 8
+    run_train(config, nproc=2, quiet=True)
+    assert curve(tmp_path / "tiny") == curve(whole_run)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks through /proc")
 def test_a_signal_saves_at_an_agreed_step(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
     config = two_rank_config(small_dataset, tmp_path)

@@ -220,3 +220,13 @@ def test_data_configs_are_read_by_the_same_rules(tmp_path: Path) -> None:
 def test_the_schema_names_every_section() -> None:
     assert '"optim"' in schema("train")
     assert '"encode"' in schema("data")
+
+
+@pytest.mark.parametrize("address", ["http://ann:s3cret@host:5000", "https://token-s3cret@host"])
+def test_an_address_with_credentials_is_refused_without_repeating_them(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"name: a\ndata: {{shards: x}}\ntracker: {{uri: '{address}'}}\n")
+    with pytest.raises(ConfigError, match="tracker.uri") as caught:
+        read_config(file, [], RunConfig)
+    assert "s3cret" not in str(caught.value)
+    assert "environment" in str(caught.value)

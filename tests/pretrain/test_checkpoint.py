@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.errors import CheckpointError, ConfigError
-from launch.run_folder import open_run
+from data_pipeline.errors import CheckpointError, ConfigError, UsageError
+from launch.run_folder import lock_run, open_run
 from launch.train import run_train
 from pretrain.checkpoint import (
     StoredFragments,
@@ -25,7 +25,7 @@ from pretrain.checkpoint import (
 from pretrain.ema import Fragment
 from pretrain.loop import train
 from pretrain.tracking.jsonl import read_metrics
-from tests.small_dataset import tiny_config
+from tests.small_dataset import tiny_config, write_dataset
 
 SAVING = {"steps": 12, "checkpoint_every": 4, "keep_checkpoints": 5}
 
@@ -87,6 +87,56 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(whole_run: Path, tmp_path: 
     folder, _, passed = newest_whole(run)
     assert folder.name == "step-00000008"
     assert len(passed) == 1
+
+
+def test_what_was_passed_over_is_pruned_not_kept(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    run = copy_of(whole_run, tmp_path)
+    next(step_folders(run)[0].glob("*.safetensors")).write_bytes(b"damaged")
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    config = tiny_config(
+        small_dataset, tmp_path, train={**SAVING, "keep_checkpoints": 1, "checkpoint_every": 2}
+    )
+    assert run_train(config, quiet=True).step == 12
+    assert [folder.name for folder in step_folders(run)] == ["step-00000012"]
+    verify(step_folders(run)[0])
+
+
+def test_a_save_right_after_a_fallback_keeps_itself(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """keep_checkpoints 1, step 12 damaged, resumed from 8, stopped after 9: step 9 must stay."""
+    run = copy_of(whole_run, tmp_path)
+    next(step_folders(run)[0].glob("*.safetensors")).write_bytes(b"damaged")
+    train = {**SAVING, "keep_checkpoints": 1, "time_limit_s": 1e-3}
+    assert run_train(tiny_config(small_dataset, tmp_path, train=train), quiet=True).step == 9
+    assert [folder.name for folder in step_folders(run)] == ["step-00000009"]
+
+
+def test_a_run_does_not_go_on_with_another_data_set(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    copy_of(whole_run, tmp_path)
+    other = write_dataset(tmp_path / "other", {"train": [6], "eval": [2]})
+    shutil.rmtree(step_folders(tmp_path / "tiny")[0])
+    with pytest.raises(CheckpointError, match="data with fingerprint"):
+        run_train(tiny_config(other, tmp_path, train=SAVING), quiet=True)
+    moved = Path(shutil.copytree(small_dataset, tmp_path / "moved"))
+    assert run_train(tiny_config(moved, tmp_path, train=SAVING), quiet=True).step == 12
+
+
+def test_two_processes_do_not_train_one_run(small_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(small_dataset, tmp_path)
+    with lock_run(open_run(config)), pytest.raises(UsageError, match="being trained by process"):
+        run_train(config, quiet=True)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format_version": 1}', "not json"])
+def test_a_manifest_that_is_none_is_a_checkpoint_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        verify(tmp_path)
 
 
 def test_a_run_without_a_whole_checkpoint_says_so(whole_run: Path, tmp_path: Path) -> None:

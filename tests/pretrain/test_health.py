@@ -69,6 +69,11 @@ def test_a_lasting_loss_of_spread_is_a_collapse_and_a_dip_is_not() -> None:
     assert verdicts([1.0, 0.05, 0.5, 0.05, 0.6]) == ["healthy", "warning", "healthy", "warning", "healthy"]
 
 
+def test_a_look_that_cannot_be_measured_is_no_baseline() -> None:
+    nan = float("nan")
+    assert verdicts([nan, 1.0, nan, 0.05, 0.05]) == ["warning", "healthy", "warning", "warning", "collapsed"]
+
+
 def test_the_history_survives_a_checkpoint() -> None:
     history = History()
     judge(history, 1, 1.0, HealthConfig())
