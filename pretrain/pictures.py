@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline.errors import CheckpointError, DataError
-from data_pipeline.progress import Progress
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
 from pretrain.config import MaskConfig, RunConfig
 from pretrain.curves import COLOURS, Picture, draw_curves
@@ -26,7 +25,7 @@ from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import ClipReader
 from pretrain.masks import mask_of
 from pretrain.model.vit import Encoder
-from pretrain.probe import open_splits, read_probe
+from pretrain.probe import Progress, open_splits, read_probe
 from pretrain.rng import stream
 from pretrain.tracking.jsonl import read_metrics
 

@@ -21,7 +21,6 @@ import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.format import SPLITS, read_info
-from data_pipeline.progress import Progress
 from data_pipeline.storage import Storage
 from pretrain.checkpoint import load_encoder, untrained_encoder
 from pretrain.config import RunConfig
@@ -47,6 +46,7 @@ PIXELS = "raw pixels"
 MAX_SIDE = 8  # tokens are averaged to at most so many places in height and width
 NUM_EXAMPLES, NUM_NEIGHBOURS = 6, 5  # queries and their nearest clips that are written down
 MIN_CLIPS = 8  # of each split, for states
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, note
 
 
 def choose(reader: ClipReader, limit: int, seed: int, split: str) -> list[int]:

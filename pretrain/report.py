@@ -11,12 +11,11 @@ from typing import Any
 
 from data_pipeline.errors import CheckpointError
 from data_pipeline.format import DEAD_LETTERS_FILE
-from data_pipeline.progress import Progress
 from data_pipeline.storage import Storage
 from pretrain.config import RunConfig
 from pretrain.curves import Picture
 from pretrain.pictures import config_of, draw_pictures
-from pretrain.probe import read_json, read_probe
+from pretrain.probe import Progress, read_json, read_probe
 from pretrain.report_page import page
 from pretrain.tracking.base import run_title, without_credentials
 from pretrain.tracking.jsonl import read_metrics
