@@ -245,7 +245,8 @@ class Checkpoints:
         if manifest["data_fingerprint"] != self._data_fingerprint:
             raise CheckpointError(
                 f"{folder} was trained on data with fingerprint {manifest['data_fingerprint']}, "
-                f"data.shards now holds {self._data_fingerprint}: name the data set it began with, or a new run with name=..."
+                f"data.shards now holds {self._data_fingerprint}: name the data set it began with, "
+                f"or a new run with name=..."
             )
 
         def open_stored() -> StoredFragments:

@@ -226,7 +226,7 @@ def test_the_schema_names_every_section() -> None:
 def test_an_address_with_credentials_is_refused_without_repeating_them(tmp_path: Path, address: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"name: a\ndata: {{shards: x}}\ntracker: {{uri: '{address}'}}\n")
-    with pytest.raises(ConfigError, match="tracker.uri") as caught:
+    with pytest.raises(ConfigError, match=r"tracker\.uri") as caught:
         read_config(file, [], RunConfig)
     assert "s3cret" not in str(caught.value)
     assert "environment" in str(caught.value)
