@@ -31,8 +31,8 @@ def demo_table() -> str:
 
 def drawn(text: str) -> str:
     """`text` with what stands between the marks of each table replaced."""
-    pattern = re.compile(r"(<!-- table: demo -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: found[1] + demo_table() + found[2], text)
+    pattern = re.compile(r"(<!-- table: demo -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{demo_table()}\n{found[2]}", text)
 
 
 if __name__ == "__main__":
