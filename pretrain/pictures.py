@@ -213,7 +213,7 @@ def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
         ]
         rows.append([_framed(frame(query), (127, 127, 127)), *near])
     path = run / FOLDER / "neighbours.png"
-    _save(path, ["clip →"] * len(rows), rows)
+    _save(path, ["clip"] * len(rows), rows)
     caption = (
         "Left a clip, beside it the nearest others by the trained encoder's features, nearest first; "
         "green is the same video, red another."
