@@ -120,7 +120,7 @@ def shard(config: DataFile, overrides: DataOverrides = None, force: Overwrite = 
     from launch.data import run_shard
 
     run_shard(settings, force=force)
-    print(f"next   foreframe train configs/train/vits16-16f.yaml data.shards={settings.out}")
+    print(f"next   foreframe train configs/train/tiny-cpu.yaml data.shards={settings.out} --nproc 2")
 
 
 @app.command(epilog="Example: foreframe verify data/mine --deep")

@@ -108,7 +108,12 @@ def probe_table(found: dict[str, Any]) -> Table:
     """What `run_probe` returned, an encoder a row; 1 is best, a dash where there is no score."""
     names = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"]))
     what = "R² of true states" if found["kind"] == "states" else "retrieval of clips of the same video"
-    title = f"Frozen features at step {found['step']}: {what}, {found['num_eval_clips']} eval clips"
+    clips = (
+        f"{found['num_eval_clips']} eval clips"
+        if found["kind"] == "states"
+        else f"{found['num_train_clips'] + found['num_eval_clips']} clips"
+    )
+    title = f"Frozen features at step {found['step']}: {what}, {clips}"
     rows = [
         [row["encoder"], *("—" if (s := row["scores"].get(name)) is None else f"{s:.3f}" for name in names)]
         for row in found["rows"]

@@ -106,7 +106,9 @@ def _print_index(console: Console, config: DataConfig, found: Index) -> None:
 def _print_outcome(console: Console, config: DataConfig, outcome: Outcome) -> None:
     info, count = outcome.info, Counter(video.status for video in outcome.videos)
     if not outcome.is_new:
-        console.print(f"{config.out} holds this very data set already; nothing to do")
+        console.print(
+            f"{config.out} holds this very data set already; nothing to do (`foreframe verify` reads it)"
+        )
     clips = ", ".join(f"{info.num_clips[split]} {split}" for split in SPLITS)
     shards = ", ".join(f"{info.num_shards[split]} {split}" for split in SPLITS)
     kept = (

@@ -158,7 +158,8 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for part in ("agent.server.api", "multiprocessing.api"):  # what they say is said as a sentence below
+        logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder:
         os.environ[ERRORS_VARIABLE] = folder
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(None, nproc)))
@@ -177,7 +178,7 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
             monitor_interval=0.2,
             shutdown_timeout=SAVE_S,
         )
-        command = [sys.executable, "-m", "launch.train", str(run / CONFIG_FILE)]
+        command = [sys.executable, "-m", "launch.train", str(run / CONFIG_FILE), str(os.getpid())]
         try:
             elastic_launch(agent, command[0])(*command[1:])
         except ChildFailedError as error:
@@ -229,7 +230,7 @@ def how_to_go_on(run: Path) -> str:
     newest = newest_named(run)
     if newest is None:
         return f"no checkpoint was written yet: `foreframe train {run}` starts over"
-    return f"`foreframe train {run}` with the same --nproc goes on from {newest[0].name}"
+    return f"`foreframe train {run}`, at any --nproc, goes on from {newest[0].name}"
 
 
 def threads_for(wanted: int | None, ranks_here: int) -> int:
@@ -376,6 +377,20 @@ def device_name(device: object) -> str:
     return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
 
 
+def die_with_parent(launcher: int) -> None:
+    """End this rank when the process that started it is gone, however that ended; Linux only.
+
+    Else a launcher killed by SIGKILL would leave ranks training in a folder that nobody holds any more.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != launcher:  # it was gone before the call
+        os._exit(EXIT_LOST_PEER)
+
+
 def end_rank() -> None:
     """End a rank whose work is done and saved, without the interpreter's teardown.
 
@@ -388,5 +403,6 @@ def end_rank() -> None:
 
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks
+    die_with_parent(int(sys.argv[2]))
     run_rank(read_config(sys.argv[1], [], RunConfig), quiet=bool(os.environ.get(QUIET_VARIABLE)))
     end_rank()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -230,6 +231,7 @@ class Checkpoints:
     ) -> None:
         self.run, self._plan, self._data_fingerprint = run, plan, data_fingerprint
         self._say, self._before_save = say, before_save
+        self._damaged: set[Path] = set()
 
     def resume(self, engine: Engine) -> Progress:
         """Load the newest whole checkpoint into the engine; a fresh Progress when there is none at all.
@@ -271,6 +273,7 @@ class Checkpoints:
                 manifest = self._verified(world, folder)
             except CheckpointError as error:
                 passed.append(str(error))
+                self._damaged.add(folder)
                 self._say(f"passed over a damaged checkpoint: {error}")
                 continue
             return folder, manifest
@@ -356,10 +359,14 @@ class Checkpoints:
     def _prune(self, newest: Path) -> None:
         """Keep the newest checkpoints up to the one just saved.
 
-        Later steps can only be ones that were passed over as damaged: they go, and with them what another
-        save left unfinished.
+        What was passed over as damaged does not count and goes, as do later steps, which can only be such,
+        and what another save left unfinished.
         """
-        whole = [path for path in step_folders(self.run) if (path / MANIFEST).is_file() and path <= newest]
+        whole = [
+            path
+            for path in step_folders(self.run)
+            if (path / MANIFEST).is_file() and path <= newest and path not in (self._damaged - {newest})
+        ]
         kept = whole[: self._plan.config.train.keep_checkpoints]
         for path in [*step_folders(self.run), *newest.parent.glob("step-*.part")]:
             if path not in kept:
@@ -384,7 +391,9 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
     step: None for the newest whole checkpoint. Raises: CheckpointError when there is no such one.
     """
     if step is None:
-        folder, manifest, _ = newest_whole(run)
+        folder, manifest, passed = newest_whole(run)
+        for sentence in passed:
+            logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
     else:
         folder = run / FOLDER / f"step-{step:08d}"
         if not folder.is_dir():

@@ -169,6 +169,19 @@ def test_a_killed_rank_is_told_in_a_sentence_and_the_run_goes_on(
     assert curve(tmp_path / "tiny") == curve(whole_run)
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ranks die with their launcher on Linux only"
+)
+def test_ranks_do_not_outlive_a_killed_launcher(small_dataset: Path, tmp_path: Path) -> None:
+    process = start(two_rank_config(small_dataset, tmp_path))
+    wait_for_checkpoint(tmp_path / "tiny", process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.kill()
+    process.communicate(timeout=60)  # the ranks' and their workers' ends of the pipe are closed, too
+    assert [pid for pid in ranks if Path(f"/proc/{pid}").is_dir()] == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_the_command_saves_at_an_agreed_step(
     whole_run: Path, small_dataset: Path, tmp_path: Path, number: signal.Signals

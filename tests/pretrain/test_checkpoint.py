@@ -114,6 +114,19 @@ def test_a_save_right_after_a_fallback_keeps_itself(
     assert [folder.name for folder in step_folders(run)] == ["step-00000009"]
 
 
+def test_a_damaged_checkpoint_does_not_count_as_kept(
+    whole_run: Path, small_dataset: Path, tmp_path: Path
+) -> None:
+    """keep_checkpoints 2, step 8 damaged between 4 and 12 lost: 4 stays beside what is saved next."""
+    run = copy_of(whole_run, tmp_path)
+    newest, middle, _ = step_folders(run)
+    shutil.rmtree(newest)
+    next(middle.glob("*.safetensors")).write_bytes(b"damaged")
+    train = {**SAVING, "keep_checkpoints": 2, "checkpoint_every": 12}
+    assert run_train(tiny_config(small_dataset, tmp_path, train=train), quiet=True).step == 12
+    assert [folder.name for folder in step_folders(run)] == ["step-00000012", "step-00000004"]
+
+
 def test_a_run_does_not_go_on_with_another_data_set(
     whole_run: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
