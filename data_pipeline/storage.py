@@ -52,7 +52,7 @@ def write_whole(target: Path, data: bytes | Path) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException:  # nothing half-written stays, whatever it was; the error goes on
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(target.parent)

@@ -196,7 +196,8 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
     """Twenty steps through DeepSpeed, a save in the middle, and a resume that meets the same next loss."""
     import torch
 
-    from pretrain.checkpoint import Checkpoints, Progress
+    from pretrain.checkpoint import Checkpoints
+    from pretrain.progress import Progress
     from pretrain.strategy.deepspeed import join_world
 
     device = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")

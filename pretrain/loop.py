@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pretrain.checkpoint import Checkpoints, Progress
+from pretrain.checkpoint import Checkpoints
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
+from pretrain.progress import Progress
 from pretrain.schedule import knobs_at
 from pretrain.strategy.base import Engine
 from pretrain.watch import Watch

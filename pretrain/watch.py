@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import CollapsedError, DataError, DivergedError
-from pretrain.checkpoint import Progress
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
 from pretrain.health import History, Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
 from pretrain.objective.base import Batch, Output
+from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value

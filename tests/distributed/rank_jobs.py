@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from launch.train import end_rank
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches

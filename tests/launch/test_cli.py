@@ -110,7 +110,7 @@ def test_a_wrong_command_line_is_a_sentence_with_exit_code_2(arguments: list[str
 )
 def test_each_named_error_ends_with_its_exit_code(raised: str, code: int) -> None:
     name, said = raised.split("'")[0].strip("("), raised.split("'")[1]
-    module = "launch.train" if name == "PreemptedError" else "data_pipeline.errors"
+    module = "launch.ranks" if name == "PreemptedError" else "data_pipeline.errors"
     script = (
         f"import launch.ui; from {module} import {name}; from launch.cli import main\n"
         f"def fail(*_): raise {raised}\n"

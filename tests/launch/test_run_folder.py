@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError, LostPeerError, UsageError
+from launch.ranks import why_ranks_failed
 from launch.run_folder import TrainResult, finished
-from launch.train import run_train, why_ranks_failed
+from launch.train import run_train
 from tests.small_dataset import tiny_config
 
 
