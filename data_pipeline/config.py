@@ -32,16 +32,50 @@ class InspectConfig(Section):
 
 
 class CutConfig(Section):
-    """Which spans of a video become clips."""
+    """Which spans of a video become clips. A list's own spans are cut like videos of their own."""
 
-    kind: Literal["windows"] = Field("windows", description="windows: spans of equal length, every stride_s.")
-    length_s: float = Field(2.0, gt=0, description="Length of a clip in seconds.")
-    stride_s: float = Field(2.0, gt=0, description="From the start of one clip to the next, in seconds.")
+    kind: Literal["windows", "scenes", "spans"] = Field(
+        "windows",
+        description="windows: spans of equal length; scenes: windows that no cut of the film runs through; "
+        "spans: each span of a list is one clip, whatever its length.",
+    )
+    length_s: float = Field(2.0, gt=0, description="Length of a clip in seconds; of spans, the shortest.")
+    stride_s: float = Field(
+        2.0, gt=0, description="From the start of one clip to the next, in seconds; spans: not used."
+    )
+    scene_threshold: float = Field(
+        27.0, gt=0, description="scenes: change of content that is a cut; PySceneDetect's ContentDetector."
+    )
+
+
+class FilterConfig(Section):
+    """Which clips are left out; each score is kept in the manifest, and null filters nothing."""
+
+    max_black: float | None = Field(
+        0.5, ge=0, le=1, description="Share of frames that may be black: 98 % of them darker than a tenth."
+    )
+    max_frozen: float | None = Field(
+        0.95, ge=0, le=1, description="Share of frames that may equal the one before, noise apart."
+    )
+    min_motion: float | None = Field(
+        None, ge=0, description="Least mean change of brightness in a second; 1 is from black to white once."
+    )
+    max_distance: int | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="Near-duplicates across the data set: perceptual hashes of 192 bits differing in at most "
+        "this many; 4 finds copies encoded anew.",
+    )
+    crop_letterbox: bool = Field(True, description="Cut black bars off before a clip is scaled.")
 
 
 class EncodeConfig(Section):
-    """How a clip is written: H.264 in mp4, constant frame rate, closed GOPs, no B-frames."""
+    """How a clip is written: H.264 in mp4 (closed GOPs, no B-frames) or a JPEG a frame; constant rate."""
 
+    encoding: Literal["mp4", "jpeg"] = Field(
+        "mp4", description="mp4: H.264; jpeg: a file a frame, some six times the size, a third of the CPU to read."
+    )
     short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
     fps: float = Field(8.0, gt=0, le=240, description="Constant frame rate of the clip.")
     gop: int = Field(16, ge=1, description="Frames from one keyframe to the next.")
@@ -49,6 +83,7 @@ class EncodeConfig(Section):
     preset: Literal[
         "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
     ] = Field("veryfast", description="x264 speed against size.")
+    jpeg_quality: int = Field(90, ge=1, le=95, description="jpeg: 1 worst, 95 best.")
 
     @field_validator("short_side")
     @classmethod
@@ -64,7 +99,7 @@ class ShardsConfig(Section):
     target_bytes: int = Field(
         256 * MIB,
         ge=64 * 1024,
-        description="Size to aim at for one tar, by an estimate made before encoding.",
+        description="Size that one tar does not pass, unless a single clip does.",
     )
 
 
@@ -92,10 +127,17 @@ class DataConfig(Section):
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="Name of the data set.")
     out: str = Field(min_length=1, description="Folder or s3:// prefix that the data set is written to.")
     sources: tuple[str, ...] = Field(
-        min_length=1, description="Folders (searched with their subfolders), files, or globs of videos."
+        min_length=1,
+        description="Folders or s3:// prefixes (with all below them), files, globs, lists (.csv .jsonl "
+        ".parquet with a column `uri`), folders of LeRobot.",
+    )
+    root: str | None = Field(
+        None,
+        description="Folder or s3:// prefix that no uri of a list may leave; null: the list's own folder.",
     )
     inspect: InspectConfig = Field(default_factory=InspectConfig, description="Limits on unknown files.")
     cut: CutConfig = Field(default_factory=CutConfig, description="Which spans become clips.")
+    filters: FilterConfig = Field(default_factory=FilterConfig, description="Which clips are left out.")
     encode: EncodeConfig = Field(default_factory=EncodeConfig, description="How clips are written.")
     shards: ShardsConfig = Field(default_factory=ShardsConfig, description="How clips are packed.")
     split: SplitConfig = Field(default_factory=SplitConfig, description="Train and eval.")
@@ -109,12 +151,12 @@ class DataConfig(Section):
     def _one_source_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    def num_frames(self) -> int:
-        """Frames in each clip: length times rate, rounded to the nearest whole frame."""
-        return max(1, round(self.cut.length_s * self.encode.fps))
+    def num_frames(self, length_s: float) -> int:
+        """Frames in a clip of that length: length times rate, rounded to the nearest whole frame."""
+        return max(1, round(length_s * self.encode.fps))
 
     def fingerprint(self) -> str:
         """16 hex digits of what shapes the data: not where it runs, is written, or when it gives up."""
-        plain = self.model_dump(mode="json", include={"name", "cut", "encode", "shards", "split"})
+        plain = self.model_dump(mode="json", include={"name", "cut", "filters", "encode", "shards", "split"})
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

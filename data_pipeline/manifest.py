@@ -21,12 +21,15 @@ from data_pipeline.storage import Storage
 VIDEOS_FILE = "videos.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One source file. When `status` is not usable, `reason` says why and the facts are empty.
 
     video_id: from name (relative to its source) and content; see docs/data-format.md.
     Sizes in pixels as displayed; facts the headers do not tell are 0 or None.
+    etag: as the store tells, empty for files. sidecars_sha256: of all its sidecars, empty without.
+    cuts_s: seconds at which a scene ends and the next begins; None when nobody looked for them.
+    listing: fingerprint of the entry that was looked at, by which a later job knows it again.
     """
 
     video_id: str
@@ -37,9 +40,9 @@ class Video:
     error_class: str = ""
     attempts: int = 1
     size_bytes: int = 0
+    etag: str = ""
     content_sha256: str = ""
-    sidecar_uri: str | None = None
-    sidecar_sha256: str = ""
+    sidecars_sha256: str = ""
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
     container: str = ""
@@ -55,16 +58,22 @@ class Video:
     duration_s: float = 0.0
     num_frames: int = 0
     has_audio: bool = False
+    cuts_s: tuple[float, ...] | None = None
+    listing: str = ""
 
     def with_facts(self, facts: VideoFacts) -> Video:
         return dataclasses.replace(self, status="usable", reason="", **dataclasses.asdict(facts))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One span of a video. Times in seconds of the source since its first frame.
 
-    shard, offset and size_bytes locate the `.mp4` member of a kept clip in its tar.
+    shard, offset and size_bytes locate a kept clip in its tar: all its members, one after the other.
+    width, height: of the encoded frames. crop: (left, top, width, height) of the picture that was kept, in
+    pixels of the source as displayed, where bars were cut off. black, frozen: shares of frames; motion: see
+    data_pipeline/scores.py; phash: 48 hex digits. Scores are None where the clip was not decoded.
+    span: which of its source's spans it was cut from.
     """
 
     clip_id: str
@@ -74,6 +83,8 @@ class Clip:
     end_s: float
     status: Literal["kept", "filtered", "failed"]
     reason: str = ""
+    error_class: str = ""
+    attempts: int = 1
     split: str = ""
     shard: str = ""
     offset: int | None = None
@@ -82,10 +93,19 @@ class Clip:
     fps: float = 0.0
     width: int = 0
     height: int = 0
+    crop: tuple[int, ...] = ()
+    brightness: float | None = None
+    black: float | None = None
+    frozen: float | None = None
+    motion: float | None = None
+    phash: str = ""
+    duplicate_of: str = ""
     label: str | None = None
+    etag: str = ""
+    span: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One line of dead_letters.jsonl: a video (clip_id empty) or clip that could not be used, and why."""
 
