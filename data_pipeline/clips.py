@@ -1,18 +1,26 @@
-"""Pure: from the facts of videos to clip spans, stable ids, splits, and the plan of shards.
+"""Pure: from the facts of videos to clip spans, stable ids, and the parts that are encoded together.
 
 Nothing here reads a file. The same videos and config give the same plan in whatever order they come.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.config import CutConfig, DataConfig
-from data_pipeline.encode import encoded_size, estimate_bytes
-from data_pipeline.format import FORMAT_VERSION, SPLITS, shard_stem
+from data_pipeline.encode import encoded_size
+from data_pipeline.format import FORMAT_VERSION
 from data_pipeline.manifest import Clip, Video
+from data_pipeline.sources import Span
+
+# A part is closed at the end of a video when it is that long or holds that many clips: half a minute of work
+# to lose with a worker. A longer video is cut, at ten times that, since each part opens it anew.
+PART_S, PART_CLIPS = 120.0, 64
+LONG_VIDEO = 10
+OVERSHOOT_S = 0.1  # a list's end may lie so far behind the video's: its clock was another
 
 
 def stable_id(*parts: object) -> str:
@@ -41,92 +49,170 @@ def windows(duration_s: float, cut: CutConfig, slack_s: float = 1e-3) -> list[tu
         spans.append((round(start_s * 1000), round((start_s + cut.length_s) * 1000)))
 
 
-def cut_video(video: Video, config: DataConfig) -> list[Clip]:
-    """The clips of a usable video; a video shorter than one clip gives a single filtered one."""
-    slack_s = 0.5 / video.average_fps if video.average_fps else 1e-3
-    spans = windows(video.duration_s, config.cut, slack_s)
+def _regions(video: Video, span: Span, cut: CutConfig) -> Iterator[tuple[int, int, float]]:
+    """(start, end, slack): stretches in milliseconds that clips are cut from, each on its own."""
+    frame_s = 0.5 / video.average_fps if video.average_fps else 1e-3
+    end_s = video.duration_s if span.end_s is None else min(span.end_s, video.duration_s)
+    inner = [time for time in video.cuts_s or () if span.start_s < time < end_s]
+    edges = [span.start_s, *(inner if cut.kind == "scenes" else ()), end_s]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        slack_s = frame_s if end == video.duration_s else 1e-3
+        yield round(begin * 1000), round(end * 1000), slack_s
+
+
+def _spans_of(video: Video, span: Span, cut: CutConfig) -> Iterator[tuple[int, int, str]]:
+    """(start, end, reason): the clips of one span in milliseconds; a reason says why it is none."""
+    if cut.kind == "spans":
+        end_s = video.duration_s if span.end_s is None else span.end_s
+        start_ms, end_ms = round(span.start_s * 1000), round(end_s * 1000)
+        reason = ""
+        if end_s - span.start_s < cut.length_s - 1e-3:
+            reason = _too_short(end_s - span.start_s, cut)
+        yield start_ms, end_ms, reason
+        return
+    longest_s = 0.0
+    is_cut = False
+    for start_ms, end_ms, slack_s in _regions(video, span, cut):
+        length_s = (end_ms - start_ms) / 1000
+        longest_s = max(longest_s, length_s)
+        for a, b in windows(length_s, cut, slack_s):
+            is_cut = True
+            yield start_ms + a, start_ms + b, ""
+    if not is_cut:
+        end_s = video.duration_s if span.end_s is None else min(span.end_s, video.duration_s)
+        yield round(span.start_s * 1000), max(0, round(end_s * 1000)), _too_short(longest_s, cut)
+
+
+def _too_short(length_s: float, cut: CutConfig) -> str:
+    what = "its longest scene has " if cut.kind == "scenes" else ""
+    return f"too short: {what}{max(0.0, length_s):.2f} s, a clip is {cut.length_s:g} s"
+
+
+def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[Clip]:
+    """The clips of a usable video; a span without one gives a single filtered clip, with the reason.
+
+    A span that begins or ends behind the video's end is a failed clip, when a clip must be all of it.
+    """
     width, height = encoded_size(video.width, video.height, config.encode.short_side, video.pixel_aspect)
-    if spans:
-        return [
-            Clip(
-                clip_id=clip_id(video.video_id, start_ms, end_ms),
+    clips: dict[str, Clip] = {}
+    for number, span in enumerate(spans):
+        end_s = span.end_s or 0.0
+        is_beyond = span.start_s >= video.duration_s or (
+            config.cut.kind == "spans" and end_s > video.duration_s + OVERSHOOT_S
+        )
+        for start_ms, end_ms, reason in _spans_of(video, span, config.cut):
+            name = clip_id(video.video_id, start_ms, end_ms)
+            if name in clips:  # two spans of a list that overlap
+                continue
+            clip = Clip(
+                clip_id=name,
                 video_id=video.video_id,
                 uri=video.uri,
                 start_s=start_ms / 1000,
                 end_s=end_ms / 1000,
                 status="kept",
-                num_frames=config.num_frames(),
+                num_frames=config.num_frames((end_ms - start_ms) / 1000),
                 fps=config.encode.fps,
                 width=width,
                 height=height,
+                label=span.label,
+                etag=video.etag,
+                span=number,
             )
-            for start_ms, end_ms in spans
-        ]
-    end_ms = round(video.duration_s * 1000)
-    reason = f"too short: {video.duration_s:.2f} s, a clip is {config.cut.length_s:g} s"
-    name = clip_id(video.video_id, 0, end_ms)
-    return [Clip(name, video.video_id, video.uri, 0.0, end_ms / 1000, "filtered", reason)]
+            if is_beyond:
+                asked = f"{span.start_s:g} s" + (f" to {span.end_s:g} s" if span.end_s is not None else "")
+                words = f"{span.origin or 'its span'} asks for {asked}; the video ends at {video.duration_s:.2f} s"
+                clip = _set_aside(clip, "failed", words, "DataError")
+            elif reason:
+                clip = _set_aside(clip, "filtered", reason)
+            clips[name] = clip
+    return list(clips.values())
 
 
-def assign_splits(num_clips: Mapping[str, int], eval_fraction: float) -> dict[str, str]:
+def _set_aside(clip: Clip, status: str, reason: str, error_class: str = "") -> Clip:
+    import dataclasses
+
+    return dataclasses.replace(
+        clip,
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        error_class=error_class,
+        num_frames=0,
+        fps=0.0,
+        width=0,
+        height=0,
+    )
+
+
+def assign_splits(
+    num_clips: Mapping[str, int], eval_fraction: float, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Train or eval for each video, by a hash of its id: in a large set, a new video never moves another.
 
-    num_clips: clips by video id. In a small set chance is bridled: a video that would bring the eval split
-    past one and a half times its share of the clips stays in train. With two videos or more and a
-    fraction above 0, neither split is left empty.
+    num_clips: clips by video id. known: videos whose side is decided, by a list or by an earlier job.
+    In a small set chance is bridled: a video that would bring the eval split past one and a half times its
+    share of the clips stays in train. With two videos or more and a fraction above 0, neither split is
+    left empty.
     """
+    known = {video: split for video, split in (known or {}).items() if video in num_clips}
     draws = {video: int(stable_id("split", video)[:13], 16) / 16**13 for video in num_clips}
-    splits = dict.fromkeys(sorted(num_clips), "train")
-    room = 1.5 * eval_fraction * sum(num_clips.values())
-    for video in sorted(splits, key=lambda video: draws[video]):
+    splits = dict.fromkeys(sorted(num_clips), "train") | known
+    free = [video for video in sorted(splits, key=lambda video: draws[video]) if video not in known]
+    total = sum(num_clips.values())
+    room = 1.5 * eval_fraction * total - sum(num_clips[v] for v, split in known.items() if split == "eval")
+    for video in free:
         if draws[video] < eval_fraction and num_clips[video] <= room:
             splits[video] = "eval"
             room -= num_clips[video]
-    if eval_fraction > 0 and len(splits) > 1:
+    if eval_fraction > 0 and len(splits) > 1 and free:
         if "eval" not in splits.values():
-            fair = eval_fraction * sum(num_clips.values())
-            splits[min(splits, key=lambda video: (max(fair, num_clips[video]), draws[video]))] = "eval"
+            fair = eval_fraction * total
+            splits[min(free, key=lambda video: (max(fair, num_clips[video]), draws[video]))] = "eval"
         if "train" not in splits.values():
-            splits[max(splits, key=lambda video: draws[video])] = "train"
+            splits[max(free, key=lambda video: draws[video])] = "train"
     return splits
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """One idempotent task: these clips, in this order, into this shard."""
+def in_shard_order(clips: Iterable[Clip]) -> list[Clip]:
+    """Videos shuffled by a hash of their id, their clips together and in time order."""
+    listed = list(clips)
+    drawn = {name: stable_id("order", name) for name in {clip.video_id for clip in listed}}
+    return sorted(listed, key=lambda clip: (drawn[clip.video_id], clip.start_s, clip.end_s, clip.clip_id))
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """One idempotent task: these clips, decoded and encoded in this order.
+
+    stem: made from whatever decides the part's bytes, so that a part that is there is the one wanted.
+    """
 
     stem: str
-    split: str
     clips: tuple[Clip, ...]
-    fingerprint: str
 
 
-def plan_shards(
-    clips: Sequence[Clip], videos: Sequence[Video], config: DataConfig, versions: dict[str, str]
-) -> list[ShardPlan]:
-    """Pack the kept clips: videos shuffled by a hash of their id, their clips together and in time order.
+def plan_parts(
+    clips: Iterable[Clip], videos: Mapping[str, Video], config: DataConfig, versions: Mapping[str, str]
+) -> list[PartPlan]:
+    """Pack the clips to encode into parts, whole videos where they are not long.
 
-    Whole videos are decoded once, and tasks read them in sequence; the reader shuffles samples itself.
-    A long video spreads over several shards. Fingerprints cover whatever decides a shard's bytes.
+    Tasks then read a video in sequence and once.
     """
-    sidecars = {video.video_id: video.sidecar_sha256 for video in videos}
-    shape = config.fingerprint()
-    plans: list[ShardPlan] = []
-    for split in SPLITS:
-        mine = [clip for clip in clips if clip.status == "kept" and clip.split == split]
-        mine.sort(key=lambda clip: (stable_id("order", clip.video_id), clip.start_s))
-        bundles: list[list[Clip]] = []
-        filled = config.shards.target_bytes
-        for clip in mine:
-            size = estimate_bytes(clip.width, clip.height, clip.num_frames, config.encode.crf)
-            if filled + size > config.shards.target_bytes:
-                bundles.append([])
-                filled = 0
-            bundles[-1].append(clip)
-            filled += size
-        for number, bundle in enumerate(bundles):
-            stem = shard_stem(split, number)
-            parts = [f"{clip.clip_id} {sidecars[clip.video_id]} {clip.uri}" for clip in bundle]
-            fingerprint = stable_id(FORMAT_VERSION, shape, stem, sorted(versions.items()), *parts)
-            plans.append(ShardPlan(stem, split, tuple(bundle), fingerprint))
+    shape = stable_id(FORMAT_VERSION, config.encode_fingerprint(), sorted(versions.items()))
+    bundles: list[list[Clip]] = []
+    length_s, video = 0.0, ""
+    for clip in in_shard_order(clips):
+        limit = LONG_VIDEO if clip.video_id == video else 1
+        if not bundles or length_s >= limit * PART_S or len(bundles[-1]) >= limit * PART_CLIPS:
+            bundles.append([])
+            length_s = 0.0
+        bundles[-1].append(clip)
+        length_s += clip.end_s - clip.start_s
+        video = clip.video_id
+    plans = []
+    for bundle in bundles:
+        parts = [
+            f"{clip.clip_id} {clip.label} {clip.span} {videos[clip.video_id].sidecars_sha256}" for clip in bundle
+        ]
+        plans.append(PartPlan(f"part-{stable_id(shape, *parts)}", tuple(bundle)))
     return plans

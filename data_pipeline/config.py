@@ -155,8 +155,15 @@ class DataConfig(Section):
         """Frames in a clip of that length: length times rate, rounded to the nearest whole frame."""
         return max(1, round(length_s * self.encode.fps))
 
+    def encode_fingerprint(self) -> str:
+        """16 hex digits of what decides a clip's bytes once its span is given."""
+        return self._digest({"encode", "filters"})
+
     def fingerprint(self) -> str:
         """16 hex digits of what shapes the data: not where it runs, is written, or when it gives up."""
-        plain = self.model_dump(mode="json", include={"name", "cut", "filters", "encode", "shards", "split"})
+        return self._digest({"name", "cut", "filters", "encode", "shards", "split"})
+
+    def _digest(self, sections: set[str]) -> str:
+        plain = self.model_dump(mode="json", include=sections)
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

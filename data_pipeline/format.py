@@ -2,16 +2,20 @@
 
 A data set is a folder (or s3:// prefix):
 
-    dataset.json                       DatasetInfo, written last: no dataset.json, no data set
+    dataset.json                       DatasetInfo with the done record of every shard that counts, written
+                                       last: no dataset.json, no data set
     manifest.parquet                   one row a clip: kept, filtered or failed, with its source span
+    videos.parquet                     one row a source file
     dead_letters.jsonl                 one object a video or clip that could not be used, with the reason
+    dataset.html                       the data card, for people
     shards/train-000000.tar            plain WebDataset tar
     shards/train-000000.index.parquet  one row a member: key, suffix, offset, size, sha256
-    shards/train-000000.done.json      ShardDone, written last: no done record, no shard
+    shards/train-000000.done.json      ShardDone, written after the two: no done record, no shard
 
 A sample is the members that share a key (a clip id, 20 hex digits):
 
-    <key>.mp4          the clip, H.264, constant frame rate, closed GOP
+    <key>.mp4          the clip, H.264, constant frame rate, closed GOP; or, with `encoding: jpeg`,
+    <key>.0000.jpg …   a JPEG a frame
     <key>.json         ClipMeta
     <key>.state.npy    float32 (frames, S), optional: the true state at each frame's time
     <key>.actions.npy  float32 (frames, A), optional: the action applied from each frame to the next
@@ -26,21 +30,28 @@ import hashlib
 import io
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
 DEAD_LETTERS_FILE = "dead_letters.jsonl"
+CARD_FILE = "dataset.html"
 SHARDS_FOLDER = "shards"
 
 VIDEO, META, STATE, ACTIONS = "mp4", "json", "state.npy", "actions.npy"
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
+
+
+def frame_suffix(number: int) -> str:
+    """`0007.jpg`: the suffix of a frame's member in a clip of JPEG frames."""
+    return f"{number:04d}.jpg"
 
 
 def shard_stem(split: str, number: int) -> str:
@@ -73,35 +84,42 @@ def to_json(record: Any) -> bytes:
 
 @dataclass(frozen=True)
 class ClipMeta:
-    """What the `.json` member says of a clip; times in seconds of the source video."""
+    """What the `.json` member says of a clip; times in seconds of the source video.
+
+    name: of the source file, relative to its source; the manifest has its full address.
+    """
 
     clip_id: str
     video_id: str
-    uri: str
+    name: str
     start_s: float
     end_s: float
     fps: float
     num_frames: int
     width: int
     height: int
-    split: str
     label: str | None = None
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
+    encoding: str = "mp4"
 
     @classmethod
     def from_json(cls, data: bytes) -> ClipMeta:
-        """Raises: DataError when these are not the bytes of such a member."""
+        """Keys of later releases are passed over.
+
+        Raises: DataError when these are not the bytes of such a member.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
         try:
-            plain = json.loads(data)
+            plain = {key: value for key, value in json.loads(data).items() if key in known}
             plain["state_names"] = tuple(plain["state_names"])
             plain["action_names"] = tuple(plain["action_names"])
             return cls(**plain)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"a clip's .{META} member cannot be read: {error}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """One file inside a tar: where its bytes start, how many, and their hash."""
 
@@ -110,16 +128,6 @@ class Member:
     offset: int
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class FailedClip:
-    """A clip that was planned for a shard and is not in it."""
-
-    clip_id: str
-    error_class: str
-    reason: str
-    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,26 +144,28 @@ class ShardDone:
     tar_sha256: str
     index_sha256: str
     plan_fingerprint: str = ""
-    failed: tuple[FailedClip, ...] = ()
 
     @classmethod
     def from_json(cls, data: bytes) -> ShardDone:
         """Raises: DataError when these are not the bytes of a done record."""
         try:
-            plain = json.loads(data)
-            plain["failed"] = tuple(FailedClip(**clip) for clip in plain.get("failed", ()))
-            return cls(**plain)
-        except (ValueError, TypeError, AttributeError) as error:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError) as error:
             raise DataError(f"a done record cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """`dataset.json`. `fingerprint` hashes the tar hashes in order: equal data, equal fingerprint."""
+    """`dataset.json`. `fingerprint` hashes the tar hashes in order: equal data, equal fingerprint.
+
+    shards: the done records of the shards that count, in the order of their names; what else may lie in the
+    shards' folder does not. revision: 0, and one more with each `--redrive` that added shards.
+    """
 
     format_version: int
     name: str
     fingerprint: str
+    revision: int
     num_videos: int
     num_clips: dict[str, int]
     num_shards: dict[str, int]
@@ -164,9 +174,23 @@ class DatasetInfo:
     total_bytes: int
     config_fingerprint: str
     source_fingerprint: str
+    manifest_sha256: str
     versions: dict[str, str]
-    state_names: tuple[str, ...] = ()
-    action_names: tuple[str, ...] = ()
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    shards: tuple[ShardDone, ...]
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> DatasetInfo:
+        """Keys of later releases are passed over. Raises: KeyError, TypeError, when one is missing."""
+        found = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
+        for key in ("state_names", "action_names"):
+            found[key] = tuple(found[key])
+        found["shards"] = tuple(ShardDone(**shard) for shard in found["shards"])
+        return cls(**found)
+
+    def shards_of(self, split: str) -> list[ShardDone]:
+        return [shard for shard in self.shards if shard.split == split]
 
 
 @dataclass(frozen=True)
@@ -186,7 +210,7 @@ class Shard:
     samples: tuple[Sample, ...]
 
 
-def dataset_fingerprint(shards: list[ShardDone]) -> str:
+def dataset_fingerprint(shards: Iterable[ShardDone]) -> str:
     """Hash of what the tars hold, in the order of their names."""
     lines = "\n".join(f"{s.stem} {s.tar_sha256}" for s in sorted(shards, key=lambda s: s.stem))
     return sha256(lines.encode())[:16]
@@ -228,8 +252,8 @@ def read_info(storage: Storage) -> DatasetInfo:
     try:
         plain = json.loads(data)
         version = plain.get("format_version", FORMAT_VERSION)
-        info = DatasetInfo(**plain) if version == FORMAT_VERSION else None
-    except (ValueError, TypeError, AttributeError) as error:
+        info = DatasetInfo.from_json(plain) if version == FORMAT_VERSION else None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise DataError(
             f"{storage.address(DATASET_FILE)} is cut short or was changed: remove it, and the same "
             f"`foreframe shard` again writes it anew; whole shards are kept"
@@ -239,28 +263,30 @@ def read_info(storage: Storage) -> DatasetInfo:
             f"{storage.root} has format version {version}; this release reads {FORMAT_VERSION}: "
             f"shard the videos again with it"
         )
-    state_names, action_names = tuple(info.state_names), tuple(info.action_names)
-    return dataclasses.replace(info, state_names=state_names, action_names=action_names)
+    return info
 
 
-def read_shard(storage: Storage, stem: str) -> Shard:
-    """A finished shard's samples, its index checked against its done record.
+def read_shards(storage: Storage, records: Sequence[ShardDone]) -> list[Shard]:
+    """The samples of shards, in the order of their done records, each index checked against its record.
 
-    Raises: DataError when the done record is missing or the index is not the one it names.
+    Raises: DataError when an index is missing or not the one that its done record names.
     """
-    done = ShardDone.from_json(storage.read(done_name(stem)))
-    data = storage.read(index_name(stem))
-    if sha256(data) != done.index_sha256:
-        raise DataError(f"{storage.address(index_name(stem))} is not the index that its done record names")
+    indexes = storage.read_many([index_name(done.stem) for done in records])
+    return [_decode_shard(storage, done, data) for done, data in zip(records, indexes, strict=True)]
+
+
+def _decode_shard(storage: Storage, done: ShardDone, index: bytes) -> Shard:
+    if sha256(index) != done.index_sha256:
+        address = storage.address(index_name(done.stem))
+        raise DataError(f"{address} is not the index that its done record names")
     members: dict[str, dict[str, Member]] = defaultdict(dict)
-    for member in decode_index(data):
+    for member in decode_index(index):
         members[member.key][member.suffix] = member
-    samples = tuple(Sample(key, stem, found) for key, found in members.items())
+    samples = tuple(Sample(key, done.stem, found) for key, found in members.items())
     return Shard(done, samples)
 
 
-def finished_stems(storage: Storage, split: str | None = None) -> list[str]:
-    """Stems of the shards that have a done record, sorted."""
+def finished_stems(storage: Storage) -> list[str]:
+    """Stems with a done record, sorted: what a job may keep, not what a reader may read."""
     ending = ".done.json"
-    found = [name[: -len(ending)] for name in storage.names(SHARDS_FOLDER) if name.endswith(ending)]
-    return [stem for stem in found if split is None or stem.rsplit("-", 1)[0] == split]
+    return [name[: -len(ending)] for name in storage.names(SHARDS_FOLDER) if name.endswith(ending)]

@@ -1,8 +1,9 @@
-"""The index of a config's sources: every file looked at once, and kept until a file changes."""
+"""The index of a config's sources: every file looked at once, and known again until it changes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.clips import stable_id
@@ -10,99 +11,146 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.execute import cluster, stream
 from data_pipeline.format import DATASET_FILE, DEAD_LETTERS_FILE
-from data_pipeline.isolate import CrashedError, OutOfMemoryError, TimedOutError
 from data_pipeline.manifest import VIDEOS_FILE, DeadLetter, Video, from_parquet, to_jsonl, to_parquet
+from data_pipeline.parts import PARTS_FOLDER
 from data_pipeline.progress import Progress, Rates
-from data_pipeline.sources import Listing, list_sources
-from data_pipeline.stages import inspect_batch
+from data_pipeline.sources import Ignored, Listing, SourceFile, list_sources
+from data_pipeline.stages import PASSING, inspect_batch
 from data_pipeline.storage import Storage
 
-# Failures that another look may not see again: the machine may have been short of something.
-PASSING = frozenset(error.__name__ for error in (TimedOutError, CrashedError, OutOfMemoryError))
 INSPECT_BATCH = 8  # files in one task: a few tens of milliseconds each
+NOTE_EVERY = 2000  # files looked at between two notes of them, which a killed job finds again
+NOTES = "videos-"
 
 
 @dataclass(frozen=True)
 class Index:
-    """The videos of a config's sources, and their listing.
-
-    reuse_key: digits of the listing and of the limits on unknown files. is_reused: nothing was read anew.
-    """
+    """The videos of a config's sources, and their listing. num_new: files that were looked at just now."""
 
     videos: tuple[Video, ...]
     listing: Listing
-    reuse_key: str
-    is_reused: bool
+    num_new: int
 
     @property
     def usable(self) -> list[Video]:
         return [video for video in self.videos if video.status == "usable"]
 
+    @property
+    def failed(self) -> list[Video]:
+        return [video for video in self.videos if video.status == "failed"]
+
     def fingerprint(self) -> str:
         """16 hex digits of what the sources hold; moving or touching files does not change it."""
-        lines = sorted(f"{v.video_id} {v.sidecar_sha256}" for v in self.videos if v.status != "ignored")
+        spans = {file.uri: file.spans for file in self.listing.files}
+        lines = sorted(
+            f"{v.video_id} {v.sidecars_sha256} "
+            f"{[(s.start_s, s.end_s, s.label, s.split) for s in spans.get(v.uri, ())]}"
+            for v in self.videos
+            if v.status != "ignored"
+        )
         return stable_id("sources", *lines)[:16]
+
+    def sources(self) -> dict[str, tuple[SourceFile, Video]]:
+        """Usable videos with their files, by video id."""
+        files = {file.uri: file for file in self.listing.files}
+        return {video.video_id: (files[video.uri], video) for video in self.usable}
+
+    def splits(self) -> dict[str, str]:
+        """The sides that lists have decided, by video id."""
+        return {
+            name: split
+            for name, (file, _) in self.sources().items()
+            if (split := next((span.split for span in file.spans if span.split), None))
+        }
 
     def dead_letters(self) -> list[DeadLetter]:
         return [
             DeadLetter(
                 uri=video.uri,
                 video_id=video.video_id,
-                stage="list" if video.status == "ignored" else "inspect",
+                stage="list" if video.error_class == "ListError" else "inspect",
                 error_class=video.error_class,
                 reason=video.reason,
                 attempts=video.attempts,
             )
-            for video in self.videos
-            if video.status != "usable"
+            for video in self.failed
         ]
 
 
 def build_index(config: DataConfig, progress: Progress, force: bool = False) -> Index:
-    """Look at every source file, save those that the index in `out` tells of when no file changed since.
+    """Look at every source file, save those that did not change since `out` last told of them.
 
-    An unfinished data set's files whose decoder hung, crashed or ran out of memory are looked at again.
+    In an unfinished data set, files whose decoder hung or crashed, or whose store was away, are looked at again.
     force: look at every file, whatever `out` holds.
     Raises: UsageError, DataError as `list_sources` does.
     """
-    listing = list_sources(config.sources)
+    listing = list_sources(config.sources, config.root)
     storage = Storage(config.out)
-    reuse_key = stable_id("index", listing.fingerprint(), config.inspect.model_dump_json())[:16]
-    known = {} if force else _known_videos(storage, listing, reuse_key)
-    ignored = tuple(
-        Video(stable_id("ignored", uri), uri, uri, "ignored", reason, "Ignored")
-        for uri, reason in listing.ignored
-    )
-    files = [file for file in listing.files if file.uri not in known]
-    if not files:
-        videos = tuple(known[file.uri] for file in listing.files)
-        return Index((*videos, *ignored), listing, reuse_key, is_reused=True)
-    batches = [tuple(files[k : k + INSPECT_BATCH]) for k in range(0, len(files), INSPECT_BATCH)]
-    found: list[list[Video]] = [[] for _ in batches]
-    rates = Rates("index", len(files), "videos", progress)
-    with cluster(config.ray):
-        for number, video in stream(inspect_batch, batches, (config.inspect,), config.ray):
-            found[number].append(video)
-            rates.add(1, video.size_bytes, failed=video.status == "failed")
-    anew = iter([video for batch in found for video in batch])
-    videos = _without_twins([known.get(file.uri) or next(anew) for file in listing.files])
-    return Index((*videos, *ignored), listing, reuse_key, is_reused=False)
+    known = {} if force else known_videos(storage, config)
+    if not storage.exists(DATASET_FILE):  # what failed is part of a finished set; --redrive looks again
+        known = {key: video for key, video in known.items() if video.error_class not in PASSING}
+    return look_at(listing, known, config, progress)
 
 
-def _known_videos(storage: Storage, listing: Listing, reuse_key: str) -> dict[str, Video]:
-    """What the index in `out` tells of the listed files and need not be found out again, by uri."""
-    if not storage.exists(VIDEOS_FILE):
-        return {}
-    try:
-        videos, notes = from_parquet(storage.read(VIDEOS_FILE), Video)
-    except DataError:  # cut short, or of another release: it is only there to spare another look
-        return {}
-    looked_at = {video.uri: video for video in videos if video.status != "ignored"}
-    if notes.get("listing") != reuse_key or len(looked_at) != len(listing.files):
-        return {}
-    if storage.exists(DATASET_FILE):  # what failed is part of a finished set; --force looks again
-        return looked_at
-    return {uri: video for uri, video in looked_at.items() if video.error_class not in PASSING}
+def look_at(listing: Listing, known: dict[str, Video], config: DataConfig, progress: Progress) -> Index:
+    """The index of a listing. known: videos by fingerprint of their entry, which need no other look."""
+    storage = Storage(config.out)
+    files = [file for file in listing.files if file.fingerprint() not in known]
+    fresh: dict[str, Video] = {}
+    if files:
+        batches = [tuple(files[k : k + INSPECT_BATCH]) for k in range(0, len(files), INSPECT_BATCH)]
+        rates = Rates("index", len(files), "videos", progress)
+        notes = _next_note(storage)
+        unnoted: list[Video] = []
+        with cluster(config.ray):
+            for _, video in stream(inspect_batch, batches, (config,), config.ray):
+                fresh[video.listing] = video
+                unnoted.append(video)
+                rates.add(1, video.size_bytes, failed=video.status == "failed")
+                if len(unnoted) >= NOTE_EVERY:
+                    _publish(storage, f"{PARTS_FOLDER}/{NOTES}{notes:06d}.parquet", unnoted, config)
+                    unnoted, notes = [], notes + 1
+    videos = [fresh.get(key) or known[key] for key in (file.fingerprint() for file in listing.files)]
+    ignored = [_ignored(entry) for entry in listing.ignored]
+    return Index((*_without_twins(videos), *ignored), listing, len(files))
+
+
+def _ignored(entry: Ignored) -> Video:
+    name = stable_id("ignored", entry.uri, entry.reason)
+    if entry.is_wanted:
+        return Video(name, entry.uri, entry.uri, "failed", entry.reason, "ListError")
+    return Video(name, entry.uri, entry.uri, "ignored", entry.reason, "Ignored")
+
+
+def known_videos(storage: Storage, config: DataConfig) -> dict[str, Video]:
+    """What `out` tells of files that an earlier job of the same limits looked at, by their entry's fingerprint."""
+    names = [f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
+    if storage.exists(VIDEOS_FILE):
+        names.insert(0, VIDEOS_FILE)
+    known: dict[str, Video] = {}
+    for data in storage.read_many(names):
+        try:
+            videos, notes = from_parquet(data, Video)
+        except DataError:  # cut short, or of another release: it is only there to spare another look
+            continue
+        if notes.get("look") == _look(config):
+            known |= {video.listing: video for video in videos if video.listing}
+    return known
+
+
+def _look(config: DataConfig) -> str:
+    """Of the settings that decide what a look at a file finds."""
+    scenes = config.cut.scene_threshold if config.cut.kind == "scenes" else None
+    return stable_id("look", config.inspect.model_dump_json(), scenes)
+
+
+def _next_note(storage: Storage) -> int:
+    names = [name for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
+    return 1 + max((int(name[len(NOTES) :].split(".")[0]) for name in names), default=-1)
+
+
+def _publish(storage: Storage, name: str, videos: Sequence[Video], config: DataConfig) -> None:
+    storage.publish(name, to_parquet(videos, Video, {"look": _look(config)}))
 
 
 def _without_twins(videos: list[Video]) -> tuple[Video, ...]:
@@ -124,28 +172,26 @@ def publish_index(config: DataConfig, found: Index) -> None:
     Raises: DataError, after writing them, when no video is usable or too many failed.
     """
     storage = Storage(config.out)
-    letters = found.dead_letters()
-    if not found.is_reused:
-        if not storage.exists(DATASET_FILE):  # a finished set's letters are of its clips too
-            storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
-        publish_videos(storage, found)
-    failed = [video for video in found.videos if video.status == "failed"]
-    stop_past_limit(
-        config, "videos", [f"{v.uri}: {v.reason}" for v in failed], len(failed) + len(found.usable)
-    )
-    if not found.usable:
+    if not storage.exists(DATASET_FILE):  # a finished set's letters are of its clips too
+        storage.publish(DEAD_LETTERS_FILE, to_jsonl(found.dead_letters()))
+    publish_videos(config, found)
+    failed, usable = found.failed, found.usable
+    stop_past_limit(config, "videos", [f"{v.uri}: {v.reason}" for v in failed], len(failed) + len(usable))
+    if not usable:
         raise DataError(
             f"none of {len(failed)} files is a video that can be used; see {dead_letters_address(config)}"
         )
 
 
-def publish_videos(storage: Storage, found: Index) -> None:
-    """Write videos.parquet, with the listing and the limits it stands for."""
-    notes = {"listing": found.reuse_key}
-    storage.publish(VIDEOS_FILE, to_parquet(found.videos, Video, notes))
+def publish_videos(config: DataConfig, found: Index) -> None:
+    """Write videos.parquet; the notes of an unfinished look at them are not needed any more."""
+    storage = Storage(config.out)
+    _publish(storage, VIDEOS_FILE, found.videos, config)
+    names = [name for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
+    storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in names])
 
 
-def stop_past_limit(config: DataConfig, what: str, failed: list[str], total: int) -> None:
+def stop_past_limit(config: DataConfig, what: str, failed: Sequence[str], total: int) -> None:
     """Raises: DataError with the first reasons when more than the config's share failed."""
     if total and len(failed) / total > config.max_failed_fraction:
         first = "".join(f"\n  {line}" for line in failed[:5])

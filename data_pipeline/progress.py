@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 # Takes a stage, done, total (0 when not known), and a note: what is counted ("clips"), or more than that
@@ -11,7 +12,7 @@ Progress = Callable[[str, int, int, str], None]
 
 
 class Rates:
-    """Turns counts into a progress line: done, total, units and MB a second. Takes a clock."""
+    """Turns counts into a progress line: done, total, units and MB a second, what is left. Takes a clock."""
 
     def __init__(
         self,
@@ -21,23 +22,30 @@ class Rates:
         progress: Progress,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._stage, self._total, self._unit, self._progress, self._clock = (
-            stage,
-            total,
-            unit,
-            progress,
-            clock,
-        )
-        self._start, self._bytes, self.done, self.failed = clock(), 0, 0, 0
+        self._stage, self._total, self._unit, self._progress = stage, total, unit, progress
+        self._clock, self._start, self._bytes = clock, clock(), 0
+        self.done = 0
+        self.counts: Counter[str] = Counter()
         progress(stage, 0, total, "")
 
-    def add(self, count: int = 1, num_bytes: int = 0, failed: int = 0) -> None:
-        """Count work done just now."""
-        self.done, self._bytes, self.failed = self.done + count, self._bytes + num_bytes, self.failed + failed
+    def add(self, count: int = 1, num_bytes: int = 0, **counts: int) -> None:
+        """Count work done just now. counts: such as failed=1 or filtered=1; those above 0 are told."""
+        self.done, self._bytes = self.done + count, self._bytes + num_bytes
+        self.counts.update(counts)
         elapsed = max(self._clock() - self._start, 1e-3)
-        note = f"{self.done / elapsed:.1f} {self._unit}/s"
+        parts = [f"{self.done / elapsed:.1f} {self._unit}/s"]
         if self._bytes:
-            note += f" · {self._bytes / elapsed / 1e6:.2f} MB/s"
-        if self.failed:
-            note += f" · {self.failed} failed"
-        self._progress(self._stage, min(self.done, self._total), self._total, note)
+            parts.append(f"{self._bytes / elapsed / 1e6:.2f} MB/s")
+        parts += [f"{number} {what}" for what, number in self.counts.items() if number]
+        if elapsed >= 1 and 0 < self.done < self._total:
+            parts.append(f"{_duration(elapsed * (self._total - self.done) / self.done)} left")
+        self._progress(self._stage, min(self.done, self._total), self._total, " · ".join(parts))
+
+
+def _duration(seconds: float) -> str:
+    """`2 d 3 h`, `1:02:03` or `2:03`."""
+    whole = round(seconds)
+    if whole >= 24 * 3600:
+        return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

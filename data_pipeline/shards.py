@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 from data_pipeline.errors import DataError, why
 from data_pipeline.format import (
-    FailedClip,
     Member,
     ShardDone,
     done_name,
     encode_index,
     index_name,
     sha256,
-    tar_name,
     to_json,
 )
 from data_pipeline.storage import Storage
@@ -91,30 +90,42 @@ def hash_file(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def publish_shard(
-    storage: Storage,
-    stem: str,
-    split: str,
-    tar: Path,
-    members: list[Member],
-    plan_fingerprint: str,
-    failed: tuple[FailedClip, ...],
+def samples_in_tar(members: Iterable[Member]) -> dict[str, tuple[int, int]]:
+    """(offset, size) in bytes of each sample's stretch of the tar: its members with their headers."""
+    spans: dict[str, tuple[int, int]] = {}
+    for member in members:
+        start, end = member.offset - tarfile.BLOCKSIZE, member.offset + _blocks(member.size)
+        first = spans.get(member.key, (start, 0))[0]
+        spans[member.key] = (first, end - first)
+    return spans
+
+
+def _blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def tar_end(size: int) -> bytes:
+    """What closes a tar of `size` bytes of members: two empty blocks, filled up to a record."""
+    return bytes(-(-(size + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - size)
+
+
+def publish_records(
+    storage: Storage, stem: str, split: str, tar: tuple[int, str], members: list[Member], plan_fingerprint: str
 ) -> ShardDone:
-    """Publish tar, index, done record, in that order; a done record of an earlier plan goes first."""
+    """Publish index and done record, in that order, of a shard whose tar is there.
+
+    tar: its size in bytes and its sha256.
+    """
     index = encode_index(members)
-    size, digest = hash_file(tar)
     done = ShardDone(
         stem=stem,
         split=split,
         num_samples=len({member.key for member in members}),
-        tar_bytes=size,
-        tar_sha256=digest,
+        tar_bytes=tar[0],
+        tar_sha256=tar[1],
         index_sha256=sha256(index),
         plan_fingerprint=plan_fingerprint,
-        failed=failed,
     )
-    storage.remove(done_name(stem))
-    storage.publish(tar_name(stem), tar)
     storage.publish(index_name(stem), index)
     storage.publish(done_name(stem), to_json(done))
     return done

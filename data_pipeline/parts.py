@@ -1,0 +1,83 @@
+"""Parts: what one encoding task made, kept beside the shards until they are written.
+
+    parts/<stem>.tar            the members of its kept clips, each clip's one after the other
+    parts/<stem>.index.parquet  one row a member, as of a shard
+    parts/<stem>.clips.parquet  one row a clip with its scores and verdict, written last: without it, no part
+
+A part's rows are Clip records whose shard, offset and size_bytes point into the part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.clips import PartPlan
+from data_pipeline.errors import DataError
+from data_pipeline.format import Member, decode_index, encode_index, sha256
+from data_pipeline.manifest import Clip, from_parquet, to_parquet
+from data_pipeline.shards import samples_in_tar
+from data_pipeline.storage import Storage
+
+PARTS_FOLDER = "parts"
+ROWS = ".clips.parquet"
+
+
+def part_tar(stem: str) -> str:
+    return f"{PARTS_FOLDER}/{stem}.tar"
+
+
+def part_index(stem: str) -> str:
+    return f"{PARTS_FOLDER}/{stem}.index.parquet"
+
+
+def part_rows(stem: str) -> str:
+    return f"{PARTS_FOLDER}/{stem}{ROWS}"
+
+
+def place(stem: str, rows: Sequence[Clip], members: list[Member]) -> list[Clip]:
+    """The rows with the place of each clip's members in the part's tar, for those that have any."""
+    spans = samples_in_tar(members)
+    return [
+        dataclasses.replace(row, shard=stem, offset=spans[row.clip_id][0], size_bytes=spans[row.clip_id][1])
+        if row.clip_id in spans
+        else row
+        for row in rows
+    ]
+
+
+def publish_rows(storage: Storage, stem: str, rows: list[Clip], members: list[Member]) -> None:
+    """Index and rows of a part whose tar is published; with the rows it counts."""
+    index = encode_index(members)
+    storage.publish(part_index(stem), index)
+    storage.publish(part_rows(stem), to_parquet(rows, Clip, {"index": sha256(index)}))
+
+
+def read_rows(storage: Storage, stems: Sequence[str]) -> list[list[Clip] | None]:
+    """The rows of finished parts, in order; None for a part whose rows cannot be read."""
+    found: list[list[Clip] | None] = []
+    for data in storage.read_many([part_rows(stem) for stem in stems]):
+        try:
+            found.append(from_parquet(data, Clip)[0])
+        except DataError:  # half a record is no record: the part is made again
+            found.append(None)
+    return found
+
+
+def finished_parts(storage: Storage, plans: Sequence[PartPlan]) -> set[str]:
+    """Stems of the planned parts that are whole, by one listing."""
+    names = set(storage.names(PARTS_FOLDER))
+    return {
+        plan.stem
+        for plan in plans
+        if all(Path(path(plan.stem)).name in names for path in (part_tar, part_index, part_rows))
+    }
+
+
+def read_part_index(storage: Storage, stem: str) -> dict[str, list[Member]]:
+    """The members of each clip of a part, in the order they lie there."""
+    found: dict[str, list[Member]] = {}
+    for member in decode_index(storage.read(part_index(stem))):
+        found.setdefault(member.key, []).append(member)
+    return found
