@@ -1,4 +1,4 @@
-"""From a config to a finished data set: list, inspect, cut, plan, build, and publish dataset.json last.
+"""From a config to a finished data set: list, inspect, cut, encode, decide, pack, and dataset.json last.
 
 Every step can be begun again: what is whole and of this config and these sources is kept, the rest is
 made anew. Runs inside `execute.cluster` where it has work to hand out.
@@ -6,15 +6,20 @@ made anew. Runs inside `execute.cluster` where it has work to hand out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from data_pipeline.clips import ShardPlan, assign_splits, cut_video, plan_shards
+from data_pipeline.card import publish_card
+from data_pipeline.clips import PartPlan, cut_video, plan_parts, stable_id
 from data_pipeline.config import DataConfig
+from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.execute import cluster, stream
 from data_pipeline.format import (
@@ -24,14 +29,13 @@ from data_pipeline.format import (
     MANIFEST_FILE,
     SHARDS_FOLDER,
     SPLITS,
-    VIDEO,
     DatasetInfo,
     ShardDone,
     dataset_fingerprint,
     done_name,
     index_name,
     read_info,
-    read_shard,
+    sha256,
     tar_name,
     to_json,
 )
@@ -43,13 +47,18 @@ from data_pipeline.index import (
     publish_videos,
     stop_past_limit,
 )
-from data_pipeline.manifest import Clip, DeadLetter, Video, read_parquet, to_jsonl, to_parquet
+from data_pipeline.manifest import Clip, DeadLetter, Video, from_parquet, read_parquet, to_jsonl, to_parquet
+from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
+from data_pipeline.parts import PARTS_FOLDER, finished_parts, read_rows
+from data_pipeline.previews import publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
-from data_pipeline.stages import build_shard
+from data_pipeline.stages import build_part
 from data_pipeline.storage import Storage
 
 OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
+LOCK_FILE = ".lock"
+Sources = Mapping[str, tuple[SourceFile, Video]]
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,28 @@ class Outcome:
     is_new: bool
 
 
-def encoder_versions() -> dict[str, str]:
-    """Versions of whatever decides the bytes of a clip."""
-    import av
+@contextlib.contextmanager
+def alone(config: DataConfig) -> Iterator[None]:
+    """For the length of a `with` no other job of this machine writes to `config.out`; local folders only.
 
-    libraries = {f"lib{name[3:]}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
-    return {"av": av.__version__} | {n: v for n, v in libraries.items() if n in ("libavcodec", "libswscale")}
+    Raises: UsageError when one does.
+    """
+    folder = Storage(config.out).local_path()
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another job is writing to {config.out}: wait for its end, or give another `out`"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def refuse_other(config: DataConfig, found: Index | None) -> DatasetInfo | None:
@@ -100,114 +125,250 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
     """
     storage = Storage(config.out)
     with ExitStack() as stack:
+        stack.enter_context(alone(config))
         if not storage.exists(DATASET_FILE):
-            stack.enter_context(cluster(config.ray))  # one for indexing and sharding both
+            stack.enter_context(cluster(config.ray))  # one for all stages
         found = build_index(config, progress, force)
         if not force and (info := refuse_other(config, found)) is not None:
-            if not found.is_reused:  # touched files, the same content: next time they need not be read
-                publish_videos(storage, found)
+            if found.num_new:  # touched files, the same content: next time they need not be read
+                publish_videos(config, found)
+            remove_parts(storage)
             clips, _ = read_parquet(storage, MANIFEST_FILE, Clip)
-            letters = (*found.dead_letters(), *_clip_letters(clips, {}))
+            letters = (*found.dead_letters(), *clip_letters(clips))
             return Outcome(info, found.videos, tuple(clips), letters, sum(info.num_shards.values()), False)
         storage.remove(DATASET_FILE)
         publish_index(config, found)
-        clips = _cut_all(config, found.usable)
-        plans = plan_shards(clips, found.usable, config, encoder_versions())
-        if not plans:
-            longest = max(video.duration_s for video in found.usable)
-            raise DataError(
-                f"no video is as long as one clip: cut.length_s is {config.cut.length_s:g}, "
-                f"the longest video {longest:.2f} s"
-            )
-        kept = _sweep(storage, plans)
         stack.enter_context(cluster(config.ray))
-        _build(config, found, [plan for plan in plans if plan.stem not in kept], progress)
-    return _finish(config, found, clips, plans, len(kept))
+        return _make(config, found, progress)
 
 
-def _cut_all(config: DataConfig, videos: Sequence[Video]) -> list[Clip]:
-    """Every clip with its split, in the manifest's order."""
-    cut = {video.video_id: cut_video(video, config) for video in videos}
-    with_clips = {name: len(clips) for name, clips in cut.items() if clips[0].status == "kept"}
-    splits = assign_splits(with_clips, config.split.eval_fraction)
-    clips = [
-        dataclasses.replace(clip, split=splits.get(name, "")) for name, group in cut.items() for clip in group
-    ]
-    return sorted(clips, key=lambda clip: (clip.uri, clip.start_s, clip.clip_id))
+def _make(config: DataConfig, found: Index, progress: Progress) -> Outcome:
+    storage = Storage(config.out)
+    storage.abort_uploads()
+    sources = found.sources()
+    cut = cut_all(config, sources)
+    clips, revision = _decided(storage, notes_of(config, found))
+    plans: list[ShardPlan] = []
+    if clips is None:
+        rows = encode_all(
+            config, plan_all(config, cut, sources), sources, progress, config.max_failed_fraction
+        )
+        rows += [clip for clip in cut if clip.status != "kept"]
+        stop_past_limit_of_clips(config, found, rows, sum(clip.status != "filtered" for clip in cut))
+        decision = decide(rows, {v.video_id: v for v in found.usable}, config, found.splits())
+        clips, plans = decision.clips, decision.shards
+        _check_kept(config, found, clips)
+        publish_previews(storage, rows, clips)
+        storage.publish(MANIFEST_FILE, to_parquet(clips, Clip, notes_of(config, found)))
+    wanted = plans or plans_of(clips, config)
+    kept = sweep(storage, wanted)
+    missing = [plan for plan in wanted if plan.stem not in kept]
+    if missing and not plans:
+        missing = _find_pieces(config, missing, clips, cut, sources, progress)
+    pack_all(config, missing, progress)
+    return finish(config, found, clips, [plan.stem for plan in wanted], len(kept), revision)
 
 
-def _sweep(storage: Storage, plans: list[ShardPlan]) -> set[str]:
-    """Stems already done by this very plan; whatever else an unfinished job of ours left is removed."""
-    wanted = {plan.stem: plan.fingerprint for plan in plans}
+def notes_of(config: DataConfig, found: Index) -> dict[str, str]:
+    """What a manifest was decided from: it holds as long as these are the same."""
+    versions = stable_id(*sorted(encoder_versions().items()))
+    return {"config": config.fingerprint(), "sources": found.fingerprint(), "versions": versions}
+
+
+def _decided(storage: Storage, notes: dict[str, str]) -> tuple[list[Clip] | None, int]:
+    """The manifest that an earlier run of this very job left before its shards were all written, and its
+    revision."""
+    if not storage.exists(MANIFEST_FILE):
+        return None, 0
+    try:
+        clips, found = from_parquet(storage.read(MANIFEST_FILE), Clip)
+    except DataError:  # of another release: it is decided anew
+        return None, 0
+    is_ours = all(found.get(key) == value for key, value in notes.items())
+    return (clips, int(found.get("revision", 0))) if is_ours else (None, 0)
+
+
+def cut_all(config: DataConfig, sources: Sources) -> list[Clip]:
+    """Every clip of every usable video."""
+    return [clip for file, video in sources.values() for clip in cut_video(video, file.spans, config)]
+
+
+def plan_all(config: DataConfig, clips: Iterable[Clip], sources: Sources) -> list[PartPlan]:
+    videos = {name: video for name, (_, video) in sources.items()}
+    return plan_parts((c for c in clips if c.status == "kept"), videos, config, encoder_versions())
+
+
+def encode_all(
+    config: DataConfig,
+    plans: Sequence[PartPlan],
+    sources: Sources,
+    progress: Progress,
+    max_failed_fraction: float = 1.0,
+) -> list[Clip]:
+    """The rows of all parts, those of finished ones read and the others made.
+
+    As soon as it is certain that more clips fail than that, it ends with the rows that there are.
+    """
+    storage = Storage(config.out)
+    done = sorted(finished_parts(storage, plans))
+    rows = {stem: found for stem, found in zip(done, read_rows(storage, done), strict=True) if found is not None}
+    todo = [plan for plan in plans if plan.stem not in rows]
+    total = sum(len(plan.clips) for plan in plans)
+    tasks = [(plan, {name: sources[name] for name in {c.video_id for c in plan.clips}}) for plan in todo]
+    rates = Rates("encode", sum(len(plan.clips) for plan in todo), "clips", progress)
+    failed = [clip for found in rows.values() for clip in found if clip.status == "failed"]
+    for number, item in stream(_encode_task, tasks, (config, _absolute(storage)), config.ray):
+        if isinstance(item, list):
+            rows[todo[number].stem] = item
+            continue
+        clip, num_bytes = item
+        rates.add(1, num_bytes, filtered=clip.status == "filtered", failed=clip.status == "failed")
+        if clip.status == "failed":
+            failed.append(clip)
+            if len(failed) > max_failed_fraction * total:
+                there = {row.clip_id for found in rows.values() for row in found}
+                return [*(r for found in rows.values() for r in found), *(c for c in failed if c.clip_id not in there)]
+    return [clip for plan in plans for clip in rows[plan.stem]]
+
+
+def _absolute(storage: Storage) -> str:
+    return os.path.abspath(storage.root) if storage.is_local else storage.root
+
+
+def _encode_task(
+    task: tuple[PartPlan, dict[str, tuple[SourceFile, Video]]], config: DataConfig, out: str
+) -> Iterator[tuple[Clip, int] | list[Clip]]:
+    yield from build_part(*task, config, out)
+
+
+def stop_past_limit_of_clips(config: DataConfig, found: Index, rows: Sequence[Clip], total: int) -> None:
+    """Write the dead letters. total: clips that were to be encoded. Raises: DataError when too many failed."""
+    Storage(config.out).publish(DEAD_LETTERS_FILE, to_jsonl([*found.dead_letters(), *clip_letters(rows)]))
+    tried = [clip for clip in rows if clip.status != "filtered" or clip.phash]
+    failed = [f"{c.uri} at {c.start_s:g} s: {c.reason}" for c in tried if c.status == "failed"]
+    stop_past_limit(config, "clips", failed, total)
+    if failed and len(failed) == len(tried):
+        raise DataError(f"all {len(tried)} clips failed; see {dead_letters_address(config)}")
+
+
+def _check_kept(config: DataConfig, found: Index, clips: Sequence[Clip]) -> None:
+    if any(clip.status == "kept" for clip in clips):
+        return
+    if not any(clip.phash for clip in clips):
+        longest = max(video.duration_s for video in found.usable)
+        raise DataError(
+            f"no video is as long as one clip: cut.length_s is {config.cut.length_s:g}, "
+            f"the longest video {longest:.2f} s"
+        )
+    reasons = Counter(clip.reason.split(":")[0] for clip in clips if clip.status == "filtered")
+    listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+    raise DataError(f"the filters leave no clip ({listed}): loosen them under `filters`")
+
+
+def plans_of(clips: Iterable[Clip], config: DataConfig) -> list[ShardPlan]:
+    """The shards that a manifest tells of, without the places of their clips in parts."""
+    bundles: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if clip.status == "kept":
+            bundles.setdefault(clip.shard, []).append(clip)
+    plans = []
+    for stem in sorted(bundles, key=lambda stem: (SPLITS.index(stem.split("-")[0]), stem)):  # type: ignore[arg-type]
+        bundle = sorted(bundles[stem], key=lambda clip: clip.offset or 0)
+        plans.append(plan_shard(stem, bundle[0].split, bundle, config))
+    return plans
+
+
+def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] = ()) -> set[str]:
+    """Stems already done by this very plan; whatever else an unfinished job of ours left is removed.
+
+    standing: stems of shards that are not to be touched.
+    """
     names = storage.names(SHARDS_FOLDER)
+    there = set(names)
+    whole = [
+        plan
+        for plan in plans
+        if all(path.rsplit("/", 1)[1] in there for path in (tar_name(plan.stem), index_name(plan.stem), done_name(plan.stem)))
+    ]
     kept = set()
-    for stem, fingerprint in wanted.items():
-        paths = [tar_name(stem), index_name(stem), done_name(stem)]
-        if all(path.rsplit("/", 1)[1] in names for path in paths):
-            try:
-                done = ShardDone.from_json(storage.read(done_name(stem)))
-            except DataError:  # half a record is no record: the shard is built again
-                continue
-            if done.plan_fingerprint == fingerprint:
-                kept.add(stem)
-    for name in sorted(names, key=lambda name: not name.endswith(".done.json")):  # a done record goes first
-        match = OURS.match(name)
-        if match and match["stem"] not in kept:
-            storage.remove(f"{SHARDS_FOLDER}/{name}")
+    for plan, data in zip(whole, storage.read_many([done_name(plan.stem) for plan in whole]), strict=True):
+        with contextlib.suppress(DataError):  # half a record is no record: the shard is built again
+            if ShardDone.from_json(data).plan_fingerprint == plan.fingerprint:
+                kept.add(plan.stem)
+    safe = kept.union(standing)
+    stray = [name for name in names if (match := OURS.match(name)) and match["stem"] not in safe]
+    for ending in (".done.json", ""):  # done records go first
+        storage.remove_many([f"{SHARDS_FOLDER}/{name}" for name in stray if name.endswith(ending)])
+        stray = [name for name in stray if not name.endswith(".done.json")]
     return kept
 
 
-def _build(config: DataConfig, found: Index, plans: list[ShardPlan], progress: Progress) -> None:
-    paths = {file.uri: file for file in found.listing.files}
-    files = {video.video_id: paths[video.uri] for video in found.usable}
-    tasks = [(plan, {name: files[name] for name in {clip.video_id for clip in plan.clips}}) for plan in plans]
-    rates = Rates("shard", sum(len(plan.clips) for plan in plans), "clips", progress)
-    for _, item in stream(_build_task, tasks, (config,), config.ray):
-        if isinstance(item, int):
-            rates.add(1, item, failed=item == 0)
-
-
-def _build_task(
-    task: tuple[ShardPlan, dict[str, SourceFile]], config: DataConfig
-) -> Iterator[int | ShardDone]:
-    plan, files = task
-    yield from build_shard(plan, files, config.encode, config.inspect, config.out)
-
-
-def _finish(
-    config: DataConfig, found: Index, clips: list[Clip], plans: list[ShardPlan], num_kept: int
-) -> Outcome:
-    """Read the shards back, then publish dead letters, manifest and dataset.json, in that order."""
+def _find_pieces(
+    config: DataConfig,
+    missing: Sequence[ShardPlan],
+    clips: Sequence[Clip],
+    cut: Sequence[Clip],
+    sources: Sources,
+    progress: Progress,
+) -> list[ShardPlan]:
+    """Plans of shards whose clips are decided, with places in parts: those still there, or parts made anew."""
     storage = Storage(config.out)
-    shards = [read_shard(storage, plan.stem) for plan in plans]
-    members = {sample.key: (sample.stem, sample.members[VIDEO]) for s in shards for sample in s.samples}
-    failures = {failure.clip_id: failure for s in shards for failure in s.done.failed}
-    rows = []
-    for clip in clips:
-        if clip.clip_id in failures:
-            reason = failures[clip.clip_id].reason
-            rows.append(dataclasses.replace(clip, status="failed", reason=reason))
-        elif clip.status == "kept":
-            stem, member = members[clip.clip_id]
-            rows.append(dataclasses.replace(clip, shard=stem, offset=member.offset, size_bytes=member.size))
-        else:
-            rows.append(clip)
-    attempts = {name: (failure.error_class, failure.attempts) for name, failure in failures.items()}
-    letters = (*found.dead_letters(), *_clip_letters(rows, attempts))
+    wanted = {piece.clip_id for plan in missing for piece in plan.pieces}
+    plans = plan_all(config, cut, sources)
+    there = finished_parts(storage, plans)
+    useful = [p for p in plans if p.stem in there and any(clip.clip_id in wanted for clip in p.clips)]
+    rows = {clip.clip_id: clip for found in read_rows(storage, [p.stem for p in useful]) for clip in found or ()}
+    absent = [clip for clip in cut if clip.clip_id in wanted and clip.clip_id not in rows]
+    made = encode_all(config, plan_all(config, absent, sources), sources, progress)
+    rows |= {clip.clip_id: clip for clip in made}
+    placed = []
+    for plan in missing:
+        for piece in plan.pieces:
+            row = rows.get(piece.clip_id)
+            if row is None or row.status != "kept" or row.size_bytes != piece.size:
+                what = row.reason if row is not None and row.reason else "it came out otherwise than before"
+                raise DataError(
+                    f"shard {plan.stem} cannot be made again as it was, for clip {piece.clip_id}: {what}. "
+                    f"Remove {storage.address(MANIFEST_FILE)} to have the data set decided anew"
+                )
+        placed.append(plan_shard(plan.stem, plan.split, [rows[p.clip_id] for p in plan.pieces], config))
+    return placed
+
+
+def pack_all(config: DataConfig, plans: Sequence[ShardPlan], progress: Progress) -> None:
+    storage = Storage(config.out)
+    rates = Rates("pack", sum(len(plan.pieces) for plan in plans), "clips", progress)
+    for _, item in stream(build_shard, plans, (_absolute(storage),), config.ray):
+        if isinstance(item, tuple):
+            rates.add(1, item[1])
+
+
+def finish(
+    config: DataConfig,
+    found: Index,
+    clips: list[Clip],
+    stems: Sequence[str],
+    num_kept: int,
+    revision: int = 0,
+    before: Sequence[ShardDone] = (),
+) -> Outcome:
+    """Publish dead letters, the data card, and dataset.json last; then the parts are not needed any more.
+
+    stems: shards made by this job. before: done records of shards that they are added to.
+    """
+    storage = Storage(config.out)
+    data = storage.read_many([done_name(stem) for stem in stems])
+    dones = [*before, *(ShardDone.from_json(each) for each in data)]
+    dones.sort(key=lambda done: (SPLITS.index(done.split), done.stem))  # type: ignore[arg-type]
+    letters = (*found.dead_letters(), *clip_letters(clips))
     storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
-    num_planned = sum(len(plan.clips) for plan in plans)
-    failed = [f"{c.uri} at {c.start_s:g} s: {c.reason}" for c in rows if c.status == "failed"]
-    stop_past_limit(config, "clips", failed, num_planned)
-    if len(failed) == num_planned:
-        raise DataError(f"all {num_planned} clips failed; see {dead_letters_address(config)}")
-    storage.publish(MANIFEST_FILE, to_parquet(rows, Clip))
-    status = Counter(clip.status for clip in rows)
-    dones = [s.done for s in shards]
+    status = Counter(clip.status for clip in clips)
     info = DatasetInfo(
         format_version=FORMAT_VERSION,
         name=config.name,
         fingerprint=dataset_fingerprint(dones),
-        num_videos=len({clip.video_id for clip in rows if clip.status == "kept"}),
+        revision=revision,
+        num_videos=len({clip.video_id for clip in clips if clip.status == "kept"}),
         num_clips={split: sum(d.num_samples for d in dones if d.split == split) for split in SPLITS},
         num_shards={split: sum(d.split == split for d in dones) for split in SPLITS},
         num_filtered=status["filtered"],
@@ -215,29 +376,48 @@ def _finish(
         total_bytes=sum(d.tar_bytes for d in dones),
         config_fingerprint=config.fingerprint(),
         source_fingerprint=found.fingerprint(),
+        manifest_sha256=sha256(storage.read(MANIFEST_FILE)),
         versions=encoder_versions(),
         state_names=_shared_names([video.state_names for video in found.usable]),
         action_names=_shared_names([video.action_names for video in found.usable]),
+        shards=tuple(dones),
     )
+    if sum(info.num_clips.values()) != status["kept"]:
+        raise DataError(
+            f"the shards hold {sum(info.num_clips.values())} clips and the manifest {status['kept']}: another job "
+            f"wrote to {config.out} at the same time; run the same command again, alone"
+        )
+    publish_card(storage, config, info, found.videos, clips)
     storage.publish(DATASET_FILE, to_json(info))
-    return Outcome(info, found.videos, tuple(rows), letters, num_kept, True)
+    remove_parts(storage)
+    return Outcome(info, found.videos, tuple(clips), letters, num_kept, True)
 
 
-def _clip_letters(clips: Sequence[Clip], attempts: dict[str, tuple[str, int]]) -> list[DeadLetter]:
+def remove_parts(storage: Storage) -> None:
+    """Delete whatever lies in the parts' folder."""
+    storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER)])
+    folder = storage.local_path(PARTS_FOLDER)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # absent, or something that is not ours lies in it
+            folder.rmdir()
+
+
+def clip_letters(clips: Iterable[Clip]) -> list[DeadLetter]:
+    """The dead letters of clips that failed, in the manifest's order."""
+    failed = (clip for clip in clips if clip.status == "failed")
     return [
         DeadLetter(
             uri=clip.uri,
             video_id=clip.video_id,
             stage="encode",
-            error_class=attempts.get(clip.clip_id, ("", 1))[0],
+            error_class=clip.error_class,
             reason=clip.reason,
-            attempts=attempts.get(clip.clip_id, ("", 1))[1],
+            attempts=clip.attempts,
             clip_id=clip.clip_id,
             start_s=clip.start_s,
             end_s=clip.end_s,
         )
-        for clip in clips
-        if clip.status == "failed"
+        for clip in sorted(failed, key=lambda clip: (clip.uri, clip.start_s, clip.end_s, clip.clip_id))
     ]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +25,26 @@ IN_FLIGHT = 2  # tasks handed out for each worker
 
 
 def count_workers(config: RayConfig) -> int:
-    """Workers asked for, or one for each core that this process may use."""
-    return config.workers or len(os.sched_getaffinity(0))
+    """Workers asked for, or one for each core: of the cluster once it is there, else that this process may use."""
+    import ray
+
+    if config.workers:
+        return config.workers
+    if config.address and ray.is_initialized():
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return len(os.sched_getaffinity(0))
+
+
+def _guarded(
+    work: Callable[..., Iterator[Any]], driver: tuple[str, int], item: Any, *shared: Any
+) -> Iterator[Any]:
+    """`work`, ended when the job that asked for it was killed: Ray's workers outlive it by half a minute, in
+    which they would write into whatever the next job makes."""
+    host, pid = driver
+    for thing in work(item, *shared):
+        if host == platform.node() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            raise SystemExit(f"the job with process {pid} was killed")
+        yield thing
 
 
 @contextlib.contextmanager
@@ -94,7 +113,8 @@ def stream(
     """
     import ray
 
-    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=config.max_retries)(work)
+    remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=config.max_retries)(_guarded)
+    driver = (platform.node(), os.getpid())
     common = [ray.put(value) for value in shared]
     limit = IN_FLIGHT * count_workers(config)
     running: dict[Any, int] = {}
@@ -102,7 +122,7 @@ def stream(
     try:
         while True:
             while len(running) < limit and (entry := next(waiting, None)) is not None:
-                running[remote.remote(entry[1], *common)] = entry[0]
+                running[remote.remote(work, driver, entry[1], *common)] = entry[0]
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=1, timeout=0.5, fetch_local=False)

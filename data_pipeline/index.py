@@ -53,7 +53,7 @@ class Index:
     def sources(self) -> dict[str, tuple[SourceFile, Video]]:
         """Usable videos with their files, by video id."""
         files = {file.uri: file for file in self.listing.files}
-        return {video.video_id: (files[video.uri], video) for video in self.usable}
+        return {video.video_id: (files[video.uri], video) for video in self.usable if video.uri in files}
 
     def splits(self) -> dict[str, str]:
         """The sides that lists have decided, by video id."""

@@ -381,10 +381,10 @@ def _check_unchanged(file: SourceFile, video: Video, path: Path) -> None:
 
 def build_part(
     plan: PartPlan, sources: dict[str, tuple[SourceFile, Video]], config: DataConfig, out: str
-) -> Iterator[tuple[str, int] | list[Clip]]:
+) -> Iterator[tuple[Clip, int] | list[Clip]]:
     """One part, from its plan to its rows. sources: by video id.
 
-    Yields: the verdict and the bytes of each clip as it is done, then the part's rows.
+    Yields: each clip with its verdict, and its bytes, as it is done; then the part's rows.
     """
     rows: list[Clip] = []
     storage = Storage(out)
@@ -394,7 +394,7 @@ def build_part(
                 rows.append(clip)
                 if members:
                     tar.add(clip.clip_id, members)
-                yield clip.status, sum(map(len, members.values()))
+                yield clip, sum(map(len, members.values()))
         found = tar.finish()
     rows = place(plan.stem, rows, found)
     publish_rows(storage, plan.stem, rows, found)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ import numpy as np
 
 from data_pipeline.decode import open_video
 from data_pipeline.errors import DataError
+from data_pipeline.fetch import Scratch
 from data_pipeline.format import (
     ACTIONS,
+    DATASET_FILE,
     MANIFEST_FILE,
     META,
     SHARDS_FOLDER,
@@ -30,16 +31,17 @@ from data_pipeline.format import (
     ShardDone,
     dataset_fingerprint,
     done_name,
-    finished_stems,
+    frame_suffix,
     index_name,
     read_info,
-    read_shard,
+    read_shards,
     sha256,
     tar_name,
 )
+from data_pipeline.jpeg import decode_jpegs
 from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.progress import Progress
-from data_pipeline.shards import hash_file, read_members
+from data_pipeline.shards import hash_file, read_members, samples_in_tar
 from data_pipeline.storage import Storage
 
 SHARD_FILE = re.compile(r"^(train|eval)-\d{6}\.(tar|index\.parquet|done\.json)$")
@@ -57,74 +59,58 @@ class Report:
 
 
 def verify(dataset: str, deep: bool = False, progress: Progress | None = None) -> Report:
-    """Check every shard against its done record, index and the data set's own counts.
+    """Check every shard of dataset.json against its done record and index, and the manifest against both.
 
-    deep: decode every clip and read every member too.
+    deep: decode every clip too.
     Raises: DataError when there is no finished data set to check; damage is reported, not raised.
     """
     storage = Storage(dataset)
     info = read_info(storage)
     problems: list[str] = []
-    stems = sorted(set(finished_stems(storage)) | _stems_of_manifest(storage, problems).keys())
-    dones: list[ShardDone] = []
-    samples_of: dict[str, int] = {}
-    num_frames = 0
-    for number, stem in enumerate(stems):
+    num_samples = num_frames = num_bytes = 0
+    for number, done in enumerate(info.shards):
         if progress:
-            progress("verify", number, len(stems), stem)
-        done, samples, found = _check_shard(storage, stem)
+            progress("verify", number, len(info.shards), done.stem)
+        samples, found = _check_shard(storage, done)
         problems += found
-        if done is not None:
-            dones.append(done)
-        samples_of[stem] = len(samples)
+        num_samples += len(samples)
+        num_bytes += done.tar_bytes if samples else 0
         if deep and not found:
             frames, found = _decode_all(storage, samples)
             num_frames += frames
             problems += found
-    problems += _check_counts(storage, info, dones, samples_of)
-    problems += _strays(storage, stems)
+    problems += _check_counts(info)
+    problems += _check_manifest(storage, info)
+    problems += _strays(storage, {done.stem for done in info.shards})
     if progress:
-        progress("verify", len(stems), len(stems), "")
-    total = sum(done.tar_bytes for done in dones)
-    return Report(info, tuple(problems), sum(samples_of.values()), total, num_frames)
-
-
-def _stems_of_manifest(storage: Storage, problems: list[str]) -> Counter[str]:
-    """Kept clips by shard, as the manifest has them."""
-    try:
-        rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
-    except DataError as error:
-        problems.append(str(error))
-        return Counter()
-    return Counter(clip.shard for clip in rows if clip.status == "kept")
+        progress("verify", len(info.shards), len(info.shards), "")
+    return Report(info, tuple(problems), num_samples, num_bytes, num_frames)
 
 
 @contextmanager
 def _local_tar(storage: Storage, stem: str) -> Iterator[Path]:
     """The shard's tar as a file of this machine. Raises: DataError when it is missing."""
-    path = storage.local_path(tar_name(stem))
-    if path is not None:
+    with Scratch() as scratch:
+        path = scratch.local(storage.address(tar_name(stem)))
         if not path.is_file():
             raise DataError(f"{path} could not be read: it does not exist")
         yield path
-        return
-    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
-        file.write(storage.read(tar_name(stem)))
-        file.flush()
-        yield Path(file.name)
 
 
-def _check_shard(storage: Storage, stem: str) -> tuple[ShardDone | None, tuple[Sample, ...], list[str]]:
+def _check_shard(storage: Storage, done: ShardDone) -> tuple[tuple[Sample, ...], list[str]]:
     """One shard: done record, index, then the tar's bytes and members against both."""
-    if not storage.exists(done_name(stem)):
-        return None, (), [f"{done_name(stem)} is missing: shard {stem} does not count"]
+    stem = done.stem
     try:
-        shard = read_shard(storage, stem)
+        if ShardDone.from_json(storage.read(done_name(stem))) != done:
+            return (), [f"{done_name(stem)} is not the record that {DATASET_FILE} holds of it"]
+        (shard,) = read_shards(storage, [done])
         with _local_tar(storage, stem) as tar:
             problems = _check_tar(tar, shard)
     except DataError as error:
-        return None, (), [str(error)]
-    return shard.done, shard.samples, problems
+        return (), [str(error)]
+    if len(shard.samples) != done.num_samples:
+        problems.append(f"{index_name(stem)} lists {len(shard.samples)} samples of {done.num_samples}")
+    return shard.samples, problems
 
 
 def _check_tar(tar: Path, shard: Shard) -> list[str]:
@@ -146,37 +132,55 @@ def _check_tar(tar: Path, shard: Shard) -> list[str]:
     return problems
 
 
-def _check_counts(
-    storage: Storage, info: DatasetInfo, dones: list[ShardDone], samples_of: dict[str, int]
-) -> list[str]:
+def _check_counts(info: DatasetInfo) -> list[str]:
+    """dataset.json against itself."""
     problems = []
-    if dataset_fingerprint(dones) != info.fingerprint:
-        problems.append(
-            f"the shards are not those of dataset.json: their fingerprint is not {info.fingerprint}"
-        )
-    for split, wanted in info.num_shards.items():
-        found = sum(done.split == split for done in dones)
-        if found != wanted:
-            problems.append(f"{found} {split} shards of {wanted} that dataset.json counts")
-    for split, wanted in info.num_clips.items():
-        found = sum(done.num_samples for done in dones if done.split == split)
-        if found != wanted:
-            problems.append(f"{found} {split} clips of {wanted} that dataset.json counts")
-    problems += [
-        f"{index_name(done.stem)} lists {samples_of[done.stem]} samples of {done.num_samples}"
-        for done in dones
-        if samples_of[done.stem] != done.num_samples
-    ]
-    for stem, wanted in _stems_of_manifest(storage, []).items():
-        if samples_of.get(stem, 0) != wanted:
-            problems.append(
-                f"{MANIFEST_FILE} has {wanted} clips in {stem}, which holds {samples_of.get(stem, 0)}"
-            )
+    if dataset_fingerprint(info.shards) != info.fingerprint:
+        problems.append(f"{DATASET_FILE}: its shards have not the fingerprint {info.fingerprint}")
+    for split in info.num_shards:
+        shards = info.shards_of(split)
+        for what, found, wanted in (
+            ("shards", len(shards), info.num_shards[split]),
+            ("clips", sum(done.num_samples for done in shards), info.num_clips.get(split, 0)),
+        ):
+            if found != wanted:
+                problems.append(f"{DATASET_FILE} counts {wanted} {split} {what} and lists {found}")
     return problems
 
 
-def _strays(storage: Storage, stems: list[str]) -> list[str]:
-    """Files in the shards folder that no finished shard owns."""
+def _check_manifest(storage: Storage, info: DatasetInfo) -> list[str]:
+    """The manifest against dataset.json, and each kept clip against the shard that it names."""
+    try:
+        if sha256(storage.read(MANIFEST_FILE)) != info.manifest_sha256:
+            return [
+                f"{MANIFEST_FILE} is not the one that {DATASET_FILE} names: it was changed, or a --redrive was "
+                f"cut short, and the same command again finishes it"
+            ]
+        rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
+    except DataError as error:
+        return [str(error)]
+    places: dict[str, set[tuple[str, int | None, int | None]]] = defaultdict(set)
+    for clip in rows:
+        if clip.status == "kept":
+            places[clip.shard].add((clip.clip_id, clip.offset, clip.size_bytes))
+    problems = []
+    for done in info.shards:
+        try:
+            (shard,) = read_shards(storage, [done])
+        except DataError:  # told already
+            places.pop(done.stem, None)
+            continue
+        members = [member for sample in shard.samples for member in sample.members.values()]
+        there = {(key, offset, size) for key, (offset, size) in samples_in_tar(members).items()}
+        wrong = places.pop(done.stem, set()) ^ there
+        if wrong:
+            names = ", ".join(sorted({clip_id for clip_id, *_ in wrong})[:3])
+            problems.append(f"{MANIFEST_FILE} and shard {done.stem} do not agree on {names}")
+    return problems + [f"{MANIFEST_FILE} names shard {stem}, which {DATASET_FILE} does not" for stem in places]
+
+
+def _strays(storage: Storage, stems: set[str]) -> list[str]:
+    """Files in the shards folder that no shard of dataset.json owns."""
     strays = []
     for name in storage.names(SHARDS_FOLDER):
         match = SHARD_FILE.match(name)
@@ -195,10 +199,9 @@ def _decode_all(storage: Storage, samples: tuple[Sample, ...]) -> tuple[int, lis
         parts = {s: storage.read(tar, m.offset, m.size) for s, m in sample.members.items()}
         try:
             meta = ClipMeta.from_json(parts[META])
-            with open_video(parts[VIDEO], "pyav") as video:
-                shape = video.frames(range(len(video.timestamps_s))).shape
+            shape = _decode(parts, meta)
             if shape != (meta.num_frames, meta.height, meta.width, 3):
-                problems.append(f"{tar}: {sample.key}.{VIDEO} decodes to {shape}, unlike its {META}")
+                problems.append(f"{tar}: {sample.key} decodes to {shape}, unlike its {META}")
             frames += shape[0]
             for suffix, names in ((STATE, meta.state_names), (ACTIONS, meta.action_names)):
                 if suffix in parts:
@@ -208,3 +211,11 @@ def _decode_all(storage: Storage, samples: tuple[Sample, ...]) -> tuple[int, lis
         except (DataError, KeyError, ValueError, TypeError, json.JSONDecodeError) as error:
             problems.append(f"{tar}: {sample.key} cannot be read: {error}")
     return frames, problems
+
+
+def _decode(parts: dict[str, bytes], meta: ClipMeta) -> tuple[int, ...]:
+    """The shape of a clip's frames, all of them decoded."""
+    if meta.encoding == "jpeg":
+        return decode_jpegs([parts[frame_suffix(number)] for number in range(meta.num_frames)]).shape
+    with open_video(parts[VIDEO], "pyav") as video:
+        return video.frames(range(len(video.timestamps_s))).shape

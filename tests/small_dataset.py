@@ -20,9 +20,10 @@ from data_pipeline.format import (
     DatasetInfo,
     dataset_fingerprint,
     shard_stem,
+    tar_name,
     to_json,
 )
-from data_pipeline.shards import ShardFile, publish_shard
+from data_pipeline.shards import ShardFile, hash_file, publish_records
 from data_pipeline.storage import Storage
 from data_pipeline.synthetic import (
     ACTION_NAMES,
@@ -61,14 +62,13 @@ def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int
                     meta = ClipMeta(
                         clip_id=key,
                         video_id=f"{number // 2:020x}",
-                        uri=f"video-{number // 2}.mp4",
+                        name=f"video-{number // 2}.mp4",
                         start_s=0.0,
                         end_s=num_frames / FPS,
                         fps=FPS,
                         num_frames=num_frames,
                         width=SIZE,
                         height=SIZE,
-                        split=split,
                         state_names=STATE_NAMES,
                         action_names=ACTION_NAMES,
                     )
@@ -76,12 +76,14 @@ def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int
                     file.add(key, members)
                     number += 1
                 members_written = file.finish()
-            done.append(publish_shard(storage, stem, split, tar, members_written, "test", ()))
+            storage.publish(tar_name(stem), tar)
+            done.append(publish_records(storage, stem, split, hash_file(tar), members_written, "test"))
             tar.unlink()
     info = DatasetInfo(
         format_version=FORMAT_VERSION,
         name=root.name,
         fingerprint=dataset_fingerprint(done),
+        revision=0,
         num_videos=number // 2,
         num_clips={split: sum(sizes) for split, sizes in shard_sizes.items()},
         num_shards={split: len(sizes) for split, sizes in shard_sizes.items()},
@@ -90,9 +92,11 @@ def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int
         total_bytes=sum(d.tar_bytes for d in done),
         config_fingerprint="test",
         source_fingerprint="test",
+        manifest_sha256="",
         versions={},
         state_names=STATE_NAMES,
         action_names=ACTION_NAMES,
+        shards=tuple(done),
     )
     storage.publish(DATASET_FILE, to_json(info))
     return root

@@ -18,11 +18,12 @@ from data_pipeline.format import (
     VIDEO,
     ClipMeta,
     Sample,
-    finished_stems,
+    frame_suffix,
     read_info,
-    read_shard,
+    read_shards,
     tar_name,
 )
+from data_pipeline.jpeg import decode_jpegs
 from data_pipeline.storage import Storage
 
 Start = Callable[[float], float]
@@ -48,19 +49,13 @@ class Clip:
 class ClipReader:
     """The samples of one split, in the order of their shards.
 
-    Raises: DataError when the data set is not finished, or has no shard of the split.
+    Raises: DataError when the data set is not finished, or has no shard of the split, or lacks one.
     """
 
     def __init__(self, root: str, split: str) -> None:
         self._storage = Storage(root)
         self.info = read_info(self._storage)
-        shards = [read_shard(self._storage, stem) for stem in finished_stems(self._storage, split)]
-        promised = self.info.num_shards.get(split, 0)
-        if len(shards) != promised:
-            raise DataError(
-                f"{root} has {len(shards)} finished {split} shards, {promised} by its dataset.json; "
-                f"run `foreframe verify {root}` to see what is missing"
-            )
+        shards = read_shards(self._storage, self.info.shards_of(split))
         if not shards:
             raise DataError(f"{root} has no {split} clips; its splits: {self.info.num_clips}")
         self.shard_sizes = [len(shard.samples) for shard in shards]
@@ -91,10 +86,16 @@ class ClipReader:
             )
         begin_s = start(max(0.0, spare_s)) if start is not None else 0.0
         wanted_s = begin_s + np.arange(frames) / fps
-        with open_video(self._member(sample, VIDEO)) as video:
-            shown = np.searchsorted(video.timestamps_s, wanted_s + 0.25 / meta.fps, side="right") - 1
-            pictures = video.frames(shown)
-            times_s = video.timestamps_s[shown]
+        if meta.encoding == "jpeg":
+            shown = np.minimum(np.floor(wanted_s * meta.fps + 0.25).astype(np.int64), meta.num_frames - 1)
+            order, back = np.unique(shown, return_inverse=True)
+            pictures = decode_jpegs([self._member(sample, frame_suffix(k)) for k in order])[back]
+            times_s = shown / meta.fps
+        else:
+            with open_video(self._member(sample, VIDEO)) as video:
+                shown = np.searchsorted(video.timestamps_s, wanted_s + 0.25 / meta.fps, side="right") - 1
+                pictures = video.frames(shown)
+                times_s = video.timestamps_s[shown]
 
         def rows(suffix: str) -> NDArray[np.float32] | None:
             if suffix not in sample.members:
