@@ -44,6 +44,14 @@ DataOverrides = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/demo/run.")]
 Overwrite = Annotated[bool, typer.Option("--force", help="Replace another data set that is at `out`.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="A Ray cluster, such as auto or 10.0.0.1:6379; without it Ray is started on this machine.",
+    ),
+]
 NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
 
 
@@ -97,28 +105,51 @@ def smoke(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _read_data_config(config: str, overrides: list[str] | None) -> DataConfig:
+def _read_data_config(config: str, overrides: list[str] | None, ray_address: str | None) -> DataConfig:
     from data_pipeline.config import DataConfig
     from launch.config import read_config
 
-    return read_config(config, overrides or [], DataConfig)
+    address = [] if ray_address is None else [f"ray.address={ray_address}"]
+    return read_config(config, [*(overrides or []), *address], DataConfig)
 
 
 @app.command(epilog="Example: foreframe index configs/data/demo.yaml sources=clips out=data/mine")
-def index(config: DataFile, overrides: DataOverrides = None, force: Overwrite = False) -> None:
-    """Inspect videos and list them in a manifest, those that cannot be used with the reason."""
-    settings = _read_data_config(config, overrides)
+def index(
+    config: DataFile,
+    overrides: DataOverrides = None,
+    ray_address: RayAddress = None,
+    force: Overwrite = False,
+) -> None:
+    """Inspect videos and list them in a table, those that cannot be used with the reason."""
+    settings = _read_data_config(config, overrides, ray_address)
     from launch.data import run_index
 
     print(f"wrote {run_index(settings, force=force)}")
 
 
 @app.command(epilog="Example: foreframe shard configs/data/demo.yaml sources=clips out=data/mine")
-def shard(config: DataFile, overrides: DataOverrides = None, force: Overwrite = False) -> None:
+def shard(
+    config: DataFile,
+    overrides: DataOverrides = None,
+    ray_address: RayAddress = None,
+    redrive: Annotated[
+        bool,
+        typer.Option(
+            "--redrive",
+            help="Try a finished set's failures again, into new shards; those that stand never change.",
+        ),
+    ] = False,
+    force: Overwrite = False,
+) -> None:
     """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
-    settings = _read_data_config(config, overrides)
-    from launch.data import run_shard
+    settings = _read_data_config(config, overrides, ray_address)
+    if redrive and force:
+        raise UsageError("--redrive adds to a data set and --force replaces it: give one of them")
+    from launch.data import run_redrive, run_shard
 
+    if redrive:
+        run_redrive(settings)
+        return
     run_shard(settings, force=force)
     print(f"next   foreframe train configs/train/tiny-cpu.yaml data.shards={settings.out} --nproc 2")
 

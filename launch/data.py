@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import Outcome, refuse_other, shard
+from data_pipeline.dataset import Outcome, alone, refuse_other, shard
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.format import DEAD_LETTERS_FILE, SPLITS, DatasetInfo
+from data_pipeline.format import (
+    CARD_FILE,
+    DATASET_FILE,
+    DEAD_LETTERS_FILE,
+    SPLITS,
+    DatasetInfo,
+    read_info,
+)
 from data_pipeline.index import Index, build_index, publish_index
-from data_pipeline.manifest import VIDEOS_FILE, DeadLetter
+from data_pipeline.manifest import VIDEOS_FILE, DeadLetter, Video
+from data_pipeline.redrive import redrive
 from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from launch.console import Report, Stages, make_console
 
 SHOWN_LETTERS = 20
 SHOWN_PROBLEMS = 50
+SHOWN_REASONS = 8
 
 
 def run_index(config: DataConfig, progress: Report | None = None, force: bool = False) -> str:
@@ -30,11 +39,11 @@ def run_index(config: DataConfig, progress: Report | None = None, force: bool = 
     """
     console = make_console()
     _check_out(config)
-    with _reporting(console, progress) as report:
+    with alone(config), _reporting(console, progress) as report:
         found = build_index(config, report, force)
-    if not force:
-        refuse_other(config, found)
-    publish_index(config, found)
+        if not force:
+            refuse_other(config, found)
+        publish_index(config, found)
     _print_index(console, config, found)
     return Storage(config.out).address(VIDEOS_FILE)
 
@@ -49,6 +58,29 @@ def run_shard(config: DataConfig, progress: Report | None = None, force: bool = 
     with _reporting(console, progress) as report:
         outcome = shard(config, report, force)
     _print_outcome(console, config, outcome)
+    return outcome.info
+
+
+def run_redrive(config: DataConfig, progress: Report | None = None) -> DatasetInfo:
+    """Try the failures of the data set at `config.out` again and print what came of it.
+
+    Raises: UsageError when there is no finished data set of this config; DataError.
+    """
+    console = make_console()
+    _check_out(config)
+    with _reporting(console, progress) as report:
+        before = read_info(Storage(config.out)) if Storage(config.out).exists(DATASET_FILE) else None
+        outcome = redrive(config, report)
+    assert before is not None  # else redrive raised
+    clips = sum(outcome.info.num_clips.values()) - sum(before.num_clips.values())
+    shards = len(outcome.info.shards) - len(before.shards)
+    if outcome.is_new:
+        console.print(
+            f"{clips} clips more, in {shards} new shards; {len(before.shards)} shards stand as they were"
+        )
+    else:
+        console.print("nothing of it can be used now either; no shard was added")
+    _print_outcome(console, config, outcome, verb="redriven")
     return outcome.info
 
 
@@ -96,18 +128,20 @@ def _check_out(config: DataConfig) -> None:
 def _print_index(console: Console, config: DataConfig, found: Index) -> None:
     count = Counter(video.status for video in found.videos)
     hours = sum(video.duration_s for video in found.usable) / 3600
+    news = "" if found.num_new else "; nothing changed since last time"
     console.print(
         f"{count['usable']} videos usable ({hours:.2f} hours), {count['failed']} not, "
-        f"{count['ignored']} other files passed over{'; nothing changed since last time' * found.is_reused}"
+        f"{count['ignored']} other files passed over{news}"
     )
-    _print_letters(console, config, found.dead_letters())
+    _print_letters(console, config, found.dead_letters(), _passed_over(found.videos))
 
 
-def _print_outcome(console: Console, config: DataConfig, outcome: Outcome) -> None:
+def _print_outcome(console: Console, config: DataConfig, outcome: Outcome, verb: str = "made") -> None:
     info, count = outcome.info, Counter(video.status for video in outcome.videos)
-    if not outcome.is_new:
+    if not outcome.is_new and verb == "made":
         console.print(
-            f"{config.out} holds this very data set already; nothing to do (`foreframe verify` reads it)"
+            f"{config.out} was finished before, of this config and these videos; nothing was done or read again "
+            f"(`foreframe verify {config.out}` reads it)"
         )
     clips = ", ".join(f"{info.num_clips[split]} {split}" for split in SPLITS)
     shards = ", ".join(f"{info.num_shards[split]} {split}" for split in SPLITS)
@@ -128,24 +162,40 @@ def _print_outcome(console: Console, config: DataConfig, outcome: Outcome) -> No
         ("size", f"{info.total_bytes / 1e6:.1f} MB"),
         ("fingerprint", info.fingerprint),
         ("written to", config.out),
+        ("look at", Storage(config.out).address(CARD_FILE)),
     ):
         table.add_row(*row)
     console.print(table)
     reasons = Counter(clip.reason.split(":")[0] for clip in outcome.clips if clip.status == "filtered")
     for reason, number in reasons.most_common():
         console.print(f"{number} filtered: {reason} (manifest.parquet has each)")
-    _print_letters(console, config, list(outcome.dead_letters))
+    _print_letters(console, config, list(outcome.dead_letters), _passed_over(outcome.videos))
 
 
-def _print_letters(console: Console, config: DataConfig, letters: list[DeadLetter]) -> None:
-    """What could not be used and why: the first some twenty, failures before files passed over."""
-    if not letters:
-        return
-    letters = sorted(letters, key=lambda letter: letter.stage == "list")
-    console.print(f"{len(letters)} could not be used:")
-    for letter in letters[:SHOWN_LETTERS]:
-        span = f" {letter.start_s:g}-{letter.end_s:g} s" if letter.start_s is not None else ""
-        console.print(f"  {letter.uri}{span}: {letter.reason}", markup=False)
-    rest = len(letters) - SHOWN_LETTERS
-    address = Storage(config.out).address(DEAD_LETTERS_FILE)
-    console.print(f"  {f'and {rest} more, all ' if rest > 0 else ''}in {address}", markup=False)
+def _passed_over(videos: Sequence[Video]) -> list[Video]:
+    return [video for video in videos if video.status == "ignored"]
+
+
+def _print_letters(
+    console: Console, config: DataConfig, letters: list[DeadLetter], ignored: list[Video]
+) -> None:
+    """What could not be used and why, the first twenty; then what was passed over, by its reason."""
+    if letters:
+        console.print(f"{len(letters)} could not be used:")
+        for letter in letters[:SHOWN_LETTERS]:
+            span = f" {letter.start_s:g}-{letter.end_s:g} s" if letter.start_s is not None else ""
+            console.print(f"  {_one_line(letter.uri)}{span}: {letter.reason}", markup=False)
+        rest = len(letters) - SHOWN_LETTERS
+        address = Storage(config.out).address(DEAD_LETTERS_FILE)
+        console.print(f"  {f'and {rest} more, all ' if rest > 0 else ''}in {address}", markup=False)
+    if ignored:
+        console.print(f"{len(ignored)} other files were passed over ({VIDEOS_FILE} has each):")
+        reasons = Counter(video.reason for video in ignored)
+        for reason, number in reasons.most_common(SHOWN_REASONS):
+            example = next(video.uri for video in ignored if video.reason == reason)
+            console.print(f"  {number}: {reason}, such as {_one_line(example)}", markup=False)
+
+
+def _one_line(uri: str) -> str:
+    """A name as one line of the terminal, whatever characters it has."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in uri)

@@ -108,7 +108,7 @@ def check_videos(videos: Path) -> None:
         raise UsageError(f"--videos {videos} {what}: name a folder with video files in it")
     if not any(path.is_file() for path in videos.rglob("*")):
         raise UsageError(f"--videos {videos} is empty: put videos there (mp4, webm, mkv, avi, mov)")
-    list_sources((str(videos),))
+    list_sources((str(videos),), None)
 
 
 def check_disk(out: Path) -> None:

@@ -175,7 +175,7 @@ class FakeReader:
         times = np.arange(frames) / fps
         state = np.column_stack([np.full(frames, level), 0.5 * times]).astype(np.float32)
         video = f"{self.split}-{number // 3}"
-        meta = ClipMeta("k", video, "u", 0, 1, fps, frames, 48, 40, self.split)
+        meta = ClipMeta("k", video, "u", 0, 1, fps, frames, 48, 40)
         return Clip("k", pictures, times, state if self.state_names else None, None, meta)
 
 
