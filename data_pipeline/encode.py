@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.decode.scale import Scaler
 from data_pipeline.errors import DataError
 
 
@@ -84,11 +85,11 @@ def encode_frames(
             "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:bframes=0:threads=1:"
             "lookahead-threads=1:sliced-threads=0:mbtree=0",
         }
+        scaler = Scaler((width, height), "yuv420p")
         count = 0
         for chunk in chunks:
-            for image in chunk:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
+            for image in np.ascontiguousarray(chunk):
+                frame = scaler.scale(av.VideoFrame.from_numpy_buffer(image))
                 frame.pts, frame.time_base = count, 1 / rate
                 container.mux(stream.encode(frame))
                 count += 1
