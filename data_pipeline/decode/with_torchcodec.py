@@ -15,6 +15,7 @@ from data_pipeline.decode.scale import Scaler, resize_rgb
 from data_pipeline.errors import DataError
 
 SAME_TIME_S = 1e-3  # the coarsest clock of the common containers
+FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 
 class TorchCodecDecoder:
@@ -34,6 +35,10 @@ class TorchCodecDecoder:
         with container:
             packets = read_packets(container, stream)
             tick_s = float(stream.time_base or 0)
+            context = stream.codec_context
+            is_deep = any(plane.bits > 8 for plane in context.format.components)
+            if is_deep and context.color_range == FULL_RANGE:
+                raise DataError("torchcodec takes full-range frames of more than 8 bits for limited; use pyav")
         if packets.is_counted or not tick_s:
             raise DataError("its packets do not tell when frames are shown, which torchcodec needs; use pyav")
         try:
