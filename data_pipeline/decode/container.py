@@ -35,7 +35,15 @@ CONTAINERS = (
     "mxf",
 )
 # decord and torchcodec cannot be told which containers to accept, so they get only what begins like one.
-BEGINNINGS = (b"\x1a\x45\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75", b"\x47")
+BEGINNINGS = (
+    b"\x1a\x45\xdf\xa3",
+    b"RIFF",
+    b"OggS",
+    b"FLV",
+    b"\x00\x00\x01\xba",
+    b"\x30\x26\xb2\x75",
+    b"\x47",
+)
 # What people name .mp4 by mistake, by its first bytes.
 NO_VIDEO = (
     (b"#EXTM3U", "it is a playlist (m3u8): it only names other files, and those are not followed"),
@@ -120,14 +128,16 @@ def refuse_for_others(source: Source) -> None:
     Raises: DataError with the reason.
     """
     head = refuse_early(source)
-    if not (head.startswith(BEGINNINGS) or head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")):
+    if not (
+        head.startswith(BEGINNINGS) or head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
+    ):
         raise DataError("no video container is recognised in its first bytes")
 
 
 def open_container(source: Source) -> tuple[Any, Any]:
     """The container and its best video stream, ready to decode strictly on one thread.
 
-    Raises: DataError with the reason, in plain words.
+    Raises: DataError with the reason, in plain words; MemoryError.
     """
     import av
 
@@ -142,6 +152,8 @@ def open_container(source: Source) -> tuple[Any, Any]:
             container_options=limits,
             metadata_errors="replace",
         )
+    except MemoryError:  # libav's is an FFmpegError too; the child tells how much was allowed
+        raise
     except av.FFmpegError as error:
         raise DataError(_why_not_a_video(head, error)) from error
     stream: Any = container.streams.best("video")
@@ -182,6 +194,8 @@ def read_packets(container: Any, stream: Any) -> Packets:
                 is_counted = True
             else:
                 found[pts] = (packet.is_keyframe, pts if dts is None else min(pts, dts))
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
         if not found and not decode_ticks:
             raise DataError(f"its packets cannot be read: {last_words(error)}") from error

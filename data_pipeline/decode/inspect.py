@@ -39,7 +39,8 @@ class VideoFacts:
 def inspect(path: str | Path) -> VideoFacts:
     """What the headers say; the first frame alone is decoded, to know that the rest can be.
 
-    Raises: DataError with the reason, in plain words, when this is no video that can be used.
+    Raises: DataError with the reason, in plain words, when this is no video that can be used;
+    MemoryError, as when its pictures are larger than the memory allowed.
     """
     import av
 
@@ -56,6 +57,8 @@ def inspect(path: str | Path) -> VideoFacts:
                     bad_packets, words = bad_packets + 1, last_words(error)
                 if frame is not None or bad_packets > MAX_BAD_PACKETS:
                     break
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             words = last_words(error)
         if frame is None:

@@ -47,6 +47,8 @@ class DecordDecoder:
         if not np.all(np.isfinite(shown)) or np.any(np.diff(shown) <= 0) or abs(shown[0]) > 1e9:
             raise DataError("decord finds no usable frame times in it")
         self.timestamps_s = shown - shown[0]
+        self.width: int
+        self.height: int
         self.width, self.height = size or (width, height)
         self._scaler = Scaler((self.width, self.height))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +39,8 @@ class PyAvDecoder:
         self.rotation = first.rotation
         is_turned = self.rotation % 180 != 0
         own = (first.height, first.width) if is_turned else (first.width, first.height)
+        self.width: int
+        self.height: int
         self.width, self.height = size or own
         # Scaled first, then turned. A stream that changes its size is brought to one size here.
         self._scaler = Scaler((self.height, self.width) if is_turned else (self.width, self.height))
@@ -91,9 +92,12 @@ class PyAvDecoder:
         import av
 
         count = 0
-        with contextlib.suppress(av.FFmpegError):
+        try:
             for _ in self._decode():
                 count += 1
+        except av.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
         self._restart()
         return {number: (False, number) for number in range(count)}
 
@@ -170,6 +174,8 @@ class PyAvDecoder:
                         self._skip_until, self._wanted = max(wanted), wanted
                 if self._advance(tick):
                     return self._current
+            except MemoryError:
+                raise
             except av.FFmpegError as error:
                 words = f"damaged: {last_words(error)}"
         self._restart()

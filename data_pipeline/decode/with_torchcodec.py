@@ -26,8 +26,8 @@ class TorchCodecDecoder:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, OSError, RuntimeError) as error:  # its libraries fail in each of these ways
             raise DataError(
-                f"torchcodec is not installed here or does not load ({last_words(error)}): install torchcodec "
-                "0.13 beside torch, and FFmpeg's shared libraries (4 to 8), or use decoder pyav"
+                f"torchcodec is not installed here or does not load ({last_words(error)}): install "
+                "torchcodec 0.13 beside torch, and FFmpeg's shared libraries (4 to 8), or use decoder pyav"
             ) from error
 
         refuse_for_others(source)
@@ -38,7 +38,9 @@ class TorchCodecDecoder:
             context = stream.codec_context
             is_deep = any(plane.bits > 8 for plane in context.format.components)
             if is_deep and context.color_range == FULL_RANGE:
-                raise DataError("torchcodec takes full-range frames of more than 8 bits for limited; use pyav")
+                raise DataError(
+                    "torchcodec takes full-range frames of more than 8 bits for limited; use pyav"
+                )
         if packets.is_counted or not tick_s:
             raise DataError("its packets do not tell when frames are shown, which torchcodec needs; use pyav")
         try:
@@ -52,7 +54,9 @@ class TorchCodecDecoder:
             raise DataError(f"torchcodec cannot read it: {last_words(error)}") from error
         ticks = np.array(sorted(packets.found), np.int64)
         if len(ticks) != len(self._decoder):
-            raise DataError(f"torchcodec finds {len(self._decoder)} frames in its {len(ticks)} packets; use pyav")
+            raise DataError(
+                f"torchcodec finds {len(self._decoder)} frames in its {len(ticks)} packets; use pyav"
+            )
         self.timestamps_s = (ticks - ticks[0]) * tick_s
         self._first_s = float(first.pts_seconds[0])
         height, width = first.data.shape[1:3]

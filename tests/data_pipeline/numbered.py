@@ -1,9 +1,10 @@
-"""Videos whose frames carry their number: eight stripes, bright or dark, readable after any codec and size."""
+"""Videos whose frames carry their number: eight stripes, bright or dark, readable after any codec."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -25,7 +26,7 @@ def read_number(image: np.ndarray) -> int:
     """The number that a picture shows. Asserts that its stripes are clear."""
     width = image.shape[1]
     edges = np.ceil(np.arange(BITS + 1) * width / BITS).astype(int)
-    means = [image[:, a : max(b, a + 1)].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    means = [image[:, a : max(b, a + 1)].mean() for a, b in pairwise(edges)]
     assert all(abs(mean - 128) > 40 for mean in means), f"no clear number: {np.round(means)}"
     return sum((mean > 128) << bit for bit, mean in enumerate(means))
 

@@ -1,4 +1,4 @@
-"""Every decoder gives the frame that belongs to each time, or refuses; the frames' own numbers are the judge."""
+"""Every decoder gives the frame that belongs to each time, or refuses; the frames' own numbers judge."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ KINDS: dict[str, tuple[str, Options]] = {
     "VP9": ("a.webm", {"codec": "libvpx-vp9", "g": "10"}),
     "AV1": ("a.mkv", {"codec": "libsvtav1", "preset": "12", "svtav1-params": "keyint=10"}),
     "HEVC": ("a.mp4", {"codec": "libx265", "x265-params": "keyint=10:log-level=none"}),
-    "HEVC, open groups": ("a.mkv", {"codec": "libx265", "x265-params": "keyint=10:log-level=none:open-gop=1"}),
+    "HEVC, open groups": (
+        "a.mkv",
+        {"codec": "libx265", "x265-params": "keyint=10:log-level=none:open-gop=1"},
+    ),
     "10 bit": ("a.mp4", {"pixel_format": "yuv420p10le"}),
     "4:4:4": ("a.mp4", {"pixel_format": "yuv444p"}),
     "variable rate": ("a.mp4", {"times_ms": VARIED_MS, "bf": "3"}),
@@ -145,9 +148,12 @@ def test_facts_are_those_of_the_file(kind: str, make: Callable[[str], Path]) -> 
     codec = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9", "libsvtav1": "av1"}
     written = str(options.get("codec", "libx264"))
     assert facts.codec == codec.get(written, written)
-    assert facts.container == {"mp4": "mov", "mkv": "matroska", "webm": "matroska", "avi": "avi", "ts": "mpegts"}[
-        name.split(".")[-1]
-    ]
+    assert (
+        facts.container
+        == {"mp4": "mov", "mkv": "matroska", "webm": "matroska", "avi": "avi", "ts": "mpegts"}[
+            name.split(".")[-1]
+        ]
+    )
     assert facts.duration_s == pytest.approx((times[-1] - times[first]) / 1000, abs=0.11)
     assert facts.num_frames in (0, NUM_FRAMES)
     assert facts.is_vfr in (None, "variable" in kind)
@@ -176,7 +182,11 @@ def test_a_decoder_is_imported_only_when_it_is_asked_for() -> None:
         "sys.exit(str({'torch', 'torchcodec', 'decord', 'av'} & set(sys.modules) or ''))"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.stderr.strip() == ""
 
@@ -193,7 +203,9 @@ def test_frames_read_in_time_order_are_decoded_once(tmp_path: Path) -> None:
         assert video.num_decoded - before <= 200  # type: ignore[attr-defined]
     with open_video(path, "pyav") as video:
         before = video.num_decoded  # type: ignore[attr-defined]
-        assert read_number(video.frames([199])[0]) == 199  # from the keyframe at 150, without what is not leant on
+        assert (
+            read_number(video.frames([199])[0]) == 199
+        )  # from the keyframe at 150, without what is not leant on
         assert video.num_decoded - before < 50  # type: ignore[attr-defined]
 
 

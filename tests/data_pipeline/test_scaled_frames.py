@@ -93,7 +93,9 @@ def test_colours_are_those_of_the_matrix_and_range(
         image = video.frames([1])[0].astype(float)
     width = image.shape[1]
     centres = image[:, ((np.arange(8) + 0.5) * width / 8).astype(int)]
-    np.testing.assert_allclose(centres, np.broadcast_to(rgb_of(matrix), centres.shape), atol=2 if size and decoder == "pyav" else 3)
+    np.testing.assert_allclose(
+        centres, np.broadcast_to(rgb_of(matrix), centres.shape), atol=2 if size and decoder == "pyav" else 3
+    )
 
 
 def test_scaling_averages_what_it_shrinks(tmp_path: Path) -> None:
