@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_pipeline.format import Split
+
+VIDEO_ENDINGS = frozenset(
+    ".3g2 .3gp .asf .avi .f4v .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm "
+    ".wmv".split()
+)
+SIDECAR_ENDINGS = (".npz", ".npy", ".parquet")  # where a video has several, the first counts
+KINDS_OF_FILE = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file or object as it was listed; fields as those of SourceFile. name: relative to its source."""
+
+    name: str
+    uri: str
+    address: str
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +43,7 @@ class SidecarFile:
     address: absolute path or s3:// address of an .npz, .npy or .parquet. mtime_ns: of its last change, 0 when
     it is not known. etag: as the store tells, empty for files. episode: rows of a table of several episodes,
     by its `episode_index`; None: all rows. offset_s: second of the video at which the sidecar's time is 0.
+    state_names, action_names: of the columns of a table that does not name them itself.
     """
 
     address: str
@@ -23,6 +51,12 @@ class SidecarFile:
     etag: str = ""
     episode: int | None = None
     offset_s: float = 0.0
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, found: Found) -> SidecarFile:
+        return cls(found.address, found.mtime_ns, found.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +79,7 @@ class SourceFile:
     """One file to look at.
 
     name: relative to its source, which is what ids are made of; uri: as the manifest names it;
-    address: absolute path or s3:// address to read it from. size_bytes and mtime_ns are 0 when not known.
+    address: absolute path (its bytes that are no UTF-8 as surrogates) or s3:// address to read it from. size_bytes and mtime_ns are 0 when not known.
     etag: as the store tells, empty for files. spans: at least one.
     """
 
@@ -58,9 +92,12 @@ class SourceFile:
     spans: tuple[Span, ...] = (Span(),)
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when the file or a sidecar is written again, or other spans are asked for."""
+        """16 hex digits that change when the file or a sidecar is written again, or other spans are asked for.
+
+        Origins do not count: a line put in at the top of a list moves all others, and no video is another.
+        """
         lines = [f"{self.name}\0{self.uri}\0{self.size_bytes}\0{self.mtime_ns}\0{self.etag}"]
-        lines += [repr(span) for span in self.spans]
+        lines += [repr(dataclasses.replace(span, origin="")) for span in self.spans]
         return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -90,3 +127,8 @@ class Listing:
             tuple(sorted(files, key=lambda file: (file.name, file.uri))),
             tuple(sorted(ignored, key=lambda entry: (entry.uri, entry.reason))),
         )
+
+
+def printable(path: str) -> str:
+    """A path as valid UTF-8 text, whatever bytes its name has."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

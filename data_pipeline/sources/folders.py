@@ -1,162 +1,82 @@
-"""Which files are videos to look at: folders, files and globs, listed in an order of their own."""
+"""What lies in a local folder: every file, in whatever order the disk tells, and what cannot be one."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import stat
 
-from data_pipeline.errors import DataError, UsageError
-
-VIDEO_ENDINGS = frozenset(
-    [
-        ".3g2",
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".f4v",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
-)
-SIDECAR_ENDING = ".npz"
+from data_pipeline.errors import why
+from data_pipeline.sources.base import KINDS_OF_FILE, SIDECAR_ENDINGS, Found, Ignored, printable
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One file to look at.
+def walk_folder(folder: str, max_depth: int | None = None) -> tuple[list[Found], list[Ignored]]:
+    """All files below a folder that are not hidden; links to files are followed, links to folders are not.
 
-    name: relative to its source, which is what ids are made of; uri: as the config names it;
-    path: on this machine; sidecar: path of the `.npz` beside it, if there is one.
+    max_depth: folders deep, 1 for those directly in it; None for all. A dangling link is a file: looking
+    at it says what is wrong.
     """
-
-    name: str
-    uri: str
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    sidecar: str | None
-    sidecar_mtime_ns: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Files to look at, and (uri, reason) of those passed over; both sorted."""
-
-    files: tuple[SourceFile, ...]
-    ignored: tuple[tuple[str, str], ...]
-
-    def fingerprint(self) -> str:
-        """16 hex digits that change when a file comes, goes, or is written again."""
-        lines = [f"{f.uri}\0{f.size_bytes}\0{f.mtime_ns}\0{f.sidecar_mtime_ns}" for f in self.files]
-        lines += [f"{uri}\0{reason}" for uri, reason in self.ignored]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def list_sources(sources: tuple[str, ...]) -> Listing:
-    """All files below the sources, each once, sorted by name.
-
-    Raises: UsageError when a source does not exist; DataError when no video is found in any.
-    """
-    files: dict[str, SourceFile] = {}
-    ignored: dict[str, str] = {}
-    for source in sources:
-        for path, name in _walk(source, ignored):
-            uri = _printable(path)
-            if not _is_taken(path, name, source):
-                if not _is_sidecar(path):
-                    ending = os.path.splitext(name)[1]
-                    ignored[uri] = f"its ending {ending} is no video's" if ending else "it has no ending"
-                continue
-            files.setdefault(os.path.abspath(path), _source_file(path, name, uri))
-    if not files:
-        passed = f" (files passed over: {len(ignored)})" if ignored else ""
-        raise DataError(
-            f"no video is in {', '.join(sources)}{passed}: put videos there, or name another folder; "
-            f"their names end in {' '.join(sorted(VIDEO_ENDINGS))}"
-        )
-    ordered = sorted(files.values(), key=lambda file: (file.name, file.uri))
-    return Listing(tuple(ordered), tuple(sorted(ignored.items())))
+    found: list[Found] = []
+    ignored: list[Ignored] = []
+    todo = [("", 1)]
+    while todo:
+        below, depth = todo.pop()
+        here = os.path.join(folder, below) if below else folder
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    is_deepest = max_depth is not None and depth >= max_depth
+                    if entry.is_dir(follow_symlinks=False):
+                        if not is_deepest:
+                            todo.append((name, depth + 1))
+                    elif entry.is_symlink() and os.path.isdir(entry.path):  # entry.is_dir() raises on loops
+                        if not is_deepest:
+                            ignored.append(Ignored(_uri(folder, name), LINKED))
+                    else:
+                        _take(folder, name, found, ignored)
+        except OSError as error:  # a folder that may not be read, or a file where it was: it is named
+            ignored.append(Ignored(_uri(folder, below), f"this folder cannot be listed: {why(error)}"))
+    return found, ignored
 
 
-def _walk(source: str, ignored: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(path, name relative to the source) of each file that is not hidden."""
-    if "://" in source:
-        raise UsageError(f"the source {source} is remote; this release reads local folders: copy or mount it")
-    if os.path.isfile(source):
-        yield source, os.path.basename(source)
-        return
-    if os.path.isdir(source):
-        yield from _walk_folder(source, ignored)
-        return
-    if not glob.has_magic(source):
-        raise UsageError(f"the source {source} does not exist; `sources` takes folders, files and globs")
-    fixed = source[: min(source.index(mark) for mark in "*?[" if mark in source)]
-    root = os.path.dirname(fixed)
-    for path in glob.glob(source, recursive=True):
-        if not os.path.isdir(path):
-            yield path, str(PurePosixPath(os.path.relpath(path, root or ".")))
+LINKED = "it is a link to a folder; name the folder as a source of its own"
 
 
-def _walk_folder(folder: str, ignored: dict[str, str]) -> Iterator[tuple[str, str]]:
-    for parent, folders, names in os.walk(folder):
-        for child in folders:
-            if os.path.islink(os.path.join(parent, child)):
-                linked = _printable(os.path.join(parent, child))
-                ignored[linked] = "it is a link to a folder; name the folder as a source of its own"
-        folders[:] = [child for child in folders if not child.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(parent, name)
-                yield path, Path(os.path.relpath(path, folder)).as_posix()
+def find_file(path: str) -> tuple[list[Found], list[Ignored]]:
+    """A file named outright, and the sidecars that lie beside it."""
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    found: list[Found] = []
+    ignored: list[Ignored] = []
+    _take(folder, name, found, ignored)
+    for ending in SIDECAR_ENDINGS:
+        if stem + ending != name and os.path.isfile(os.path.join(folder, stem + ending)):
+            _take(folder, stem + ending, found, ignored)
+    return found, ignored
 
 
-def _is_taken(path: str, name: str, source: str) -> bool:
-    """A file named outright is always looked at; in folders and globs, its ending decides."""
-    return path == source or os.path.splitext(name)[1].lower() in VIDEO_ENDINGS
-
-
-def _is_sidecar(path: str) -> bool:
-    stem, ending = os.path.splitext(path)
-    videos = (stem + form for video in VIDEO_ENDINGS for form in (video, video.upper()))
-    return ending == SIDECAR_ENDING and any(map(os.path.exists, videos))
-
-
-def _source_file(path: str, name: str, uri: str) -> SourceFile:
+def _take(folder: str, name: str, found: list[Found], ignored: list[Ignored]) -> None:
+    path = os.path.join(folder, name)
     try:
-        found = os.stat(path)
-        size_bytes, mtime_ns = found.st_size, found.st_mtime_ns
-    except OSError:  # a dangling link: inspection says so, with its reason
-        size_bytes, mtime_ns = 0, 0
-    sidecar = os.path.splitext(path)[0] + SIDECAR_ENDING
-    has_sidecar = os.path.isfile(sidecar)
-    return SourceFile(
-        name=_printable(name),
-        uri=uri,
-        path=os.path.abspath(path),
-        size_bytes=size_bytes,
-        mtime_ns=mtime_ns,
-        sidecar=os.path.abspath(sidecar) if has_sidecar else None,
-        sidecar_mtime_ns=os.stat(sidecar).st_mtime_ns if has_sidecar else 0,
+        about = os.stat(path)
+    except OSError:  # a dangling link, or gone since: inspection says so, with its reason
+        found.append(Found(printable(name), _uri(folder, name), os.path.abspath(path)))
+        return
+    if stat.S_ISREG(about.st_mode):
+        found.append(about_file(folder, name, about))
+    else:
+        kind = KINDS_OF_FILE.get(stat.S_IFMT(about.st_mode), "special file")
+        ignored.append(Ignored(_uri(folder, name), f"it is a {kind}, no file"))
+
+
+def about_file(folder: str, name: str, about: os.stat_result) -> Found:
+    path = os.path.join(folder, name)
+    return Found(
+        printable(name), printable(path), os.path.abspath(path), about.st_size, about.st_mtime_ns
     )
 
 
-def _printable(path: str) -> str:
-    """A path as valid UTF-8 text, whatever bytes its name has."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _uri(folder: str, name: str) -> str:
+    return printable(os.path.join(folder, name) if name else folder)
