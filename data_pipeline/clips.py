@@ -212,7 +212,8 @@ def plan_parts(
     plans = []
     for bundle in bundles:
         parts = [
-            f"{clip.clip_id} {clip.label} {clip.span} {videos[clip.video_id].sidecars_sha256}" for clip in bundle
+            f"{clip.clip_id} {clip.label} {clip.span} {videos[clip.video_id].sidecars_sha256}"
+            for clip in bundle
         ]
         plans.append(PartPlan(f"part-{stable_id(shape, *parts)}", tuple(bundle)))
     return plans

@@ -211,7 +211,9 @@ def encode_all(
     """
     storage = Storage(config.out)
     done = sorted(finished_parts(storage, plans))
-    rows = {stem: found for stem, found in zip(done, read_rows(storage, done), strict=True) if found is not None}
+    rows = {
+        stem: found for stem, found in zip(done, read_rows(storage, done), strict=True) if found is not None
+    }
     todo = [plan for plan in plans if plan.stem not in rows]
     total = sum(len(plan.clips) for plan in plans)
     tasks = [(plan, {name: sources[name] for name in {c.video_id for c in plan.clips}}) for plan in todo]
@@ -227,7 +229,10 @@ def encode_all(
             failed.append(clip)
             if len(failed) > max_failed_fraction * total:
                 there = {row.clip_id for found in rows.values() for row in found}
-                return [*(r for found in rows.values() for r in found), *(c for c in failed if c.clip_id not in there)]
+                return [
+                    *(r for found in rows.values() for r in found),
+                    *(c for c in failed if c.clip_id not in there),
+                ]
     return [clip for plan in plans for clip in rows[plan.stem]]
 
 
@@ -288,7 +293,10 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
     whole = [
         plan
         for plan in plans
-        if all(path.rsplit("/", 1)[1] in there for path in (tar_name(plan.stem), index_name(plan.stem), done_name(plan.stem)))
+        if all(
+            path.rsplit("/", 1)[1] in there
+            for path in (tar_name(plan.stem), index_name(plan.stem), done_name(plan.stem))
+        )
     ]
     kept = set()
     for plan, data in zip(whole, storage.read_many([done_name(plan.stem) for plan in whole]), strict=True):
@@ -317,7 +325,9 @@ def _find_pieces(
     plans = plan_all(config, cut, sources)
     there = finished_parts(storage, plans)
     useful = [p for p in plans if p.stem in there and any(clip.clip_id in wanted for clip in p.clips)]
-    rows = {clip.clip_id: clip for found in read_rows(storage, [p.stem for p in useful]) for clip in found or ()}
+    rows = {
+        clip.clip_id: clip for found in read_rows(storage, [p.stem for p in useful]) for clip in found or ()
+    }
     absent = [clip for clip in cut if clip.clip_id in wanted and clip.clip_id not in rows]
     made = encode_all(config, plan_all(config, absent, sources), sources, progress)
     rows |= {clip.clip_id: clip for clip in made}

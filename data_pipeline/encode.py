@@ -124,3 +124,13 @@ def estimate_bytes(width: int, height: int, num_frames: int, crf: int) -> int:
     A sixth of a byte for each pixel at crf 18, halved with every 6 more, plus the tar's own blocks.
     """
     return math.ceil(width * height * num_frames * 0.1 * 2 ** ((18 - crf) / 6)) + 6 * 1024
+
+
+def encoder_versions() -> dict[str, str]:
+    """Versions of whatever decides the bytes of a clip."""
+    import av
+    import PIL
+
+    libraries = {f"lib{name[3:]}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
+    wanted = {n: v for n, v in libraries.items() if n in ("libavcodec", "libswscale")}
+    return {"av": av.__version__, "pillow": PIL.__version__} | wanted

@@ -35,5 +35,7 @@ def decode_jpegs(files: Sequence[bytes]) -> NDArray[np.uint8]:
         except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"its JPEG number {number} cannot be read: {error}") from error
     if len({frame.shape for frame in frames}) != 1:
-        raise DataError(f"its JPEG frames have sizes {sorted({frame.shape for frame in frames})}; need one size")
+        raise DataError(
+            f"its JPEG frames have sizes {sorted({frame.shape for frame in frames})}; need one size"
+        )
     return np.stack(frames)

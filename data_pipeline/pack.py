@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_pipeline.clips import assign_splits, in_shard_order, stable_id
 from data_pipeline.config import DataConfig
+from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError
 from data_pipeline.filters import near_duplicates
 from data_pipeline.format import FORMAT_VERSION, SPLITS, Member, ShardDone, shard_stem, tar_name

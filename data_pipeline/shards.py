@@ -110,7 +110,12 @@ def tar_end(size: int) -> bytes:
 
 
 def publish_records(
-    storage: Storage, stem: str, split: str, tar: tuple[int, str], members: list[Member], plan_fingerprint: str
+    storage: Storage,
+    stem: str,
+    split: str,
+    tar: tuple[int, str],
+    members: list[Member],
+    plan_fingerprint: str,
 ) -> ShardDone:
     """Publish index and done record, in that order, of a shard whose tar is there.
 

@@ -245,7 +245,9 @@ def _read_parquet(path: Path, episode: int | None) -> Columns:
             count = sum(file.metadata.row_group(g).column(k).num_values for g in groups for k in leaves)
             if count * 8 > MAX_BYTES:
                 raise DataError(f"would take more than {MAX_BYTES >> 20} MiB unpacked")
-            table = file.read_row_groups(groups, columns=wanted) if groups else file.schema_arrow.empty_table()
+            table = (
+                file.read_row_groups(groups, columns=wanted) if groups else file.schema_arrow.empty_table()
+            )
             if episode is not None and EPISODE in wanted:
                 table = table.filter(pa.compute.equal(table.column(EPISODE), episode))
             return {name: _from_arrow(table.column(name), name) for name in wanted}

@@ -98,9 +98,7 @@ def inspect_file(task: InspectTask) -> Iterator[Video | None]:
     for found in _hash_slowly(task.path):
         yield None
         content = found or ""
-    known = dataclasses.replace(
-        _unknown(file), video_id=video_id(file.name, content), content_sha256=content
-    )
+    known = dataclasses.replace(_unknown(file), video_id=video_id(file.name, content), content_sha256=content)
     yield known
     facts = inspect(task.path)
     if facts.duration_s > LONGEST_VIDEO_S:
@@ -281,9 +279,7 @@ def _encode_clip(
             members[STATE] = _npy(state)
         if sidecar.action_names:
             members[ACTIONS] = _npy(actions)
-        meta = dataclasses.replace(
-            meta, state_names=sidecar.state_names, action_names=sidecar.action_names
-        )
+        meta = dataclasses.replace(meta, state_names=sidecar.state_names, action_names=sidecar.action_names)
     members[META] = to_json(meta)
     yield clip, members
 
@@ -301,7 +297,10 @@ def _crop(
     right, bottom = int((bars[0] + bars[2]) * across), int((bars[1] + bars[3]) * down)
     width, height = encoded_size(right - left, bottom - top, short_side, video.pixel_aspect)
     x_scale, y_scale = width / (right - left), height / (bottom - top)
-    whole = max(width, 2 * round(video.width * x_scale / 2)), max(height, 2 * round(video.height * y_scale / 2))
+    whole = (
+        max(width, 2 * round(video.width * x_scale / 2)),
+        max(height, 2 * round(video.height * y_scale / 2)),
+    )
     corner = min(round(left * x_scale), whole[0] - width), min(round(top * y_scale), whole[1] - height)
     crop = (left, top, right - left, bottom - top)
     return dataclasses.replace(clip, width=width, height=height, crop=crop), whole, corner
@@ -427,4 +426,3 @@ def _fetch(scratch: Scratch, file: SourceFile, video: Video) -> Path:
                 raise
     _check_unchanged(file, video, path)
     return path
-

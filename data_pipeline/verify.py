@@ -176,7 +176,9 @@ def _check_manifest(storage: Storage, info: DatasetInfo) -> list[str]:
         if wrong:
             names = ", ".join(sorted({clip_id for clip_id, *_ in wrong})[:3])
             problems.append(f"{MANIFEST_FILE} and shard {done.stem} do not agree on {names}")
-    return problems + [f"{MANIFEST_FILE} names shard {stem}, which {DATASET_FILE} does not" for stem in places]
+    return problems + [
+        f"{MANIFEST_FILE} names shard {stem}, which {DATASET_FILE} does not" for stem in places
+    ]
 
 
 def _strays(storage: Storage, stems: set[str]) -> list[str]:

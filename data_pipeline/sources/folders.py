@@ -73,9 +73,7 @@ def _take(folder: str, name: str, found: list[Found], ignored: list[Ignored]) ->
 
 def about_file(folder: str, name: str, about: os.stat_result) -> Found:
     path = os.path.join(folder, name)
-    return Found(
-        printable(name), printable(path), os.path.abspath(path), about.st_size, about.st_mtime_ns
-    )
+    return Found(printable(name), printable(path), os.path.abspath(path), about.st_size, about.st_mtime_ns)
 
 
 def _uri(folder: str, name: str) -> str:

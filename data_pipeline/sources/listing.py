@@ -83,7 +83,9 @@ def _open_remote(source: str) -> tuple[Tree, str | None]:
     if not found and not ignored:
         found = remote.find_object(source)
         if not found:
-            raise UsageError(f"the source {source} does not exist: no object is below that prefix, nor is it one")
+            raise UsageError(
+                f"the source {source} does not exist: no object is below that prefix, nor is it one"
+            )
         return _tree(source, found, []), None
     return _tree(source, found, ignored), ""
 

@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from data_pipeline.sources.base import SIDECAR_ENDINGS, Found, Ignored, SidecarFile, SourceFile, Span, printable
+from data_pipeline.sources.base import (
+    SIDECAR_ENDINGS,
+    Found,
+    Ignored,
+    SidecarFile,
+    SourceFile,
+    Span,
+    printable,
+)
 from data_pipeline.sources.match import match_sidecars, source_file
 from data_pipeline.sources.roots import RefusedLineError, Root, open_root
 from data_pipeline.sources.rows import LIST_ENDINGS, BadRow, Row, line_word, read_list
@@ -138,4 +146,3 @@ def _settle(found: Found, spans: list[Span], ignored: list[Ignored]) -> tuple[Sp
 
 def _when(span: Span) -> tuple[float, float]:
     return span.start_s, math.inf if span.end_s is None else span.end_s
-

@@ -105,9 +105,7 @@ def _match(dataset: Dataset) -> list[SourceFile]:
         tree.ignored.append(Ignored(tree.found[base + INFO].uri, reason, is_wanted=True))
     is_newer = re.match(r"v?3", str(dataset.info["codebase_version"])) is not None
     parts = (_parts_v3 if is_newer else _parts_v2)(dataset, cameras) if cameras else iter(())
-    state_names, action_names = (
-        _names(features.get(key)) for key in ("observation.state", "action")
-    )
+    state_names, action_names = (_names(features.get(key)) for key in ("observation.state", "action"))
     spans: dict[str, list[Span]] = {}
     for part in parts:
         lost = [name for name in (part.video, part.data) if base + name not in tree.found]
