@@ -84,7 +84,8 @@ def alone(config: DataConfig) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = folder / LOCK_FILE
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +93,12 @@ def alone(config: DataConfig) -> Iterator[None]:
             raise UsageError(
                 f"another job is writing to {config.out}: wait for its end, or give another `out`"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [lock]:  # a job that came to nothing leaves no folder
+                lock.unlink()
+                folder.rmdir()
     finally:
         os.close(handle)
 

@@ -1,10 +1,15 @@
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.clips import assign_splits, clip_id, cut_video, plan_shards, video_id, windows
+from data_pipeline.clips import assign_splits, clip_id, cut_video, plan_parts, video_id, windows
 from data_pipeline.config import CutConfig, DataConfig
 from data_pipeline.manifest import Video
+from data_pipeline.sources import Span
+
+WHOLE = (Span(),)
 
 
 def config(**changes: object) -> DataConfig:
@@ -48,7 +53,7 @@ def test_windows_are_whole_and_strided(duration_s: float, length_s: float, strid
 
 
 def test_a_short_video_is_one_filtered_clip_with_its_reason() -> None:
-    (clip,) = cut_video(video(0, duration_s=1.5), config())
+    (clip,) = cut_video(video(0, duration_s=1.5), WHOLE, config())
     assert clip.status == "filtered"
     assert clip.reason == "too short: 1.50 s, a clip is 2 s"
 
@@ -74,18 +79,68 @@ def test_in_a_large_set_a_new_video_moves_no_other() -> None:
     assert sum(split == "eval" for split in after.values()) == pytest.approx(210, abs=45)
 
 
-def test_the_plan_depends_on_neither_order_nor_place() -> None:
-    videos = [video(k) for k in range(30)]
-    settings = config(shards={"target_bytes": 1 << 20})
-    clips = [clip for v in videos for clip in cut_video(v, settings)]
-    splits = assign_splits({v.video_id: 3 for v in videos}, 0.2)
-    import dataclasses
-
-    clips = [dataclasses.replace(clip, split=splits[clip.video_id]) for clip in clips]
-    plans = plan_shards(clips, videos, settings, {"av": "1"})
+def test_the_parts_depend_on_neither_order_nor_place() -> None:
+    videos = [video(k, duration_s=30.0) for k in range(30)]
+    settings = config()
+    by_id = {v.video_id: v for v in videos}
+    clips = [clip for v in videos for clip in cut_video(v, WHOLE, settings)]
+    plans = plan_parts(clips, by_id, settings, {"av": "1"})
     other = settings.model_copy(update={"out": "elsewhere"})
-    assert plans == plan_shards(clips[::-1], videos[::-1], other, {"av": "1"})
+    assert plans == plan_parts(clips[::-1], dict(reversed(by_id.items())), other, {"av": "1"})
     assert sorted(c.clip_id for p in plans for c in p.clips) == sorted(c.clip_id for c in clips)
     assert len(plans) > 2
-    newer = plan_shards(clips, videos, settings, {"av": "2"})
-    assert all(a.fingerprint != b.fingerprint for a, b in zip(plans, newer, strict=True))
+    homes: dict[str, set[str]] = {}
+    for plan in plans:
+        for clip in plan.clips:
+            homes.setdefault(clip.video_id, set()).add(plan.stem)
+    assert all(len(stems) == 1 for stems in homes.values())  # none of these is long
+    newer = plan_parts(clips, by_id, settings, {"av": "2"})
+    assert not {plan.stem for plan in plans} & {plan.stem for plan in newer}
+
+
+def test_a_long_video_is_cut_into_parts() -> None:
+    long = video(0, duration_s=4 * 3600.0)
+    clips = cut_video(long, WHOLE, config())
+    plans = plan_parts(clips, {long.video_id: long}, config(), {})
+    assert len(plans) > 5
+    assert [clip for plan in plans for clip in plan.clips] == clips
+
+
+def test_no_window_runs_through_a_cut_of_the_film() -> None:
+    film = dataclasses.replace(video(0, duration_s=12.0), cuts_s=(1.5, 5.75, 9.0))
+    settings = config(cut={"kind": "scenes", "length_s": 2.0, "stride_s": 2.0})
+    spans = [(c.start_s, c.end_s) for c in cut_video(film, WHOLE, settings)]
+    assert spans == [(1.5, 3.5), (3.5, 5.5), (5.75, 7.75), (9.0, 11.0)]
+    hasty = dataclasses.replace(film, cuts_s=tuple(k * 1.5 for k in range(1, 8)))
+    (clip,) = cut_video(hasty, WHOLE, settings)
+    assert clip.status == "filtered"
+    assert clip.reason == "too short: its longest scene has 1.50 s, a clip is 2 s"
+
+
+def test_a_lists_spans_are_cut_each_on_its_own() -> None:
+    spans = (Span(0.5, 3.0, label="a"), Span(3.0, 6.0, label="b", origin="x.csv line 3"))
+    clips = cut_video(video(0), spans, config())
+    assert [(c.start_s, c.end_s, c.label) for c in clips] == [(0.5, 2.5, "a"), (3.0, 5.0, "b")]
+    whole = cut_video(video(0), spans, config(cut={"kind": "spans", "length_s": 2.75}))
+    assert [(c.start_s, c.end_s, c.status) for c in whole] == [(0.5, 3.0, "filtered"), (3.0, 6.0, "kept")]
+    assert whole[1].num_frames == 24
+    assert [c.span for c in whole] == [0, 1]
+
+
+def test_a_span_behind_the_end_is_a_failure_that_names_its_line() -> None:
+    spans = (Span(4.0, 9.0, origin="x.csv line 3"),)
+    (clip,) = cut_video(video(0), spans, config(cut={"kind": "spans", "length_s": 1.0}))
+    assert (clip.status, clip.reason) == (
+        "failed",
+        "x.csv line 3 asks for 4 s to 9 s; the video ends at 6.00 s",
+    )
+    (late,) = cut_video(video(0), (Span(7.0, 9.0, origin="x.csv line 4"),), config())
+    assert (late.status, late.error_class) == ("failed", "DataError")
+
+
+def test_a_lists_split_is_kept_and_bridles_the_rest() -> None:
+    videos = {video(k).video_id: 3 for k in range(40)}
+    known = {video(0).video_id: "train", video(1).video_id: "eval"}
+    splits = assign_splits(videos, 0.1, known)
+    assert {name: splits[name] for name in known} == known
+    assert sum(split == "eval" for split in splits.values()) <= 6

@@ -22,7 +22,7 @@ def test_the_closing_table_and_the_reasons_are_printed(
     for words in ("videos found", "index ", "clips/s", "zero.mp4: the file is empty", "dead_letters.jsonl"):
         assert words in said
     run_shard(config)
-    assert "nothing to do" in capfd.readouterr().out
+    assert "was finished before" in capfd.readouterr().out
     run_verify(config.out, deep=True)
     assert "is whole" in capfd.readouterr().out
 

@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_are_valid(path: Path) -> None:
     config = DataConfig.model_validate(yaml.safe_load(path.read_text()))
-    assert config.num_frames() == config.cut.length_s * config.encode.fps
+    assert config.num_frames(config.cut.length_s) == config.cut.length_s * config.encode.fps
 
 
 def test_unknown_keys_and_odd_sizes_are_refused_together() -> None:

@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.format import done_name, finished_stems, index_name, read_shard, tar_name
-from data_pipeline.shards import ShardFile, publish_shard, read_members
+from data_pipeline.format import done_name, finished_stems, index_name, read_shards, tar_name
+from data_pipeline.shards import (
+    ShardFile,
+    hash_file,
+    publish_records,
+    read_members,
+    samples_in_tar,
+    tar_end,
+)
 from data_pipeline.storage import Storage
 
 SAMPLES = [
@@ -42,10 +49,12 @@ def test_the_done_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     storage, published = Storage(tmp_path / "out"), []
     publish = storage.publish
     monkeypatch.setattr(storage, "publish", lambda name, data: (published.append(name), publish(name, data)))
-    publish_shard(storage, "train-000000", "train", tmp_path / "a.tar", members, "plan", ())
+    storage.publish(tar_name("train-000000"), tmp_path / "a.tar")
+    tar = hash_file(tmp_path / "a.tar")
+    done = publish_records(storage, "train-000000", "train", tar, members, "plan")
     assert published == [f("train-000000") for f in (tar_name, index_name, done_name)]
     assert finished_stems(storage) == ["train-000000"]
-    shard = read_shard(storage, "train-000000")
+    (shard,) = read_shards(storage, [done])
     assert [(sample.key, set(sample.members)) for sample in shard.samples] == [
         (k, set(m)) for k, m in SAMPLES
     ]
@@ -86,3 +95,11 @@ def test_the_stock_library_reads_the_tars(tmp_path: Path) -> None:
     assert [s["__key__"] for s in samples] == [key for key, _ in SAMPLES]
     assert [s["mp4"] for s in samples] == [members["mp4"] for _, members in SAMPLES]
     assert json.loads(samples[0]["json"]) == {}
+
+
+def test_samples_copied_with_their_headers_make_the_same_tar(tmp_path: Path) -> None:
+    spans = samples_in_tar(write(tmp_path / "a.tar"))
+    data = (tmp_path / "a.tar").read_bytes()
+    copied = b"".join(data[offset : offset + size] for offset, size in spans.values())
+    assert list(spans) == [key for key, _ in SAMPLES]
+    assert copied + tar_end(len(copied)) == data

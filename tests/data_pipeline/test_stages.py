@@ -5,25 +5,18 @@ import numpy as np
 import pytest
 
 from data_pipeline.clips import cut_video
-from data_pipeline.config import InspectConfig
-from data_pipeline.errors import DataError
-from data_pipeline.format import ClipMeta, FailedClip
-from data_pipeline.sources import list_sources
-from data_pipeline.stages import (
-    EncodedClip,
-    Sidecar,
-    encode_safely,
-    inspect_safely,
-    read_sidecar,
-    resample_sidecar,
-)
+from data_pipeline.config import DataConfig, InspectConfig
+from data_pipeline.format import ClipMeta
+from data_pipeline.manifest import Clip
+from data_pipeline.sources import SourceFile, list_sources
+from data_pipeline.stages import EncodeTask, encode_safely, inspect_safely
 from data_pipeline.synthetic import Look
 
 LIMITS = InspectConfig(timeout_s=20.0)
 
 
 def test_bad_files_become_records_with_true_reasons(bad_files: Path) -> None:
-    found = {f.name: inspect_safely(f, LIMITS) for f in list_sources((str(bad_files),)).files}
+    found = {f.name: inspect_safely(f, LIMITS) for f in list_sources((str(bad_files),), None).files}
     assert found.pop("good.mp4").status == "usable"
     assert {video.status for video in found.values()} == {"failed"}
     reasons = {name: video.reason for name, video in found.items()}
@@ -40,7 +33,8 @@ def test_a_video_keeps_its_id_when_it_moves(videos: Path, tmp_path: Path) -> Non
     moved = tmp_path / "elsewhere"
     shutil.copytree(videos, moved)
     ids = [
-        [inspect_safely(f, LIMITS).video_id for f in list_sources((str(p),)).files] for p in (videos, moved)
+        [inspect_safely(f, LIMITS).video_id for f in list_sources((str(p),), None).files]
+        for p in (videos, moved)
     ]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == len(ids[0])
@@ -48,44 +42,23 @@ def test_a_video_keeps_its_id_when_it_moves(videos: Path, tmp_path: Path) -> Non
 
 def test_a_clip_carries_state_and_actions_on_its_own_clock(videos: Path, make_config) -> None:
     config = make_config(videos)
-    file = list_sources(config.sources).files[0]
-    clips = tuple(cut_video(inspect_safely(file, LIMITS), config))
-    results = list(encode_safely(file, clips, config.encode, LIMITS))
+    file = list_sources(config.sources, config.root).files[0]
+    task, clips = task_of(file, config)
+    results = list(encode_safely(task, clips, LIMITS))
     assert len(results) == len(clips) == 5
-    known = np.load(file.sidecar)
-    for number, result in enumerate(results):
-        assert isinstance(result, EncodedClip)
-        meta = ClipMeta.from_json(result.members["json"])
+    known = np.load(Path(file.address).with_suffix(".npz"))
+    for number, (clip, members) in enumerate(results):
+        assert clip.status == "kept"
+        assert clip.phash
+        meta = ClipMeta.from_json(members["json"])
+        assert meta.name == "video-000000.mp4"
         assert (meta.num_frames, meta.fps, meta.width, meta.height) == (4, 8.0, 32, 32)
-        state = np.load(io.BytesIO(result.members["state.npy"]))
-        actions = np.load(io.BytesIO(result.members["actions.npy"]))
+        state = np.load(io.BytesIO(members["state.npy"]))
+        actions = np.load(io.BytesIO(members["actions.npy"]))
         rows = np.arange(number * 8, number * 8 + 8, 2)
         np.testing.assert_array_equal(state, known["state"][rows])
         pairs = known["actions"][number * 8 : number * 8 + 8].reshape(4, 2, 2)
         np.testing.assert_allclose(actions, pairs.mean(axis=1), rtol=1e-5)
-
-
-def test_the_last_action_of_a_video_is_not_lost() -> None:
-    t = np.arange(8) / 16
-    sidecar = Sidecar(t, np.zeros((8, 0), np.float32), np.arange(8, dtype=np.float32)[:, None], (), ("a",))
-    _, actions = resample_sidecar(sidecar, np.array([0.25, 0.375, 0.5]))
-    assert actions[:, 0].tolist() == [4.5, 6.5]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "reason"),
-    [
-        ({"state": np.zeros((3, 2))}, "needs `t`"),
-        ({"t": [0, 2, 1]}, "ascending"),
-        ({"t": [0, 1, 2], "state": np.zeros((2, 2))}, "shape"),
-        ({"t": [0, 1], "state": np.zeros((2, 2)), "state_names": ["x"]}, "names 1 columns of 2"),
-        ({"t": [0, 1], "state": np.array([{}, {}], dtype=object)}, "cannot be read"),
-    ],
-)
-def test_a_bad_sidecar_says_what_is_wrong(tmp_path: Path, arrays: dict, reason: str) -> None:
-    np.savez(tmp_path / "v.npz", **arrays)
-    with pytest.raises(DataError, match=reason):
-        read_sidecar(str(tmp_path / "v.npz"))
 
 
 def test_a_video_cut_short_keeps_its_whole_clips(
@@ -107,37 +80,49 @@ def test_a_video_cut_short_keeps_its_whole_clips(
     data = whole.read_bytes()
     whole.write_bytes(data[: len(data) * 6 // 10])
     config = make_config(whole)
-    file = list_sources(config.sources).files[0]
+    file = list_sources(config.sources, config.root).files[0]
     video = inspect_safely(file, LIMITS)
     assert (video.status, video.duration_s) == ("usable", look.duration_s)
-    results = list(encode_safely(file, tuple(cut_video(video, config)), config.encode, LIMITS))
-    kinds = [type(result) for result in results]
-    assert kinds == sorted(kinds, key=lambda kind: kind is FailedClip)
-    assert {EncodedClip, FailedClip} == set(kinds)
-    reasons = [result.reason for result in results if isinstance(result, FailedClip)]
+    task, clips = task_of(file, config)
+    results = [clip for clip, _ in encode_safely(task, clips, LIMITS)]
+    assert [clip.status for clip in results] == sorted([clip.status for clip in results], reverse=True)
+    assert {clip.status for clip in results} == {"kept", "failed"}
+    reasons = [clip.reason for clip in results if clip.status == "failed"]
     assert all(
         "ends at" in reason or "damaged" in reason or "does not decode" in reason for reason in reasons
     )
 
 
-def test_a_hang_in_mid_video_costs_the_rest_of_it_once(videos: Path, make_config, monkeypatch) -> None:
+def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
+    videos: Path, make_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from data_pipeline import stages
     from data_pipeline.isolate import TimedOutError
 
     config = make_config(videos)
-    file = list_sources(config.sources).files[0]
-    clips = tuple(cut_video(inspect_safely(file, LIMITS), config))
+    task, clips = task_of(list_sources(config.sources, None).files[0], config)
     calls = []
 
     class Hanging:
-        def stream(self, task, path, sidecar, left, encode, timeout_s):
+        """Hangs on the second clip, twice; then on the fourth and the fifth."""
+
+        def stream(self, name, task, left, timeout_s):
             calls.append(len(left))
-            if len(calls) == 1:
-                yield EncodedClip(left[0].clip_id, {})
-            raise TimedOutError("the decoder hung")
+            for clip in left:
+                if clip in (clips[1], clips[3], clips[4]):
+                    raise TimedOutError("the decoder hung")
+                yield clip, {}
 
     monkeypatch.setattr(stages, "shared_child", lambda memory_bytes: Hanging())
-    results = list(encode_safely(file, clips, config.encode, LIMITS))
-    assert calls == [5, 4]
-    assert [type(result) for result in results] == [EncodedClip] + [FailedClip] * 4
-    assert {(r.error_class, r.attempts) for r in results[1:]} == {("TimedOutError", 2)}
+    results = [clip for clip, _ in encode_safely(task, (*clips, *clips[:1]), LIMITS)]
+    assert calls == [6, 5, 4, 3, 2, 2]
+    assert [clip.status for clip in results] == ["kept", "failed", "kept", "failed", "failed", "failed"]
+    assert {(r.error_class, r.attempts) for r in results if r.status == "failed"} == {("TimedOutError", 2)}
+
+
+def task_of(file: SourceFile, config: DataConfig) -> tuple[EncodeTask, tuple[Clip, ...]]:
+    video = inspect_safely(file, LIMITS)
+    assert video.status == "usable", video.reason
+    sidecars = {span.sidecar.address: span.sidecar.address for span in file.spans if span.sidecar}
+    task = EncodeTask(file.address, video, file.spans, sidecars, config.encode, config.filters)
+    return task, tuple(cut_video(video, file.spans, config))

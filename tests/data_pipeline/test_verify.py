@@ -35,18 +35,27 @@ def flip(path: Path, offset: int) -> None:
             r"train-000000\.tar: \w{20}\.\S+ at byte \d+ is damaged",
         ),
         (lambda s: flip(s / "train-000000.index.parquet", 60), "is not the index that its done record names"),
-        (lambda s: (s / "train-000000.done.json").unlink(), r"train-000000\.done\.json is missing"),
+        (lambda s: (s / "train-000000.done.json").unlink(), r"train-000000\.done\.json could not be read"),
         (lambda s: (s / "train-000000.tar").unlink(), r"train-000000\.tar could not be read"),
         (lambda s: (s / "train-000000.done.json").write_text("{"), "a done record cannot be read"),
-        (lambda s: [p.unlink() for p in s.glob("train-000000.*")], r"train-000000\.done\.json is missing"),
+        (
+            lambda s: [p.unlink() for p in s.glob("train-000000.*")],
+            r"train-000000\.done\.json could not be read",
+        ),
         (
             lambda s: (s / "train-000077.tar").write_bytes(b"x"),
             r"train-000077\.tar belongs to no finished shard",
         ),
-        (lambda s: (s.parent / "manifest.parquet").write_bytes(b"x"), "Clip table cannot be read"),
+        (lambda s: (s.parent / "manifest.parquet").write_bytes(b"x"), "is not the one that dataset.json"),
         (
             lambda s: [shutil.copy(p, s / p.name.replace("0.", "9.", 1)) for p in s.glob("*0.*")],
-            "fingerprint",
+            r"train-000009\.tar belongs to no finished shard",
+        ),
+        (
+            lambda s: (s.parent / "dataset.json").write_text(
+                (s.parent / "dataset.json").read_text().replace('"num_samples":', '"num_samples":1', 1)
+            ),
+            "is not the record that",
         ),
     ],
     ids=[
@@ -59,6 +68,7 @@ def flip(path: Path, offset: int) -> None:
         "stray",
         "manifest",
         "extra-shard",
+        "dataset-json",
     ],
 )
 def test_each_damage_is_named(dataset: Path, damage: Callable[[Path], object], finding: str) -> None:

@@ -1,0 +1,353 @@
+"""The whole pipeline on what people have: lists, scenes, filters, JPEG frames, files that change under it."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import alone, shard
+from data_pipeline.encode import encode_frames
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.format import SHARDS_FOLDER, read_info
+from data_pipeline.manifest import Clip, from_parquet
+from data_pipeline.redrive import redrive
+from data_pipeline.storage import Storage
+from data_pipeline.verify import verify
+from pretrain.data.reader import ClipReader
+
+MakeConfig = Callable[..., DataConfig]
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def quiet(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float = 16.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames.shape[1:3]
+    path.write_bytes(encode_frames([frames], width, height, fps, gop=16, crf=12, preset="veryfast"))
+    return path
+
+
+def noise(num_frames: int, seed: int = 0, size: tuple[int, int] = (64, 96)) -> np.ndarray:
+    """Frames of moving blobs: no two seeds look alike."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(40, 220, (num_frames // 4 + 2, 6, 9, 3)).astype(np.float32)
+    steps = np.linspace(0, len(coarse) - 1.01, num_frames)
+    low, part = steps.astype(int), (steps % 1)[:, None, None, None]
+    mixed = coarse[low] * (1 - part) + coarse[low + 1] * part
+    return np.kron(mixed, np.ones((1, size[0] // 6 + 1, size[1] // 9 + 1, 1)))[
+        :, : size[0], : size[1]
+    ].astype(np.uint8)
+
+
+def test_each_filter_leaves_its_clip_out_with_score_and_reason(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = tmp_path / "videos"
+    write_video(folder / "black.mp4", np.full((16, 64, 96, 3), 3, np.uint8))
+    write_video(folder / "frozen.mp4", np.repeat(noise(1), 16, axis=0))
+    write_video(folder / "lively.mp4", noise(16, seed=1))
+    slow = np.clip(noise(1, seed=2).astype(int) + np.arange(16)[:, None, None, None], 0, 255).astype(np.uint8)
+    write_video(folder / "slow.mp4", slow)
+    filters = {"max_black": 0.5, "max_frozen": 0.9, "min_motion": 0.1}
+    config = make_config(folder, cut={"length_s": 1.0, "stride_s": 1.0}, filters=filters)
+    outcome = shard(config, quiet)
+    found = {Path(clip.uri).stem: clip for clip in outcome.clips}
+    assert {name: (c.status, c.reason.split(":")[0]) for name, c in found.items()} == {
+        "black": ("filtered", "black"),
+        "frozen": ("filtered", "frozen"),
+        "slow": ("filtered", "motion"),
+        "lively": ("kept", ""),
+    }
+    assert found["black"].black == found["frozen"].frozen == 1.0
+    assert found["slow"].motion < 0.1 < found["lively"].motion
+    assert outcome.info.num_filtered == 3
+    assert not outcome.dead_letters
+    assert verify(config.out, deep=True).problems == ()
+    everything = make_config(
+        folder, "all", cut={"length_s": 1.0, "stride_s": 1.0}, filters={"max_black": None, "max_frozen": None}
+    )
+    assert shard(everything, quiet).info.num_filtered == 0
+
+
+def test_filters_that_leave_nothing_are_a_sentence(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_video(tmp_path / "videos" / "black.mp4", np.zeros((16, 64, 96, 3), np.uint8))
+    with pytest.raises(DataError, match=r"filters leave no clip \(2 black\)"):
+        shard(make_config(tmp_path / "videos"), quiet)
+
+
+def test_a_copy_encoded_anew_is_a_duplicate_of_the_larger_one(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = tmp_path / "videos"
+    frames = noise(32, seed=5, size=(96, 144))
+    write_video(folder / "large.mp4", frames)
+    write_video(folder / "small.mp4", frames[:, ::2, ::2])
+    write_video(folder / "other.mp4", noise(32, seed=6, size=(96, 144)))
+    cut = {"length_s": 1.0, "stride_s": 1.0}
+    config = make_config(folder, cut=cut, filters={"max_distance": 10})
+    clips = shard(config, quiet).clips
+    kept = Counter(Path(clip.uri).stem for clip in clips if clip.status == "kept")
+    assert kept == {"large": 2, "other": 2}
+    ids = {(Path(clip.uri).stem, clip.start_s): clip.clip_id for clip in clips}
+    for clip in clips:
+        if clip.status == "filtered":
+            assert clip.duplicate_of == ids["large", clip.start_s]
+            assert "large.mp4 at" in clip.reason
+    without = make_config(folder, "without", cut=cut)
+    assert shard(without, quiet).info.num_filtered == 0
+
+
+def test_black_bars_are_cut_off_and_the_crop_is_written_down(tmp_path: Path, make_config: MakeConfig) -> None:
+    frames = np.zeros((16, 96, 128, 3), np.uint8)
+    frames[:, 16:80] = noise(16, seed=3, size=(64, 128))
+    write_video(tmp_path / "videos" / "wide.mp4", frames)
+    cut = {"length_s": 1.0, "stride_s": 1.0}
+    config = make_config(tmp_path / "videos", cut=cut, split={"eval_fraction": 0.0})
+    (clip,) = shard(config, quiet).clips
+    left, top, width, height = clip.crop
+    assert (left, width) == (0, 128)
+    assert 16 <= top <= 20
+    assert 76 <= top + height <= 80
+    assert clip.height == 32
+    assert clip.width == pytest.approx(32 * width / height, abs=2)
+    pictures = ClipReader(config.out, "train").read(0, 4, 4.0).frames_THWC
+    assert pictures.shape[1:3] == (clip.height, clip.width)
+    assert pictures.mean(axis=(0, 2, 3)).min() > 60  # no row of a bar
+    uncropped = make_config(tmp_path / "videos", "bars", cut=cut, filters={"crop_letterbox": False})
+    assert shard(uncropped, quiet).clips[0].crop == ()
+
+
+def test_no_clip_runs_through_a_cut_of_the_film(tmp_path: Path, make_config: MakeConfig) -> None:
+    film = np.concatenate(
+        [noise(1, seed=k).repeat(20, axis=0) for k in (10, 11, 12)]
+    )  # cuts at 1.25 and 2.5 s
+    write_video(tmp_path / "videos" / "film.mp4", film)
+    config = make_config(
+        tmp_path / "videos",
+        cut={"kind": "scenes", "length_s": 0.5, "stride_s": 0.5},
+        filters={"max_frozen": None},
+    )
+    clips = shard(config, quiet).clips
+    assert [clip.start_s for clip in clips] == pytest.approx([0.0, 0.5, 1.25, 1.75, 2.5, 3.0], abs=0.002)
+
+
+def test_a_clip_of_jpeg_frames_is_read_as_its_twin_in_mp4_is(videos: Path, make_config: MakeConfig) -> None:
+    encode = {"short_side": 32, "fps": 8.0, "encoding": "jpeg", "jpeg_quality": 95}
+    config = make_config(videos, encode=encode)
+    mp4 = make_config(videos, "mp4", encode=encode | {"encoding": "mp4", "crf": 6})
+    infos = [shard(each, quiet).info for each in (config, mp4)]
+    assert infos[0].num_clips == infos[1].num_clips
+    assert verify(config.out, deep=True).problems == ()
+    readers = [ClipReader(each.out, "train") for each in (config, mp4)]
+    twins = {key: number for number, key in enumerate(readers[1].keys)}
+    for number, key in enumerate(readers[0].keys[:5]):
+        ours, theirs = readers[0].read(number, 2, 4.0), readers[1].read(twins[key], 2, 4.0)
+        np.testing.assert_array_equal(ours.times_s, theirs.times_s)
+        np.testing.assert_array_equal(ours.state, theirs.state)
+        assert np.abs(ours.frames_THWC.astype(int) - theirs.frames_THWC).mean() < 6
+
+
+def test_a_list_decides_spans_labels_and_splits(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "set")
+    (folder / "list.csv").write_text(
+        "uri,start_s,end_s,label,split\n"
+        "video-000000.mp4,0.5,1.5,jump,eval\n"
+        "video-000001.mp4,,,run,train\n"
+        "video-000002.mp4,1,9,far,train\n"
+        "../outside.mp4,,,x,train\n"
+        "video-000009.mp4,,,gone,train\n"
+    )
+    config = make_config(folder / "list.csv", cut={"kind": "spans", "length_s": 0.5}, max_failed_fraction=0.6)
+    outcome = shard(config, quiet)
+    kept = {
+        (Path(c.uri).stem, c.start_s, c.end_s, c.label, c.split) for c in outcome.clips if c.status == "kept"
+    }
+    assert kept == {
+        ("video-000000", 0.5, 1.5, "jump", "eval"),
+        ("video-000001", 0.0, 2.5, "run", "train"),
+    }
+    reasons = {Path(letter.uri).name: letter for letter in outcome.dead_letters}
+    assert "the video ends at 2.50 s" in reasons["video-000002.mp4"].reason
+    assert "line 4" in reasons["video-000002.mp4"].reason
+    assert {reasons[name].stage for name in ("outside.mp4", "video-000009.mp4")} == {"list"}
+    meta = ClipReader(config.out, "eval").meta(0)
+    assert (meta.label, meta.name, meta.num_frames) == ("jump", "video-000000.mp4", 8)
+
+
+def test_where_videos_lie_does_not_change_a_byte_of_the_shards(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    moved = shutil.copytree(videos, tmp_path / "elsewhere")
+    infos = [shard(make_config(source, out), quiet).info for source, out in ((videos, "a"), (moved, "b"))]
+    assert infos[0].shards == infos[1].shards
+    assert infos[0].source_fingerprint == infos[1].source_fingerprint
+
+
+def test_a_file_that_changes_under_the_job_is_a_dead_letter(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "set")
+
+    def meddle(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "encode" and done == 0:
+            (folder / "video-000001.mp4").write_bytes((folder / "video-000000.mp4").read_bytes())
+            (folder / "video-000002.mp4").unlink()
+
+    outcome = shard(make_config(folder, max_failed_fraction=0.5), meddle)
+    classes = {Path(letter.uri).name: letter.error_class for letter in outcome.dead_letters}
+    assert classes == {"video-000001.mp4": "ChangedError", "video-000002.mp4": "MissingError"}
+    assert sum(outcome.info.num_clips.values()) == 15
+
+
+def test_a_doomed_job_stops_before_its_end(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(30):
+        shutil.copy(videos / "video-000000.mp4", folder / f"{number:02d}.mp4")
+    seen: list[int] = []
+
+    def meddle(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "encode":
+            seen.append(done)
+            if done == 0:
+                for path in folder.iterdir():
+                    path.unlink()
+
+    config = make_config(folder, max_failed_fraction=0.1)
+    with pytest.raises(DataError, match="16 of 150 clips failed, more than max_failed_fraction 0.1"):
+        shard(config, meddle)
+    assert max(seen) == 16
+    letters = [json.loads(line) for line in Path(config.out, "dead_letters.jsonl").read_text().splitlines()]
+    assert {letter["error_class"] for letter in letters} == {"MissingError"}
+    assert not Path(config.out, "dataset.json").exists()
+
+
+def test_two_jobs_never_write_to_one_folder(videos: Path, make_config: MakeConfig) -> None:
+    config = make_config(videos)
+    with alone(config), pytest.raises(UsageError, match="another job is writing"):
+        shard(config, quiet)
+    assert not Path(config.out).exists()
+    assert shard(config, quiet).is_new
+
+
+def test_one_damaged_shard_is_made_again_without_the_others(finished: DataConfig, tmp_path: Path) -> None:
+    out = shutil.copytree(finished.out, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (out / SHARDS_FOLDER).iterdir()}
+    (out / SHARDS_FOLDER / "train-000001.tar").unlink()
+    (out / "dataset.json").unlink()
+    done: list[tuple[str, int]] = []
+    config = finished.model_copy(update={"out": str(out)})
+    outcome = shard(config, lambda stage, k, total, note: done.append((stage, total)))
+    assert {path.name: path.read_bytes() for path in (out / SHARDS_FOLDER).iterdir()} == before
+    (wanted,) = [s.num_samples for s in outcome.info.shards if s.stem == "train-000001"]
+    assert {total for stage, total in done if stage == "encode"} == {wanted}
+    assert (out / "dataset.json").read_bytes() == Path(finished.out, "dataset.json").read_bytes()
+    assert not (out / "parts").exists()
+
+
+def test_a_redrive_adds_shards_and_changes_none(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "set")
+    good = {name: (folder / name).read_bytes() for name in ("video-000001.mp4", "video-000003.mp4")}
+    (folder / "video-000001.mp4").write_bytes(b"")
+    hurt = bytearray(good["video-000003.mp4"])
+    middle = len(hurt) * 3 // 4
+    hurt[middle : middle + 3000] = bytes(3000)
+    (folder / "video-000003.mp4").write_bytes(hurt)
+    config = make_config(folder, max_failed_fraction=0.9)
+    first = shard(config, quiet)
+    failed = [clip for clip in first.clips if clip.status == "failed"]
+    assert failed
+    assert [letter.stage for letter in first.dead_letters if not letter.clip_id] == ["inspect"]
+    before = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
+
+    same = redrive(config, quiet)
+    assert not same.is_new
+    assert same.info.revision == 0
+    assert {letter.attempts for letter in same.dead_letters} == {2}
+    assert verify(config.out).problems == ()
+
+    (folder / "video-000001.mp4").write_bytes(good["video-000001.mp4"])
+    (folder / "new.mp4").write_bytes(
+        good["video-000003.mp4"]
+    )  # not known to the set: no business of a redrive
+    second = redrive(config, quiet)
+    assert second.is_new
+    assert second.info.revision == 1
+    after = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
+    assert before.items() <= after.items()
+    assert first.info.shards == tuple(s for s in second.info.shards if s in first.info.shards)
+    rescued = [c for c in second.clips if c.status == "kept" and Path(c.uri).name == "video-000001.mp4"]
+    assert len(rescued) == 5
+    assert {clip.shard + ".tar" for clip in rescued}.isdisjoint(before)
+    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
+    sides = {clip.video_id: clip.split for clip in first.clips if clip.status == "kept"}
+    assert all(sides.get(c.video_id, c.split) == c.split for c in second.clips)
+    assert {letter.attempts for letter in second.dead_letters} == {3}
+    assert verify(config.out, deep=True).problems == ()
+    assert len(ClipReader(config.out, "train")) == second.info.num_clips["train"]
+    (folder / "new.mp4").unlink()
+    assert not shard(config, quiet).is_new
+
+
+def test_a_redrive_that_was_cut_short_is_finished_by_the_next(
+    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "set")
+    good = (folder / "video-000001.mp4").read_bytes()
+    (folder / "video-000001.mp4").write_bytes(b"")
+    config = make_config(folder, max_failed_fraction=0.9)
+    first = shard(config, quiet)
+    (folder / "video-000001.mp4").write_bytes(good)
+    publish = Storage.publish
+
+    def fail_at_the_end(self: Storage, name: str, data: bytes | Path) -> None:
+        if name == "dataset.json":
+            raise KeyboardInterrupt
+        publish(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "publish", fail_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            redrive(config, quiet)
+    assert read_info(Storage(config.out)) == first.info  # readers see what they saw
+    assert len(ClipReader(config.out, "train")) == first.info.num_clips["train"]
+    assert any("--redrive was cut short" in problem for problem in verify(config.out).problems)
+    second = redrive(config, quiet)
+    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
+    assert verify(config.out, deep=True).problems == ()
+
+
+def test_a_redrive_wants_a_finished_set_of_this_config(videos: Path, make_config: MakeConfig) -> None:
+    config = make_config(videos)
+    with pytest.raises(UsageError, match="no finished data set"):
+        redrive(config, quiet)
+    shard(config, quiet)
+    with pytest.raises(UsageError, match="another config"):
+        redrive(config.model_copy(update={"name": "other"}), quiet)
+
+
+def test_every_row_of_the_manifest_leads_to_its_second_and_back(finished: DataConfig) -> None:
+    storage = Storage(finished.out)
+    clips, _ = from_parquet(storage.read("manifest.parquet"), Clip)
+    by_id = {clip.clip_id: clip for clip in clips}
+    reader = ClipReader(finished.out, "train")
+    for number, key in enumerate(reader.keys):
+        meta, row = reader.meta(number), by_id[key]
+        assert (meta.start_s, meta.end_s, meta.video_id) == (row.start_s, row.end_s, row.video_id)
+        assert row.uri.endswith(meta.name)
+        assert os.path.isfile(row.uri)
+    assert all(dataclasses.asdict(clip)["brightness"] is not None for clip in clips)
