@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,11 @@ EPISODE = "episode_index"
 STATES = ("state", "observation.state")
 ACTIONS = ("actions", "action")
 GRACE_S = 1e-3  # containers round
+# What zipfile, numpy's header and the parsers below them raise, found by flipping bits.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 HELD_PERIODS = 2  # a last row stands for so many periods; beyond, nobody knows what was done
 
 
@@ -176,10 +182,9 @@ def _is_wanted(name: str) -> bool:
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     """Whatever a damaged file raises, as one sentence."""
-    damage = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, KeyError)
     try:
         yield
-    except (*damage, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except DAMAGE as error:
         raise DataError(f"cannot be read: {error or type(error).__name__}") from error
 
 
@@ -239,9 +244,9 @@ def _read_parquet(path: Path, episode: int | None) -> Columns:
     try:
         with _readable(), pq.ParquetFile(path) as file:
             wanted = [name for name in file.schema_arrow.names if _is_wanted(name)]
-            groups = [k for k in range(file.num_row_groups) if _may_hold(file.metadata.row_group(k), episode)]
-            tops = [file.schema.column(k).path.split(".") for k in range(len(file.schema))]
-            leaves = [k for k, path_ in enumerate(tops) if any(_is_leaf_of(path_, name) for name in wanted)]
+            groups = _groups_with(file, episode)
+            paths = [file.schema.column(k).path.split(".") for k in range(len(file.schema))]
+            leaves = [k for k, path_ in enumerate(paths) if any(_is_leaf_of(path_, name) for name in wanted)]
             count = sum(file.metadata.row_group(g).column(k).num_values for g in groups for k in leaves)
             if count * 8 > MAX_BYTES:
                 raise DataError(f"would take more than {MAX_BYTES >> 20} MiB unpacked")
@@ -259,14 +264,19 @@ def _is_leaf_of(path: list[str], name: str) -> bool:
     return path[: len(parts)] == parts
 
 
-def _may_hold(group: Any, episode: int | None) -> bool:
-    if episode is None:
-        return True
-    for k in range(group.num_columns):
-        column = group.column(k)
-        if column.path_in_schema == EPISODE and column.is_stats_set and column.statistics.has_min_max:
-            return bool(column.statistics.min <= episode <= column.statistics.max)
-    return True
+def _groups_with(file: Any, episode: int | None) -> list[int]:
+    """The row groups that can hold rows of an episode, by their statistics."""
+    found = []
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.num_columns != len(file.schema):  # asking for a column that is not there aborts the process
+            raise DataError("cannot be read: its row groups have not the columns of its schema")
+        columns = [group.column(k) for k in range(group.num_columns)]
+        key = next((column for column in columns if column.path_in_schema == EPISODE), None)
+        told = key is not None and key.is_stats_set and key.statistics.has_min_max
+        if episode is None or not told or key.statistics.min <= episode <= key.statistics.max:
+            found.append(number)
+    return found
 
 
 def _from_arrow(column: Any, name: str) -> NDArray[Any]:
