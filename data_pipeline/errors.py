@@ -78,6 +78,18 @@ class DataError(ForeframeError):
     exit_code = 3
 
 
+class MissingError(DataError):
+    """A file, an object or a bucket that is not there."""
+
+
+class RefusedError(DataError):
+    """Storage that refuses the credentials it is given, or is given none."""
+
+
+class StorageError(DataError):
+    """Storage that is unreachable, too slow, failing, or sends half a file; later it may answer."""
+
+
 class CheckpointError(ForeframeError):
     """A checkpoint that is missing, damaged or of another run."""
 
