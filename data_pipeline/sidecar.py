@@ -1,7 +1,8 @@
 """What is known beside the pixels: states and actions of .npz, .npy and .parquet, put on a clip's clock.
 
 Sidecars are files of unknown origin: no pickles, and nothing is unpacked before its headers say how large
-it is and the file is held to what they say.
+it is and the file is held to what they say. A flipped bit in a .parquet can still abort pyarrow itself, and
+with it the process: read them in a child (isolate.py).
 """
 
 from __future__ import annotations
@@ -250,7 +251,9 @@ def _read_parquet(path: Path, episode: int | None) -> Columns:
             count = sum(file.metadata.row_group(g).column(k).num_values for g in groups for k in leaves)
             if count * 8 > MAX_BYTES:
                 raise DataError(f"would take more than {MAX_BYTES >> 20} MiB unpacked")
-            table = file.read_row_groups(groups, columns=wanted) if groups else file.schema_arrow.empty_table()
+            table = (
+                file.read_row_groups(groups, columns=wanted) if groups else file.schema_arrow.empty_table()
+            )
             if episode is not None and EPISODE in wanted:
                 table = table.filter(pa.compute.equal(table.column(EPISODE), episode))
             return {name: _from_arrow(table.column(name), name) for name in wanted}
@@ -269,12 +272,10 @@ def _groups_with(file: Any, episode: int | None) -> list[int]:
     found = []
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
-        if group.num_columns != len(file.schema):  # asking for a column that is not there aborts the process
-            raise DataError("cannot be read: its row groups have not the columns of its schema")
         columns = [group.column(k) for k in range(group.num_columns)]
         key = next((column for column in columns if column.path_in_schema == EPISODE), None)
-        told = key is not None and key.is_stats_set and key.statistics.has_min_max
-        if episode is None or not told or key.statistics.min <= episode <= key.statistics.max:
+        about = key.statistics if key is not None and key.is_stats_set else None
+        if episode is None or about is None or not about.has_min_max or about.min <= episode <= about.max:
             found.append(number)
     return found
 

@@ -1,4 +1,4 @@
-"""Lists of videos and spans: every line is a span of a file below the root, or is passed over with a reason."""
+"""Lists: every line is a span of a file below the root, or is passed over with a reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from data_pipeline.sources.base import SIDECAR_ENDINGS, Found, Ignored, SidecarFile, SourceFile, Span, printable
+from data_pipeline.sources.base import (
+    SIDECAR_ENDINGS,
+    Found,
+    Ignored,
+    SidecarFile,
+    SourceFile,
+    Span,
+    printable,
+)
 from data_pipeline.sources.match import match_sidecars, source_file
 from data_pipeline.sources.roots import RefusedLineError, Root, open_root
 from data_pipeline.sources.rows import LIST_ENDINGS, BadRow, Row, line_word, read_list
@@ -140,4 +148,3 @@ def _settle(found: Found, spans: list[Span], ignored: list[Ignored]) -> tuple[Sp
 
 def _when(span: Span) -> tuple[float, float]:
     return span.start_s, math.inf if span.end_s is None else span.end_s
-

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of LeRobot. base: its name below the source, ending in a slash, or empty. where: its address."""
+    """A folder of LeRobot. base: its name below the source with a slash, or empty. where: its address."""
 
     tree: Tree
     base: str
@@ -105,9 +105,7 @@ def _match(dataset: Dataset) -> list[SourceFile]:
         tree.ignored.append(Ignored(tree.found[base + INFO].uri, reason, is_wanted=True))
     is_newer = re.match(r"v?3", str(dataset.info["codebase_version"])) is not None
     parts = (_parts_v3 if is_newer else _parts_v2)(dataset, cameras) if cameras else iter(())
-    state_names, action_names = (
-        _names(features.get(key)) for key in ("observation.state", "action")
-    )
+    state_names, action_names = (_names(features.get(key)) for key in ("observation.state", "action"))
     spans: dict[str, list[Span]] = {}
     for part in parts:
         lost = [name for name in (part.video, part.data) if base + name not in tree.found]
@@ -182,7 +180,7 @@ def _parts_v3(dataset: Dataset, cameras: list[str]) -> Iterator[Part]:
                 yield Part(episode, video, data, start_s, end_s, label_of(row))
 
 
-def fill(dataset: Dataset, key: str, fields: dict[str, int | str]) -> str:
+def fill(dataset: Dataset, key: str, fields: Mapping[str, int | str]) -> str:
     """A path template with its fields put in: plain names and widths, none of str.format's other powers.
 
     Raises: DataError for any other field, and for a path that leaves the folder.

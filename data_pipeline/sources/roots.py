@@ -34,7 +34,7 @@ class Root(ABC):
 
     @abstractmethod
     def find(self, name: str) -> Found:
-        """The file of that name. Raises: RefusedLineError when there is none, or it is a link out of the root."""
+        """The file of that name. Raises: RefusedLineError: there is none, or it is a link out of the root."""
 
     @abstractmethod
     def candidates(self, name: str) -> Iterable[str]:
@@ -59,7 +59,9 @@ class LocalRoot(Root):
     def __init__(self, root: str) -> None:
         super().__init__(root or ".")
         if not os.path.isdir(self.root):
-            raise UsageError(f"the root {self.root} is no folder; `root` is the one that holds a list's videos")
+            raise UsageError(
+                f"the root {self.root} is no folder; `root` is the one that holds a list's videos"
+            )
         self.absolute = os.path.abspath(self.root)
         self.real = os.path.realpath(self.root)
         self._is_inside: dict[str, bool] = {}
@@ -74,7 +76,9 @@ class LocalRoot(Root):
             path = posixpath.normpath(uri)
             inside = [at for at in (self.absolute, self.real) if path.startswith(at.rstrip("/") + "/")]
             if not inside:
-                raise RefusedLineError(f"{uri} lies outside {self.root}: set `root` to a folder that holds it")
+                raise RefusedLineError(
+                    f"{uri} lies outside {self.root}: set `root` to a folder that holds it"
+                )
             name = path[len(inside[0].rstrip("/")) + 1 :]
         elif "./" in name or "//" in name or name.endswith("/"):
             name = posixpath.normpath(name)
@@ -195,4 +199,3 @@ class RemoteRoot(Root):
 
 def open_root(root: str) -> Root:
     return RemoteRoot(root) if "://" in root else LocalRoot(root)
-

@@ -48,7 +48,7 @@ def line_word(address: str) -> str:
 
 
 def read_list(address: str) -> Iterator[Row | BadRow]:
-    """The lines of a list in order; bytes that are no UTF-8 stay as they are, as names of files can hold them.
+    """The lines of a list in order; bytes that are no UTF-8 stay as they are: names of files hold such.
 
     Raises: DataError when it cannot be read, has no column `uri`, or one that misspells another.
     """
@@ -79,7 +79,7 @@ def check_columns(address: str, spot: str, columns: Sequence[str], needs_uri: bo
             )
     if needs_uri and "uri" not in columns:
         raise DataError(
-            f"{where} has no column `uri`, its columns are {shown}: name the one that holds the videos' paths `uri`"
+            f"{where} has no column `uri`, its columns are {shown}: name the one with the videos' paths `uri`"
         )
 
 
@@ -106,7 +106,7 @@ def _read_csv(address: str, file: IO[bytes]) -> Iterator[tuple[int, Values | Bad
                 yield first, [None if place is None else values[place] or None for place in places]
     except csv.Error as error:
         raise DataError(
-            f"{address} line {line}: {error}; a `\"` within a field is written twice, and the field in quotes"
+            f'{address} line {line}: {error}; a `"` within a field is written twice, and the field in quotes'
         ) from error
     finally:
         text.detach()
@@ -127,7 +127,7 @@ def _read_jsonl(address: str, file: IO[bytes]) -> Iterator[tuple[int, Values | B
             yield number, BadRow(number, "", f"it is no JSON: {error}")
             continue
         if not isinstance(row, dict):
-            yield number, BadRow(number, "", "it is no JSON object, such as {\"uri\": \"a.mp4\"}")
+            yield number, BadRow(number, "", 'it is no JSON object, such as {"uri": "a.mp4"}')
             continue
         keys = tuple(row)
         if keys not in known:
@@ -177,7 +177,9 @@ def _row(line: int, values: Values) -> Row | BadRow:
         if end_s is not None and end_s <= start_s:
             raise _BadValueError(f"its end_s {end_s:g} is not after its start_s {start_s:g}")
         if split is not None and split not in SPLITS:
-            raise _BadValueError(f"its split is {_text('split', split)!r}; need {' or '.join(SPLITS)}, or nothing")
+            raise _BadValueError(
+                f"its split is {_text('split', split)!r}; need {' or '.join(SPLITS)}, or nothing"
+            )
         label = None if label is None else printable(_text("label", label)) or None
         actions = None if actions is None else _text("actions", actions) or None
         return Row(line, uri, start_s, end_s, label, actions, split)
@@ -203,4 +205,3 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):  # classes are often numbered
         return str(value)
     raise _BadValueError(f"its {key} {str(value)[:40]!r} is no text")
-

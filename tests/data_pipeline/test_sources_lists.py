@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.sources import Listing, list_sources
 
 ROWS: list[dict[str, Any]] = [
-    {"uri": "a.mp4", "start_s": 4.0, "end_s": 8.0, "label": "push, then\n\"pull\"", "split": "train"},
+    {"uri": "a.mp4", "start_s": 4.0, "end_s": 8.0, "label": 'push, then\n"pull"', "split": "train"},
     {"uri": "a.mp4", "start_s": 0.0, "end_s": 4.0, "label": None, "split": None},
     {"uri": "sub/ü 🎬.mp4", "start_s": None, "end_s": None, "label": "7", "split": "eval"},
 ]
@@ -80,12 +80,14 @@ def test_a_list_gives_its_spans_in_order_of_time(root: Path, ending: str) -> Non
     first, second = listing.files
     assert [(s.start_s, s.end_s, s.label, s.split) for s in first.spans] == [
         (0.0, 4.0, None, "train"),  # said by the other line, for the whole video
-        (4.0, 8.0, "push, then\n\"pull\"", "train"),
+        (4.0, 8.0, 'push, then\n"pull"', "train"),
     ]
     assert [(s.start_s, s.end_s, s.label, s.split) for s in second.spans] == [(0.0, None, "7", "eval")]
     assert first.spans[0].sidecar is not None
     assert first.spans[0].sidecar.address == str(root / "a.npz")
-    lines = {"csv": ("line 4", "line 2"), "jsonl": ("line 2", "line 1"), "parquet": ("row 2", "row 1")}[ending]
+    lines = {"csv": ("line 4", "line 2"), "jsonl": ("line 2", "line 1"), "parquet": ("row 2", "row 1")}[
+        ending
+    ]
     assert [span.origin for span in first.spans] == [f"train.{ending} {line}" for line in lines]
     assert listing.ignored == ()
 
@@ -169,7 +171,9 @@ def test_links_inside_the_root_and_a_root_that_is_a_link_are_followed(root: Path
     (root / "same.mp4").symlink_to(root / "b.mp4")
     (root / "folder").symlink_to(root / "sub")
     (tmp_path / "way").symlink_to(root)
-    path = write(tmp_path / "list.csv", [{"uri": "same.mp4"}, {"uri": "folder/ü 🎬.mp4"}, {"uri": str(root / "a.mp4")}])
+    path = write(
+        tmp_path / "list.csv", [{"uri": "same.mp4"}, {"uri": "folder/ü 🎬.mp4"}, {"uri": str(root / "a.mp4")}]
+    )
     listing = list_sources((str(path),), root=str(tmp_path / "way"))
     assert [file.name for file in listing.files] == ["a.mp4", "folder/ü 🎬.mp4", "same.mp4"]
 
@@ -211,7 +215,7 @@ def test_a_bad_line_is_passed_over_by_number(root: Path, ending: str, row: dict,
 
 
 def test_lines_that_cannot_be_read_are_named(root: Path) -> None:
-    (root / "l.csv").write_text("\ufeffuri,label\r\n\r\na.mp4,\"two\nlines\"\r\nb.mp4\r\na.mp4,x,y\r\n")
+    (root / "l.csv").write_text('\ufeffuri,label\r\n\r\na.mp4,"two\nlines"\r\nb.mp4\r\na.mp4,x,y\r\n')
     assert refused(list_sources((str(root / "l.csv"),))) == [
         "l.csv line 6: it has 3 fields, the head of the list 2",
         "l.csv line 5: it has 1 fields, the head of the list 2",
@@ -271,7 +275,10 @@ def test_a_span_that_is_listed_twice_counts_once(root: Path) -> None:
 
 
 def test_a_video_asked_for_in_both_splits_is_in_none(root: Path) -> None:
-    train = write(root / "train.csv", [{"uri": "a.mp4", "end_s": 1, "split": "train"}, {"uri": "b.mp4", "split": "train"}])
+    train = write(
+        root / "train.csv",
+        [{"uri": "a.mp4", "end_s": 1, "split": "train"}, {"uri": "b.mp4", "split": "train"}],
+    )
     held = write(root / "eval.csv", [{"uri": "a.mp4", "start_s": 1, "split": "eval"}])
     listing = list_sources((str(train), str(held)))
     assert [file.name for file in listing.files] == ["b.mp4"]
@@ -281,7 +288,9 @@ def test_a_video_asked_for_in_both_splits_is_in_none(root: Path) -> None:
 
 def test_a_list_without_a_usable_line_says_why(root: Path) -> None:
     path = write(root / "l.csv", [{"uri": "gone.mp4"}, {"uri": "../secret.mp4"}])
-    with pytest.raises(DataError, match=r"none of the 2 videos asked for(?s:.*)line 2: gone.mp4 does not exist"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 videos asked for(?s:.*)line 2: gone.mp4 does not exist"
+    ):
         list_sources((str(path),))
     with pytest.raises(UsageError, match="is no folder"):
         list_sources((str(path),), root=str(root / "nowhere"))

@@ -92,7 +92,10 @@ def write_v3(folder: Path, **changes: object) -> Path:
         pq.write_table(pa.Table.from_pylist(part), path)
     put(folder / "meta/tasks.parquet", {"task_index": [0, 1], "__index_level_0__": list(TASKS)})
     every = [rows_of(episode) for episode in range(len(LENGTHS))]
-    put(folder / "data/chunk-000/file-000.parquet", {key: sum((e[key] for e in every), []) for key in every[0]})
+    put(
+        folder / "data/chunk-000/file-000.parquet",
+        {key: [value for one in every for value in one[key]] for key in every[0]},
+    )
     for camera in CAMERAS:
         for number in range(2):
             put(folder / f"videos/{camera}/chunk-000/file-{number:03d}.mp4", b"x")
@@ -215,7 +218,9 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     write_v3(tmp_path / "three")
     for path in (tmp_path / "three/meta/episodes/chunk-000").iterdir():
         put(path, {"episode_index": [0]})
-    with pytest.raises(DataError, match=r"file-000.parquet has no column data/chunk_index; it has episode_index"):
+    with pytest.raises(
+        DataError, match=r"file-000.parquet has no column data/chunk_index; it has episode_index"
+    ):
         list_sources((str(tmp_path / "three"),))
 
 

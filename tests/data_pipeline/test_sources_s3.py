@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.s3.requests import filesystem
 from data_pipeline.sources import Listing, list_sources
 from data_pipeline.storage import Storage
 from tests.data_pipeline.test_sources_robots import write_v3
@@ -34,7 +36,13 @@ def shapes(listing: Listing) -> list[tuple]:
             file.name,
             file.size_bytes,
             [
-                (s.start_s, s.end_s, s.label, s.split, s.sidecar and (s.sidecar.address.rpartition("/")[2], s.sidecar.episode))
+                (
+                    s.start_s,
+                    s.end_s,
+                    s.label,
+                    s.split,
+                    s.sidecar and (s.sidecar.address.rpartition("/")[2], s.sidecar.episode),
+                )
                 for s in file.spans
             ],
         )
@@ -71,19 +79,19 @@ def test_listing_a_prefix_makes_no_request_for_each_object(local: Path, s3_bucke
 def test_an_object_alone_and_the_sidecar_beside_it(local: Path, s3_bucket: str) -> None:
     prefix = upload(local, f"{s3_bucket}/v")
     listing = list_sources((f"{prefix}/a/b.MOV", f"{prefix}/a/notes.txt"))
-    assert [(file.name, bool(file.spans[0].sidecar)) for file in listing.files] == [("b.MOV", True), ("notes.txt", False)]
+    assert [(file.name, bool(file.spans[0].sidecar)) for file in listing.files] == [
+        ("b.MOV", True),
+        ("notes.txt", False),
+    ]
 
 
 def test_keys_that_no_file_could_have_are_passed_over(s3_bucket: str) -> None:
     storage = Storage(s3_bucket)
     storage.publish("v/a.mp4", b"x")
-    client_names = ("v//b.mp4", "v/folder/")
-    from data_pipeline.s3.requests import filesystem
-
-    import os
-
-    for key in client_names:
-        filesystem(os.getpid()).call_s3("put_object", Bucket=s3_bucket.removeprefix("s3://"), Key=key, Body=b"")
+    for key in ("v//b.mp4", "v/folder/"):
+        filesystem(os.getpid()).call_s3(
+            "put_object", Bucket=s3_bucket.removeprefix("s3://"), Key=key, Body=b""
+        )
     listing = list_sources((f"{s3_bucket}/v",))
     assert [file.name for file in listing.files] == ["a.mp4"]
     assert all("no file could have this name" in entry.reason for entry in listing.ignored)
@@ -105,11 +113,29 @@ def test_what_is_missing_is_a_sentence(s3_bucket: str) -> None:
 def test_a_list_of_a_bucket_stays_in_its_prefix(local: Path, s3_bucket: str) -> None:
     prefix = upload(local, f"{s3_bucket}/v")
     upload(local, f"{s3_bucket}/other")
-    uris = ["b.mp4", f"{prefix}/a/b.MOV", "../other/b.mp4", f"{s3_bucket}/other/b.mp4", "/b.mp4", "s3://x/b.mp4", "no.mp4", "file:///etc/x.mp4"]
+    uris = [
+        "b.mp4",
+        f"{prefix}/a/b.MOV",
+        "../other/b.mp4",
+        f"{s3_bucket}/other/b.mp4",
+        "/b.mp4",
+        "s3://x/b.mp4",
+        "no.mp4",
+        "file:///etc/x.mp4",
+    ]
     Storage(prefix).publish("list.csv", ("uri\n" + "\n".join(uris) + "\n").encode())
     listing = list_sources((f"{prefix}/list.csv",))
-    assert shapes(listing) == [entry for entry in shapes(list_sources((str(local),))) if entry[0] in ("b.mp4", "a/b.MOV")]
-    assert {int(entry.reason.split(":")[0].rpartition(" ")[2]) for entry in listing.ignored} == {4, 5, 6, 7, 8, 9}
+    assert shapes(listing) == [
+        entry for entry in shapes(list_sources((str(local),))) if entry[0] in ("b.mp4", "a/b.MOV")
+    ]
+    assert {int(entry.reason.split(":")[0].rpartition(" ")[2]) for entry in listing.ignored} == {
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    }
     assert all(entry.is_wanted for entry in listing.ignored)
 
 
