@@ -1,13 +1,15 @@
 """What is known beside the pixels: states and actions of .npz, .npy and .parquet, put on a clip's clock.
 
 Sidecars are files of unknown origin: no pickles, and nothing is unpacked before its headers say how large
-it is and the file is held to what they say.
+it is and the file is held to what they say. A flipped bit in a .parquet can still abort pyarrow itself, and
+with it the process: read them in a child (isolate.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,11 @@ EPISODE = "episode_index"
 STATES = ("state", "observation.state")
 ACTIONS = ("actions", "action")
 GRACE_S = 1e-3  # containers round
+# What zipfile, numpy's header and the parsers below them raise, found by flipping bits.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 HELD_PERIODS = 2  # a last row stands for so many periods; beyond, nobody knows what was done
 
 
@@ -176,10 +183,9 @@ def _is_wanted(name: str) -> bool:
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     """Whatever a damaged file raises, as one sentence."""
-    damage = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, MemoryError, KeyError)
     try:
         yield
-    except (*damage, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except DAMAGE as error:
         raise DataError(f"cannot be read: {error or type(error).__name__}") from error
 
 
@@ -239,9 +245,9 @@ def _read_parquet(path: Path, episode: int | None) -> Columns:
     try:
         with _readable(), pq.ParquetFile(path) as file:
             wanted = [name for name in file.schema_arrow.names if _is_wanted(name)]
-            groups = [k for k in range(file.num_row_groups) if _may_hold(file.metadata.row_group(k), episode)]
-            tops = [file.schema.column(k).path.split(".") for k in range(len(file.schema))]
-            leaves = [k for k, path_ in enumerate(tops) if any(_is_leaf_of(path_, name) for name in wanted)]
+            groups = _groups_with(file, episode)
+            paths = [file.schema.column(k).path.split(".") for k in range(len(file.schema))]
+            leaves = [k for k, path_ in enumerate(paths) if any(_is_leaf_of(path_, name) for name in wanted)]
             count = sum(file.metadata.row_group(g).column(k).num_values for g in groups for k in leaves)
             if count * 8 > MAX_BYTES:
                 raise DataError(f"would take more than {MAX_BYTES >> 20} MiB unpacked")
@@ -261,14 +267,17 @@ def _is_leaf_of(path: list[str], name: str) -> bool:
     return path[: len(parts)] == parts
 
 
-def _may_hold(group: Any, episode: int | None) -> bool:
-    if episode is None:
-        return True
-    for k in range(group.num_columns):
-        column = group.column(k)
-        if column.path_in_schema == EPISODE and column.is_stats_set and column.statistics.has_min_max:
-            return bool(column.statistics.min <= episode <= column.statistics.max)
-    return True
+def _groups_with(file: Any, episode: int | None) -> list[int]:
+    """The row groups that can hold rows of an episode, by their statistics."""
+    found = []
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        columns = [group.column(k) for k in range(group.num_columns)]
+        key = next((column for column in columns if column.path_in_schema == EPISODE), None)
+        about = key.statistics if key is not None and key.is_stats_set else None
+        if episode is None or about is None or not about.has_min_max or about.min <= episode <= about.max:
+            found.append(number)
+    return found
 
 
 def _from_arrow(column: Any, name: str) -> NDArray[Any]:

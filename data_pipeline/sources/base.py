@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from data_pipeline.format import Split
 
 VIDEO_ENDINGS = frozenset(
-    ".3g2 .3gp .asf .avi .f4v .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm "
-    ".wmv".split()
+    "." + name
+    for name in (
+        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
+        *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv"),
+    )
 )
 SIDECAR_ENDINGS = (".npz", ".npy", ".parquet")  # where a video has several, the first counts
 KINDS_OF_FILE = {
@@ -79,8 +82,9 @@ class SourceFile:
     """One file to look at.
 
     name: relative to its source, which is what ids are made of; uri: as the manifest names it;
-    address: absolute path (its bytes that are no UTF-8 as surrogates) or s3:// address to read it from. size_bytes and mtime_ns are 0 when not known.
-    etag: as the store tells, empty for files. spans: at least one.
+    address: absolute path (bytes that are no UTF-8 as surrogates) or s3:// address to read it from.
+    size_bytes and mtime_ns are 0 when not known. etag: as the store tells, empty for files.
+    spans: at least one.
     """
 
     name: str
@@ -92,7 +96,7 @@ class SourceFile:
     spans: tuple[Span, ...] = (Span(),)
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when the file or a sidecar is written again, or other spans are asked for.
+        """16 hex digits that change when the file or a sidecar is written again, or other spans are wanted.
 
         Origins do not count: a line put in at the top of a list moves all others, and no video is another.
         """

@@ -72,8 +72,9 @@ def _take(folder: str, name: str, found: list[Found], ignored: list[Ignored]) ->
 
 
 def about_file(folder: str, name: str, about: os.stat_result) -> Found:
-    path = os.path.join(folder, name)
-    return Found(printable(name), printable(path), os.path.abspath(path), about.st_size, about.st_mtime_ns)
+    path, address = printable(os.path.join(folder, name)), os.path.abspath(os.path.join(folder, name))
+    address = path if path == address else address  # one text rather than two equal ones, of each of millions
+    return Found(printable(name), path, address, about.st_size, about.st_mtime_ns)
 
 
 def _uri(folder: str, name: str) -> str:

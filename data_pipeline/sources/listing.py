@@ -1,4 +1,4 @@
-"""Which files are videos to look at: folders, files, globs, s3:// prefixes, lists, in an order of their own."""
+"""Which files are videos to look at: of folders, files, globs, s3:// prefixes and lists, in a fixed order."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def _open(source: str) -> tuple[Tree, str | None]:
         return _tree(source, *find_file(source)), None
     if not has_magic(source):
         raise UsageError(
-            f"the source {source} does not exist; `sources` takes folders, files, globs, lists and s3:// prefixes"
+            f"the source {source} does not exist; `sources` takes folders, files, globs, lists and "
+            f"s3:// prefixes"
         )
     folder, pattern = split_glob(source)
     if folder and not os.path.isdir(folder):

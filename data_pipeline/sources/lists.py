@@ -1,4 +1,4 @@
-"""Lists of videos and spans: every line is a span of a file below the root, or is passed over with a reason."""
+"""Lists: every line is a span of a file below the root, or is passed over with a reason."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def _find(group: _Group, asked: dict[str, tuple[Found, list[Span]]], ignored: li
             raise found
         return found
 
-    for line in lines:
+    lines.reverse()
+    while lines:  # each is let go when its span is made: a million of them take hundreds of MB
+        line = lines.pop()
         row = line.row
         beside = line.actions or sidecars.get(line.name)
         try:

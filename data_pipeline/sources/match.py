@@ -22,7 +22,7 @@ from data_pipeline.sources.base import (
 
 # One table for all the cameras of an episode; where a folder has several, the first counts.
 EPISODE_TABLES = ("trajectory.parquet", "episode.parquet", "actions.parquet")
-# A table over more videos than that is of a collection: its rows are no episode's, and would be wrong for all.
+# A table over more videos than that is a collection's: its rows would be wrong for all of them.
 MAX_CAMERAS = 16
 
 
@@ -80,7 +80,7 @@ def source_file(found: Found, spans: tuple[Span, ...]) -> SourceFile:
 
 
 def match_sidecars(found: Iterable[str], videos: Iterable[str]) -> dict[str, str]:
-    """For each video that has one, the name of its sidecar: the file of its own name, else its episode's table.
+    """The sidecar of each video that has one: the file of its own name, else its episode's table.
 
     found: names of all files, or of those that can be sidecars.
     """

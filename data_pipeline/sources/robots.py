@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of LeRobot. base: its name below the source, ending in a slash, or empty. where: its address."""
+    """A folder of LeRobot. base: its name below the source with a slash, or empty. where: its address."""
 
     tree: Tree
     base: str
@@ -180,7 +180,7 @@ def _parts_v3(dataset: Dataset, cameras: list[str]) -> Iterator[Part]:
                 yield Part(episode, video, data, start_s, end_s, label_of(row))
 
 
-def fill(dataset: Dataset, key: str, fields: dict[str, int | str]) -> str:
+def fill(dataset: Dataset, key: str, fields: Mapping[str, int | str]) -> str:
     """A path template with its fields put in: plain names and widths, none of str.format's other powers.
 
     Raises: DataError for any other field, and for a path that leaves the folder.

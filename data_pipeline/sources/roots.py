@@ -34,7 +34,7 @@ class Root(ABC):
 
     @abstractmethod
     def find(self, name: str) -> Found:
-        """The file of that name. Raises: RefusedLineError when there is none, or it is a link out of the root."""
+        """The file of that name. Raises: RefusedLineError: there is none, or it is a link out of the root."""
 
     @abstractmethod
     def candidates(self, name: str) -> Iterable[str]:

@@ -48,7 +48,7 @@ def line_word(address: str) -> str:
 
 
 def read_list(address: str) -> Iterator[Row | BadRow]:
-    """The lines of a list in order; bytes that are no UTF-8 stay as they are, as names of files can hold them.
+    """The lines of a list in order; bytes that are no UTF-8 stay as they are: names of files hold such.
 
     Raises: DataError when it cannot be read, has no column `uri`, or one that misspells another.
     """
@@ -79,7 +79,7 @@ def check_columns(address: str, spot: str, columns: Sequence[str], needs_uri: bo
             )
     if needs_uri and "uri" not in columns:
         raise DataError(
-            f"{where} has no column `uri`, its columns are {shown}: name the one that holds the videos' paths `uri`"
+            f"{where} has no column `uri`, its columns are {shown}: name the one with the videos' paths `uri`"
         )
 
 

@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.s3.requests import filesystem
 from data_pipeline.sources import Listing, list_sources
 from data_pipeline.storage import Storage
 from tests.data_pipeline.test_sources_robots import write_v3
@@ -86,12 +88,7 @@ def test_an_object_alone_and_the_sidecar_beside_it(local: Path, s3_bucket: str) 
 def test_keys_that_no_file_could_have_are_passed_over(s3_bucket: str) -> None:
     storage = Storage(s3_bucket)
     storage.publish("v/a.mp4", b"x")
-    client_names = ("v//b.mp4", "v/folder/")
-    from data_pipeline.s3.requests import filesystem
-
-    import os
-
-    for key in client_names:
+    for key in ("v//b.mp4", "v/folder/"):
         filesystem(os.getpid()).call_s3(
             "put_object", Bucket=s3_bucket.removeprefix("s3://"), Key=key, Body=b""
         )
