@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.decode.container import last_words
 from data_pipeline.decode.scale import Scaler
 from data_pipeline.errors import DataError
 
@@ -113,7 +114,9 @@ def check_encoded(data: bytes, num_frames: int) -> None:
             for packet in container.demux(stream):
                 found += len(packet.decode())
     except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"the encoded clip does not decode past frame {found}: {error}") from error
+        raise DataError(
+            f"the encoded clip does not decode past frame {found}: {last_words(error)}"
+        ) from error
     if found != num_frames:
         raise DataError(f"the encoded clip decodes to {found} frames of {num_frames}")
 

@@ -42,7 +42,7 @@ class DecordDecoder:
             height, width = self._reader.get_batch([0]).shape[1:3]
         except self._errors as error:
             raise DataError(f"decord cannot read it: {last_words(error)}") from error
-        if not isinstance(source, bytes):
+        if not isinstance(source, bytes) or b"avc1" not in source:
             _check_reads_alike(source, len(shown))
         if not np.all(np.isfinite(shown)) or np.any(np.diff(shown) <= 0) or abs(shown[0]) > 1e9:
             raise DataError("decord finds no usable frame times in it")
@@ -69,9 +69,11 @@ class DecordDecoder:
         self.close()
 
 
-def _check_reads_alike(source: str | Path, num_frames: int) -> None:
-    """Refuse what decord 0.6.0 reads wrongly: after seeks in HEVC, in MPEG-TS, and frames that an edit list
-    leaves out, it repeats neighbours. Clips of our own making (bytes) are none of these. Raises: DataError.
+def _check_reads_alike(source: str | Path | bytes, num_frames: int) -> None:
+    """Refuse what decord 0.6.0 reads wrongly.
+
+    After seeks in HEVC, in MPEG-TS, and for frames that an edit list leaves out, it repeats neighbours.
+    H.264 in memory is taken for a clip of our own making, which is none of these. Raises: DataError.
     """
     container, stream = open_container(source)
     with container:

@@ -16,6 +16,7 @@ from data_pipeline.decode.scale import Scaler
 from data_pipeline.errors import DataError
 
 SEEK_GAIN = 8  # seek forward only when it skips more frames than this
+RECENT_BYTES = 32 << 20  # frames kept for a next clip that overlaps this one: 95 of 456 × 256 pixels
 
 
 class PyAvDecoder:
@@ -29,6 +30,7 @@ class PyAvDecoder:
         self._source = source
         self._is_counted = False
         self.num_decoded = 0
+        self._recent: dict[int, Frames] = {}  # by tick, the oldest first
         self._open()
         try:
             self._scan()
@@ -195,13 +197,22 @@ class PyAvDecoder:
         if len(order) == 0 or order[0] < 0 or order[-1] >= len(self._ticks):
             raise DataError(f"frame indices must lie in 0..{len(self._ticks) - 1}")
         ticks = self._ticks[order].tolist()
-        wanted = frozenset(ticks)
+        wanted = frozenset(ticks) - self._recent.keys()
         images = np.empty((len(order), self.height, self.width, 3), np.uint8)
         for number, tick in enumerate(ticks):
-            image = self._scaler.image(self._frame(tick, wanted))
-            images[number] = np.rot90(image, self.rotation // 90 % 4)
+            images[number] = self._image(tick, wanted)
         in_order = len(back) == len(order) and np.array_equal(back, np.arange(len(back)))
         return images if in_order else images[back]
+
+    def _image(self, tick: int, wanted: frozenset[int]) -> Frames:
+        """(H, W, 3) of `tick`, scaled and turned."""
+        image = self._recent.get(tick)
+        if image is None:
+            image = np.rot90(self._scaler.image(self._frame(tick, wanted)), self.rotation // 90 % 4)
+            self._recent[tick] = image
+            if len(self._recent) * image.nbytes > RECENT_BYTES:
+                self._recent.pop(next(iter(self._recent)))
+        return image
 
     def close(self) -> None:
         self._container.close()

@@ -72,3 +72,11 @@ def write_video(
 
 def numbered_frames(count: int, width: int = 96, height: int = 64) -> list[np.ndarray]:
     return [draw_number(number, width, height) for number in range(count)]
+
+
+class Forgetful(dict):  # type: ignore[type-arg]
+    """In place of the frames that a decoder keeps, so that each is decoded when it is asked for."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().clear()
+        super().__setitem__(key, value)

@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.decode import DecoderName, inspect, open_video
 from data_pipeline.encode import encode_frames
 from data_pipeline.errors import DataError
+from tests.data_pipeline.numbered import Forgetful
 
 Draw = Callable[..., np.ndarray]
 
@@ -79,6 +80,7 @@ def test_any_order_of_reading_gives_the_frames_of_reading_through(
 ) -> None:
     path = write(tmp_path / "b.mp4", moving_bar(60), g="12", **options)
     with open_video(path, "pyav") as video:
+        video._recent = Forgetful()  # type: ignore[attr-defined]
         through = video.frames(range(60))
         for pick in np.random.default_rng(0).permutation(60):
             np.testing.assert_array_equal(video.frames([pick])[0], through[pick])
@@ -166,6 +168,26 @@ def test_facts_come_from_the_headers(videos: Path) -> None:
     facts = inspect(videos / "video-000000.mp4")
     assert (facts.codec, facts.container, facts.num_frames, facts.is_vfr) == ("h264", "mov", 40, False)
     assert (facts.average_fps, facts.duration_s, facts.has_audio) == (16.0, 2.5, False)
+
+
+@pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the folder of real videos is not beside the project")
+def test_any_order_of_reading_real_videos_gives_the_frames_of_reading_through() -> None:
+    """Every second to fifth frame too, so that pictures between those asked for are not decoded."""
+    for path in sorted(SHARED_VIDEOS.glob("*.[ma][pokv][4viv]")):
+        with open_video(path, "pyav", size=(64, 48)) as video:
+            count = min(len(video.timestamps_s), 100)
+            if path.name == "decord_corrupted.mp4":
+                with pytest.raises(DataError, match="damaged"):
+                    video.frames(range(count))
+                continue
+            through = video.frames(range(count))
+        for step in (2, 5):
+            with open_video(path, "pyav", size=(64, 48)) as video:
+                np.testing.assert_array_equal(video.frames(range(0, count, step)), through[::step])
+        with open_video(path, "pyav", size=(64, 48)) as video:
+            video._recent = Forgetful()  # type: ignore[attr-defined]
+            for pick in np.random.default_rng(0).permutation(count)[:10]:
+                np.testing.assert_array_equal(video.frames([pick])[0], through[pick], err_msg=path.name)
 
 
 @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the folder of real videos is not beside the project")

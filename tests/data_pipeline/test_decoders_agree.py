@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.decode import DecoderName, inspect, open_video
+from data_pipeline.decode.with_pyav import PyAvDecoder
 from data_pipeline.errors import DataError
-from tests.data_pipeline.numbered import draw_number, numbered_frames, read_number, write_video
+from tests.data_pipeline.numbered import Forgetful, draw_number, numbered_frames, read_number, write_video
 
 NUM_FRAMES = 30
 VARIED_MS = np.cumsum([0] + [(40, 40, 200, 7, 100, 1000)[k % 6] for k in range(NUM_FRAMES - 1)]).tolist()
@@ -55,6 +56,7 @@ KINDS: dict[str, tuple[str, Options]] = {
         },
     ),
     "narrow": ("a.mp4", {"size": (48, 64)}),
+    "no duration": ("a.webm", {"codec": "libvpx-vp9", "mux": {"live": "1"}}),
 }
 HIDDEN = {"edit list": 4}  # frames before the start that the list sets
 # What a decoder refuses, with the reason; `auto` and PyAV read all of them.
@@ -65,6 +67,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("decord", "HEVC"): "wrong frames of hevc",
     ("decord", "HEVC, open groups"): "wrong frames of hevc",
     ("decord", "h264 in MPEG-TS"): "wrong frames of h264 in mpegts",
+    ("decord", "no duration"): "decord cannot read it|no usable frame times",
     ("decord", "edit list"): "30 frames where 26 are shown",
     ("torchcodec", "MPEG-4 in AVI"): "do not tell when frames are shown",
     ("torchcodec", "MPEG-4 with B frames in AVI"): "do not tell when frames are shown",
@@ -125,6 +128,8 @@ def test_each_time_has_its_own_frame(decoder: DecoderName, kind: str, make: Call
         clock = "default" if path.suffix in (".mp4", ".avi") else "milliseconds"
         shown = (times[numbers] - times[numbers[0]]) / 1000
         np.testing.assert_allclose(video.timestamps_s, shown, atol=1e-6 if clock == "default" else 1e-3)
+        if isinstance(small, PyAvDecoder):
+            small._recent = Forgetful()
         order = np.random.default_rng(0).permutation(len(numbers))
         try:
             assert [read_number(image) for image in video.frames(range(len(numbers)))] == numbers
@@ -134,6 +139,15 @@ def test_each_time_has_its_own_frame(decoder: DecoderName, kind: str, make: Call
             assert (decoder, kind) in READ_IN_PART
         else:
             assert (decoder, kind) not in READ_IN_PART
+
+
+@pytest.mark.parametrize("kind", ["AV1", "narrow", "no duration", "HEVC", "MPEG-4 with B frames in AVI"])
+def test_bytes_that_decord_refuses_are_read_all_the_same(kind: str, make: Callable[[str], Path]) -> None:
+    data = make(kind).read_bytes()
+    with pytest.raises(DataError):
+        open_video(data, "decord")
+    with open_video(data) as video:
+        assert [read_number(image) for image in video.frames(range(NUM_FRAMES))] == list(range(NUM_FRAMES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,6 +211,13 @@ def test_frames_read_in_time_order_are_decoded_once(tmp_path: Path) -> None:
     with open_video(path, "pyav", size=(48, 32)) as video:
         before = video.num_decoded  # type: ignore[attr-defined]
         for start in range(0, 200, 20):
+            assert [read_number(image) for image in video.frames(range(start, start + 20))] == list(
+                range(start, start + 20)
+            )
+        assert video.num_decoded - before <= 200  # type: ignore[attr-defined]
+    with open_video(path, "pyav", size=(48, 32)) as video:
+        before = video.num_decoded  # type: ignore[attr-defined]
+        for start in range(0, 180, 10):  # half of each clip is the next one's too
             assert [read_number(image) for image in video.frames(range(start, start + 20))] == list(
                 range(start, start + 20)
             )

@@ -20,6 +20,29 @@ def test_equal_frames_give_equal_bytes_however_they_are_chunked(moving_bar: Draw
     assert chunked == clip_bytes
 
 
+@pytest.mark.parametrize("side", [32, 64])
+def test_equal_frames_give_equal_bytes_time_after_time(side: int) -> None:
+    frames = np.random.default_rng(side).integers(0, 255, (20, side, side, 3), np.uint8)
+    encoded = {encode_frames([frames], side, side, 8.0, gop=16, crf=18, preset="veryfast") for _ in range(70)}
+    assert len(encoded) == 1
+
+
+def test_frames_of_another_size_are_scaled(moving_bar: Draw) -> None:
+    data = encode_frames([moving_bar(4, 128, 96)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
+    with open_video(data) as video:
+        assert video.frames(range(4)).shape == (4, 48, 64, 3)
+
+
+def test_a_frame_that_does_not_decode_is_noticed(moving_bar: Draw) -> None:
+    """One whose length is spoiled, and a file that was cut."""
+    data = encode_frames([moving_bar(16)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
+    with av.open(io.BytesIO(data), "r") as container:
+        place = [packet.pos for packet in container.demux(video=0) if packet.size][5]
+    for spoiled in (data[:place] + b"\xff" * 4 + data[place + 4 :], data[: len(data) // 2], data[:100], b""):
+        with pytest.raises(DataError, match="the encoded clip does not decode"):
+            check_encoded(spoiled, 16)
+
+
 def test_a_clip_decodes_to_what_went_in(moving_bar: Draw, clip_bytes: bytes) -> None:
     with open_video(clip_bytes) as video:
         found = video.frames(range(16)).astype(int)

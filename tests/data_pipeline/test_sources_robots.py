@@ -94,11 +94,7 @@ def write_v3(folder: Path, **changes: object) -> Path:
     every = [rows_of(episode) for episode in range(len(LENGTHS))]
     put(
         folder / "data/chunk-000/file-000.parquet",
-<<<<<<< HEAD
-        {key: sum((e[key] for e in every), []) for key in every[0]},
-=======
         {key: [value for one in every for value in one[key]] for key in every[0]},
->>>>>>> sources
     )
     for camera in CAMERAS:
         for number in range(2):
