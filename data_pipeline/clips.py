@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def _regions(video: Video, span: Span, cut: CutConfig) -> Iterator[tuple[int, in
     end_s = video.duration_s if span.end_s is None else min(span.end_s, video.duration_s)
     inner = [time for time in video.cuts_s or () if span.start_s < time < end_s]
     edges = [span.start_s, *(inner if cut.kind == "scenes" else ()), end_s]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         slack_s = frame_s if end == video.duration_s else 1e-3
         yield round(begin * 1000), round(end * 1000), slack_s
 
@@ -121,7 +122,8 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
             )
             if is_beyond:
                 asked = f"{span.start_s:g} s" + (f" to {span.end_s:g} s" if span.end_s is not None else "")
-                words = f"{span.origin or 'its span'} asks for {asked}; the video ends at {video.duration_s:.2f} s"
+                who = span.origin or "its span"
+                words = f"{who} asks for {asked}; the video ends at {video.duration_s:.2f} s"
                 clip = _set_aside(clip, "failed", words, "DataError")
             elif reason:
                 clip = _set_aside(clip, "filtered", reason)
@@ -130,7 +132,6 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
 
 
 def _set_aside(clip: Clip, status: str, reason: str, error_class: str = "") -> Clip:
-    import dataclasses
 
     return dataclasses.replace(
         clip,

@@ -7,49 +7,47 @@ made anew. Runs inside `execute.cluster` where it has work to hand out.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-from data_pipeline.card import publish_card
-from data_pipeline.clips import PartPlan, cut_video, plan_parts, stable_id
+from data_pipeline.clips import PartPlan, cut_video, plan_parts
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.execute import cluster, stream
+from data_pipeline.finish import (
+    Outcome,
+    clip_letters,
+    finish,
+    notes_of,
+    remove_parts,
+    stop_past_limit_of_clips,
+)
 from data_pipeline.format import (
     DATASET_FILE,
-    DEAD_LETTERS_FILE,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     SHARDS_FOLDER,
     SPLITS,
     DatasetInfo,
     ShardDone,
-    dataset_fingerprint,
     done_name,
     index_name,
     read_info,
-    sha256,
     tar_name,
-    to_json,
 )
 from data_pipeline.index import (
     Index,
     build_index,
-    dead_letters_address,
     publish_index,
     publish_videos,
-    stop_past_limit,
 )
-from data_pipeline.manifest import Clip, DeadLetter, Video, from_parquet, read_parquet, to_jsonl, to_parquet
+from data_pipeline.manifest import Clip, Video, from_parquet, read_parquet, to_parquet
 from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
-from data_pipeline.parts import PARTS_FOLDER, finished_parts, read_rows
+from data_pipeline.parts import finished_parts, read_rows
 from data_pipeline.previews import publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
@@ -59,18 +57,6 @@ from data_pipeline.storage import Storage
 OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
 LOCK_FILE = ".lock"
 Sources = Mapping[str, tuple[SourceFile, Video]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished data set and how it came about; `is_new` is False when it was there already."""
-
-    info: DatasetInfo
-    videos: tuple[Video, ...]
-    clips: tuple[Clip, ...]
-    dead_letters: tuple[DeadLetter, ...]
-    num_kept_shards: int
-    is_new: bool
 
 
 @contextlib.contextmanager
@@ -175,12 +161,6 @@ def _make(config: DataConfig, found: Index, progress: Progress) -> Outcome:
     return finish(config, found, clips, [plan.stem for plan in wanted], len(kept), revision)
 
 
-def notes_of(config: DataConfig, found: Index) -> dict[str, str]:
-    """What a manifest was decided from: it holds as long as these are the same."""
-    versions = stable_id(*sorted(encoder_versions().items()))
-    return {"config": config.fingerprint(), "sources": found.fingerprint(), "versions": versions}
-
-
 def _decided(storage: Storage, notes: dict[str, str]) -> tuple[list[Clip] | None, int]:
     """The manifest that an earlier run of this very job left before its shards were all written, and its
     revision."""
@@ -252,16 +232,6 @@ def _encode_task(
     yield from build_part(*task, config, out)
 
 
-def stop_past_limit_of_clips(config: DataConfig, found: Index, rows: Sequence[Clip], total: int) -> None:
-    """Write the dead letters. total: clips that were to be encoded. Raises: DataError when too many failed."""
-    Storage(config.out).publish(DEAD_LETTERS_FILE, to_jsonl([*found.dead_letters(), *clip_letters(rows)]))
-    tried = [clip for clip in rows if clip.status != "filtered" or clip.phash]
-    failed = [f"{c.uri} at {c.start_s:g} s: {c.reason}" for c in tried if c.status == "failed"]
-    stop_past_limit(config, "clips", failed, total)
-    if failed and len(failed) == len(tried):
-        raise DataError(f"all {len(tried)} clips failed; see {dead_letters_address(config)}")
-
-
 def _check_kept(config: DataConfig, found: Index, clips: Sequence[Clip]) -> None:
     if any(clip.status == "kept" for clip in clips):
         return
@@ -283,7 +253,7 @@ def plans_of(clips: Iterable[Clip], config: DataConfig) -> list[ShardPlan]:
         if clip.status == "kept":
             bundles.setdefault(clip.shard, []).append(clip)
     plans = []
-    for stem in sorted(bundles, key=lambda stem: (SPLITS.index(stem.split("-")[0]), stem)):  # type: ignore[arg-type]
+    for stem in sorted(bundles, key=lambda stem: (SPLITS.index(stem.split("-")[0]), stem)):
         bundle = sorted(bundles[stem], key=lambda clip: clip.offset or 0)
         plans.append(plan_shard(stem, bundle[0].split, bundle, config))
     return plans
@@ -325,7 +295,7 @@ def _find_pieces(
     sources: Sources,
     progress: Progress,
 ) -> list[ShardPlan]:
-    """Plans of shards whose clips are decided, with places in parts: those still there, or parts made anew."""
+    """Plans of decided shards, with the places of their clips: parts still there, or made anew."""
     storage = Storage(config.out)
     wanted = {piece.clip_id for plan in missing for piece in plan.pieces}
     plans = plan_all(config, cut, sources)
@@ -357,86 +327,3 @@ def pack_all(config: DataConfig, plans: Sequence[ShardPlan], progress: Progress)
     for _, item in stream(build_shard, plans, (_absolute(storage),), config.ray):
         if isinstance(item, tuple):
             rates.add(1, item[1])
-
-
-def finish(
-    config: DataConfig,
-    found: Index,
-    clips: list[Clip],
-    stems: Sequence[str],
-    num_kept: int,
-    revision: int = 0,
-    before: Sequence[ShardDone] = (),
-) -> Outcome:
-    """Publish dead letters, the data card, and dataset.json last; then the parts are not needed any more.
-
-    stems: shards made by this job. before: done records of shards that they are added to.
-    """
-    storage = Storage(config.out)
-    data = storage.read_many([done_name(stem) for stem in stems])
-    dones = [*before, *(ShardDone.from_json(each) for each in data)]
-    dones.sort(key=lambda done: (SPLITS.index(done.split), done.stem))  # type: ignore[arg-type]
-    letters = (*found.dead_letters(), *clip_letters(clips))
-    storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
-    status = Counter(clip.status for clip in clips)
-    info = DatasetInfo(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        fingerprint=dataset_fingerprint(dones),
-        revision=revision,
-        num_videos=len({clip.video_id for clip in clips if clip.status == "kept"}),
-        num_clips={split: sum(d.num_samples for d in dones if d.split == split) for split in SPLITS},
-        num_shards={split: sum(d.split == split for d in dones) for split in SPLITS},
-        num_filtered=status["filtered"],
-        num_failed=status["failed"],
-        total_bytes=sum(d.tar_bytes for d in dones),
-        config_fingerprint=config.fingerprint(),
-        source_fingerprint=found.fingerprint(),
-        manifest_sha256=sha256(storage.read(MANIFEST_FILE)),
-        versions=encoder_versions(),
-        state_names=_shared_names([video.state_names for video in found.usable]),
-        action_names=_shared_names([video.action_names for video in found.usable]),
-        shards=tuple(dones),
-    )
-    if sum(info.num_clips.values()) != status["kept"]:
-        raise DataError(
-            f"the shards hold {sum(info.num_clips.values())} clips and the manifest {status['kept']}: another job "
-            f"wrote to {config.out} at the same time; run the same command again, alone"
-        )
-    publish_card(storage, config, info, found.videos, clips)
-    storage.publish(DATASET_FILE, to_json(info))
-    remove_parts(storage)
-    return Outcome(info, found.videos, tuple(clips), letters, num_kept, True)
-
-
-def remove_parts(storage: Storage) -> None:
-    """Delete whatever lies in the parts' folder."""
-    storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER)])
-    folder = storage.local_path(PARTS_FOLDER)
-    if folder is not None:
-        with contextlib.suppress(OSError):  # absent, or something that is not ours lies in it
-            folder.rmdir()
-
-
-def clip_letters(clips: Iterable[Clip]) -> list[DeadLetter]:
-    """The dead letters of clips that failed, in the manifest's order."""
-    failed = (clip for clip in clips if clip.status == "failed")
-    return [
-        DeadLetter(
-            uri=clip.uri,
-            video_id=clip.video_id,
-            stage="encode",
-            error_class=clip.error_class,
-            reason=clip.reason,
-            attempts=clip.attempts,
-            clip_id=clip.clip_id,
-            start_s=clip.start_s,
-            end_s=clip.end_s,
-        )
-        for clip in sorted(failed, key=lambda clip: (clip.uri, clip.start_s, clip.end_s, clip.clip_id))
-    ]
-
-
-def _shared_names(names: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Column names that every video agrees on; empty when some lack them or differ."""
-    return names[0] if len(set(names)) == 1 else ()

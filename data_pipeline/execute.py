@@ -25,7 +25,7 @@ IN_FLIGHT = 2  # tasks handed out for each worker
 
 
 def count_workers(config: RayConfig) -> int:
-    """Workers asked for, or one for each core: of the cluster once it is there, else that this process may use."""
+    """Workers asked for, or one for each core: of the cluster in use, else that this process may use."""
     import ray
 
     if config.workers:

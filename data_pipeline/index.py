@@ -80,7 +80,7 @@ class Index:
 def build_index(config: DataConfig, progress: Progress, force: bool = False) -> Index:
     """Look at every source file, save those that did not change since `out` last told of them.
 
-    In an unfinished data set, files whose decoder hung or crashed, or whose store was away, are looked at again.
+    In an unfinished data set, files whose decoder hung or crashed or whose store was away are tried again.
     force: look at every file, whatever `out` holds.
     Raises: UsageError, DataError as `list_sources` does.
     """
@@ -123,7 +123,7 @@ def _ignored(entry: Ignored) -> Video:
 
 
 def known_videos(storage: Storage, config: DataConfig) -> dict[str, Video]:
-    """What `out` tells of files that an earlier job of the same limits looked at, by their entry's fingerprint."""
+    """What `out` tells of files that a job of the same limits looked at, by their entry's fingerprint."""
     names = [f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
     if storage.exists(VIDEOS_FILE):
         names.insert(0, VIDEOS_FILE)

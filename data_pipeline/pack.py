@@ -1,4 +1,4 @@
-"""From the verdicts on all clips to shards: who is kept, on which side, in which shard, and the shards' bytes.
+"""From the verdicts on all clips to shards: who is kept, on which side, in which shard; and the bytes.
 
 `decide` is pure and reads no clip; `build_shard` copies clips from their parts and decodes none.
 """
@@ -171,8 +171,8 @@ def _read_back(path: Path, expected: list[tuple[str, str, str]], plan: ShardPlan
     if [(m.key, m.suffix, m.sha256) for m in found] != expected:
         parts = ", ".join(sorted({piece.part for piece in plan.pieces}))
         raise DataError(
-            f"shard {plan.stem} does not read back as its parts were written ({parts}): a part or the disk is "
-            f"damaged; remove the parts, and the same command makes them again"
+            f"shard {plan.stem} does not read back as its parts were written ({parts}): a part or the disk "
+            f"is damaged; remove the parts, and the same command makes them again"
         )
     return found
 

@@ -6,20 +6,10 @@ import dataclasses
 from contextlib import ExitStack
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import (
-    Outcome,
-    alone,
-    cut_all,
-    encode_all,
-    finish,
-    notes_of,
-    pack_all,
-    plan_all,
-    refuse_other,
-    sweep,
-)
+from data_pipeline.dataset import alone, cut_all, encode_all, pack_all, plan_all, refuse_other, sweep
 from data_pipeline.errors import UsageError
 from data_pipeline.execute import cluster
+from data_pipeline.finish import Outcome, finish, notes_of
 from data_pipeline.format import MANIFEST_FILE, DatasetInfo
 from data_pipeline.index import Index, known_videos, look_at, publish_videos
 from data_pipeline.manifest import Clip, Video, read_parquet, to_parquet
@@ -78,7 +68,7 @@ def redrive(config: DataConfig, progress: Progress) -> Outcome:
 
 
 def _standing(storage: Storage, info: DatasetInfo) -> list[Clip]:
-    """The manifest's rows as dataset.json knows them: rows of a redrive that was cut short count as failed."""
+    """The rows as dataset.json knows them: those of a redrive that was cut short count as failed."""
     stems = {done.stem for done in info.shards}
     clips, _ = read_parquet(storage, MANIFEST_FILE, Clip)
     return [

@@ -153,8 +153,8 @@ def _check_manifest(storage: Storage, info: DatasetInfo) -> list[str]:
     try:
         if sha256(storage.read(MANIFEST_FILE)) != info.manifest_sha256:
             return [
-                f"{MANIFEST_FILE} is not the one that {DATASET_FILE} names: it was changed, or a --redrive was "
-                f"cut short, and the same command again finishes it"
+                f"{MANIFEST_FILE} is not the one that {DATASET_FILE} names: it was changed, or a --redrive "
+                f"was cut short, and the same command again finishes it"
             ]
         rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
     except DataError as error:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import Outcome, alone, refuse_other, shard
+from data_pipeline.dataset import alone, refuse_other, shard
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.finish import Outcome
 from data_pipeline.format import (
     CARD_FILE,
     DATASET_FILE,
@@ -140,8 +141,8 @@ def _print_outcome(console: Console, config: DataConfig, outcome: Outcome, verb:
     info, count = outcome.info, Counter(video.status for video in outcome.videos)
     if not outcome.is_new and verb == "made":
         console.print(
-            f"{config.out} was finished before, of this config and these videos; nothing was done or read again "
-            f"(`foreframe verify {config.out}` reads it)"
+            f"{config.out} was finished before, of this config and these videos; nothing was done or read "
+            f"again (`foreframe verify {config.out}` reads it)"
         )
     clips = ", ".join(f"{info.num_clips[split]} {split}" for split in SPLITS)
     shards = ", ".join(f"{info.num_shards[split]} {split}" for split in SPLITS)

@@ -226,7 +226,7 @@ def test_a_doomed_job_stops_before_its_end(videos: Path, tmp_path: Path, make_co
                     path.unlink()
 
     config = make_config(folder, max_failed_fraction=0.1)
-    with pytest.raises(DataError, match="16 of 150 clips failed, more than max_failed_fraction 0.1"):
+    with pytest.raises(DataError, match=r"16 of 150 clips failed, more than max_failed_fraction 0\.1"):
         shard(config, meddle)
     assert max(seen) == 16
     letters = [json.loads(line) for line in Path(config.out, "dead_letters.jsonl").read_text().splitlines()]

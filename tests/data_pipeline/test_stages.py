@@ -96,8 +96,8 @@ def test_a_video_cut_short_keeps_its_whole_clips(
 def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
     videos: Path, make_config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_pipeline import stages
     from data_pipeline.isolate import TimedOutError
+    from data_pipeline.stages import part
 
     config = make_config(videos)
     task, clips = task_of(list_sources(config.sources, None).files[0], config)
@@ -113,7 +113,7 @@ def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
                     raise TimedOutError("the decoder hung")
                 yield clip, {}
 
-    monkeypatch.setattr(stages, "shared_child", lambda memory_bytes: Hanging())
+    monkeypatch.setattr(part, "shared_child", lambda memory_bytes: Hanging())
     results = [clip for clip, _ in encode_safely(task, (*clips, *clips[:1]), LIMITS)]
     assert calls == [6, 5, 4, 3, 2, 2]
     assert [clip.status for clip in results] == ["kept", "failed", "kept", "failed", "failed", "failed"]

@@ -1,0 +1,190 @@
+"""A video's clips as members of a tar, with their scores and verdicts. Runs in the child."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.config import EncodeConfig, FilterConfig
+from data_pipeline.decode import Decoder, Frames, open_video
+from data_pipeline.encode import check_encoded, encode_frames, encoded_size, frame_indices
+from data_pipeline.errors import DataError
+from data_pipeline.filters import reason_to_leave_out
+from data_pipeline.format import ACTIONS, META, STATE, VIDEO, ClipMeta, frame_suffix, to_json
+from data_pipeline.jpeg import decode_jpegs, encode_jpegs
+from data_pipeline.manifest import Clip, Video
+from data_pipeline.scores import find_bars, score_frames
+from data_pipeline.sidecar import Sidecar, read_sidecar, resample_sidecar
+from data_pipeline.sources import SidecarFile, Span
+
+CHUNK_FRAMES = 16  # frames asked of a decoder at once
+PREVIEW_SIDE = 72  # short side of what the data card shows of a clip that was left out
+PREVIEW = "preview.jpg"  # such a clip's only member; it never reaches a shard
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """What the child is told of a video: its paths, and how its clips are to be made."""
+
+    path: str
+    video: Video
+    spans: tuple[Span, ...]
+    sidecars: dict[str, str]
+    encode: EncodeConfig
+    filters: FilterConfig
+
+
+def encode_clips(task: EncodeTask, clips: tuple[Clip, ...]) -> Iterator[tuple[Clip, dict[str, bytes]] | None]:
+    """In the child: each clip with its scores and verdict, in order, and its members when it is kept.
+
+    None after each chunk of frames. A damaged clip does not stop the next.
+    Raises: DataError when the video as a whole does not open.
+    """
+    sidecars: dict[SidecarFile, Sidecar] = {}
+    with _Sizes(task.path) as sizes:
+        for clip in clips:
+            try:
+                yield from _encode_clip(sizes, sidecars, task, clip)
+            except DataError as error:
+                yield failed(clip, error), {}
+
+
+def failed(clip: Clip, error: DataError, attempts: int = 1) -> Clip:
+    return dataclasses.replace(
+        clip, status="failed", reason=str(error), error_class=type(error).__name__, attempts=attempts
+    )
+
+
+class _Sizes:
+    """One video open at each size that is asked for; a context manager."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open: dict[tuple[int, int], Decoder] = {}
+
+    def at(self, width: int, height: int) -> Decoder:
+        if (width, height) not in self._open:
+            self._open[width, height] = open_video(self._path, size=(width, height))
+        return self._open[width, height]
+
+    def __enter__(self) -> _Sizes:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for video in self._open.values():
+            video.close()
+
+
+def _decode(video: Decoder, indices: NDArray[np.int64]) -> Iterator[Frames]:
+    for k in range(0, len(indices), CHUNK_FRAMES):
+        yield video.frames(indices[k : k + CHUNK_FRAMES])
+
+
+def _encode_clip(
+    sizes: _Sizes, sidecars: dict[SidecarFile, Sidecar], task: EncodeTask, clip: Clip
+) -> Iterator[tuple[Clip, dict[str, bytes]] | None]:
+    config, video = task.encode, sizes.at(clip.width, clip.height)
+    indices = frame_indices(video.timestamps_s, clip.start_s, clip.fps, clip.num_frames)
+    chunks = []
+    for chunk in _decode(video, indices):
+        yield None
+        chunks.append(chunk)
+    frames = np.concatenate(chunks)
+    if task.filters.crop_letterbox and (bars := find_bars(frames)) is not None:
+        clip, whole, corner = _crop(clip, task.video, bars, config.short_side)
+        chunks = []
+        for chunk in _decode(sizes.at(*whole), indices):
+            yield None
+            chunks.append(chunk[:, corner[1] : corner[1] + clip.height, corner[0] : corner[0] + clip.width])
+        frames = np.ascontiguousarray(np.concatenate(chunks))
+    scores = score_frames(frames, clip.fps)
+    clip = dataclasses.replace(clip, **dataclasses.asdict(scores))
+    if (reason := reason_to_leave_out(scores, task.filters)) is not None:
+        clip = dataclasses.replace(clip, status="filtered", reason=reason)
+        yield clip, {PREVIEW: _preview(frames)}
+        return
+    members = _encode_frames(frames, clip, config)
+    meta = ClipMeta(
+        clip_id=clip.clip_id,
+        video_id=clip.video_id,
+        name=task.video.name,
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        fps=clip.fps,
+        num_frames=clip.num_frames,
+        width=clip.width,
+        height=clip.height,
+        label=clip.label,
+        encoding=config.encoding,
+    )
+    ref = task.spans[clip.span].sidecar
+    if ref is not None:
+        if ref not in sidecars:
+            sidecars[ref] = read_sidecar(Path(task.sidecars[ref.address]), ref)
+        sidecar = sidecars[ref]
+        end_s = clip.start_s + clip.num_frames / clip.fps
+        before_end = video.timestamps_s[video.timestamps_s <= end_s + 1e-3]
+        following = before_end[-1] if end_s <= video.timestamps_s[-1] + 1e-3 else end_s
+        state, actions = resample_sidecar(sidecar, np.append(video.timestamps_s[indices], following))
+        if sidecar.state_names:
+            members[STATE] = _npy(state)
+        if sidecar.action_names:
+            members[ACTIONS] = _npy(actions)
+        meta = dataclasses.replace(meta, state_names=sidecar.state_names, action_names=sidecar.action_names)
+    members[META] = to_json(meta)
+    yield clip, members
+
+
+def _crop(
+    clip: Clip, video: Video, bars: tuple[int, int, int, int], short_side: int
+) -> tuple[Clip, tuple[int, int], tuple[int, int]]:
+    """The clip without its bars, the size at which the whole picture is decoded, the corner to cut from.
+
+    bars: the picture inside them, in pixels of the clip as it was. The crop is written down in pixels of the
+    source, rounded inward, so that no row of a bar stays.
+    """
+    across, down = video.width / clip.width, video.height / clip.height
+    left, top = int(np.ceil(bars[0] * across)), int(np.ceil(bars[1] * down))
+    right, bottom = int((bars[0] + bars[2]) * across), int((bars[1] + bars[3]) * down)
+    width, height = encoded_size(right - left, bottom - top, short_side, video.pixel_aspect)
+    x_scale, y_scale = width / (right - left), height / (bottom - top)
+    whole = (
+        max(width, 2 * round(video.width * x_scale / 2)),
+        max(height, 2 * round(video.height * y_scale / 2)),
+    )
+    corner = min(round(left * x_scale), whole[0] - width), min(round(top * y_scale), whole[1] - height)
+    crop = (left, top, right - left, bottom - top)
+    return dataclasses.replace(clip, width=width, height=height, crop=crop), whole, corner
+
+
+def _encode_frames(frames: Frames, clip: Clip, config: EncodeConfig) -> dict[str, bytes]:
+    """The clip's pictures as members; decoded once more, so that what is written can be read."""
+    if config.encoding == "jpeg":
+        files = encode_jpegs(frames, config.jpeg_quality)
+        decode_jpegs(files)
+        return {frame_suffix(number): data for number, data in enumerate(files)}
+    data = encode_frames(
+        [frames], clip.width, clip.height, clip.fps, gop=config.gop, crf=config.crf, preset=config.preset
+    )
+    check_encoded(data, clip.num_frames)
+    return {VIDEO: data}
+
+
+def _preview(frames: Frames) -> bytes:
+    """Three frames of a clip side by side, small, as one JPEG."""
+    step = max(1, min(frames.shape[1:3]) // PREVIEW_SIDE)
+    picked = frames[[len(frames) // 6, len(frames) // 2, 5 * len(frames) // 6], ::step, ::step]
+    return encode_jpegs(np.concatenate(list(picked), axis=1)[None], 80)[0]
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, np.ascontiguousarray(array), allow_pickle=False)
+    return sink.getvalue()
