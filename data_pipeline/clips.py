@@ -119,6 +119,7 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
                 label=span.label,
                 etag=video.etag,
                 span=number,
+                recording=stable_id("recording", span.group) if span.group else video.video_id,
             )
             if is_beyond:
                 asked = f"{span.start_s:g} s" + (f" to {span.end_s:g} s" if span.end_s is not None else "")
@@ -148,12 +149,13 @@ def _set_aside(clip: Clip, status: str, reason: str, error_class: str = "") -> C
 def assign_splits(
     num_clips: Mapping[str, int], eval_fraction: float, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Train or eval for each video, by a hash of its id: in a large set, a new video never moves another.
+    """Train or eval for each recording, by a hash of its id: in a large set, a new one never moves another.
 
-    num_clips: clips by video id. known: videos whose side is decided, by a list or by an earlier job.
-    In a small set chance is bridled: a video that would bring the eval split past one and a half times its
-    share of the clips stays in train. With two videos or more and a fraction above 0, neither split is
-    left empty.
+    num_clips: clips by recording, which is a video unless several show the same. known: recordings whose
+    side is decided, by a list or by an earlier job.
+    In a small set chance is bridled: a recording that would bring the eval split past one and a half times
+    its share of the clips stays in train. With two or more and a fraction above 0, neither split is left
+    empty.
     """
     known = {video: split for video, split in (known or {}).items() if video in num_clips}
     draws = {video: int(stable_id("split", video)[:13], 16) / 16**13 for video in num_clips}

@@ -73,7 +73,8 @@ class Clip:
     width, height: of the encoded frames. crop: (left, top, width, height) of the picture that was kept, in
     pixels of the source as displayed, where bars were cut off. black, frozen: shares of frames; motion: see
     data_pipeline/scores.py; phash: 48 hex digits. Scores are None where the clip was not decoded.
-    span: which of its source's spans it was cut from.
+    span: which of its source's spans it was cut from. recording: what the split goes by: the video, or the
+    episode that several cameras saw.
     """
 
     clip_id: str
@@ -103,6 +104,7 @@ class Clip:
     label: str | None = None
     etag: str = ""
     span: int = 0
+    recording: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,15 +67,15 @@ def decide(
     before: the manifest of shards that stand already: their rows stay, new shards are numbered after them.
     """
     rows = _without_duplicates(rows, videos, config, before)
-    known = {clip.video_id: clip.split for clip in before if clip.status == "kept"}
-    num_clips = Counter(clip.video_id for clip in rows if clip.status == "kept")
-    num_before = Counter(clip.video_id for clip in before if clip.status == "kept")
-    sides = assign_splits(num_clips + num_before, config.split.eval_fraction, {**splits, **known})
+    known = {clip.recording: splits[clip.video_id] for clip in rows if clip.video_id in splits}
+    known |= {clip.recording: clip.split for clip in before if clip.status == "kept"}
+    num_clips = Counter(clip.recording for clip in (*rows, *before) if clip.status == "kept")
+    sides = assign_splits(num_clips, config.split.eval_fraction, known)
     first = Counter(split for split, _ in {(clip.split, clip.shard) for clip in before if clip.shard})
     placed: list[Clip] = []
     plans: list[ShardPlan] = []
     for split in SPLITS:
-        kept = [clip for clip in rows if clip.status == "kept" and sides[clip.video_id] == split]
+        kept = [clip for clip in rows if clip.status == "kept" and sides[clip.recording] == split]
         for bundle in _bundles(in_shard_order(kept), config.shards.target_bytes):
             stem = shard_stem(split, first[split])
             first[split] += 1
@@ -86,7 +86,7 @@ def decide(
                 offset += clip.size_bytes or 0
     for clip in rows:
         if clip.status != "kept":
-            side = sides.get(clip.video_id, "")
+            side = sides.get(clip.recording, "")
             placed.append(dataclasses.replace(clip, split=side, shard="", offset=None, size_bytes=None))
     clips = sorted([*before, *placed], key=lambda clip: (clip.uri, clip.start_s, clip.end_s, clip.clip_id))
     return Decision(clips, plans)

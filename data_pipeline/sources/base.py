@@ -67,6 +67,8 @@ class Span:
     """A part of a video that was asked for; start_s 0 and end_s None: all of it.
 
     origin: where that is said, such as `train.csv line 7`; empty when nobody had to say it.
+    group: of spans that show one recording (the cameras of an episode), which are never on both sides of
+    the split; empty: the video is a recording of its own.
     """
 
     start_s: float = 0.0
@@ -75,6 +77,7 @@ class Span:
     split: Split | None = None
     sidecar: SidecarFile | None = None
     origin: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,10 @@ def match_videos(tree: Tree, is_asked: Callable[[str], bool], any_ending: bool =
     files = []
     for name in videos:
         beside = sidecars.get(name)
-        span = Span(sidecar=SidecarFile.of(tree.found[beside])) if beside else Span()
+        span = Span()
+        if beside:
+            is_shared = posixpath.basename(beside) in EPISODE_TABLES
+            span = Span(sidecar=SidecarFile.of(tree.found[beside]), group=beside if is_shared else "")
         files.append(source_file(tree.found[name], (span,)))
     used = set(videos) | set(sidecars.values())
     tree.ignored += [

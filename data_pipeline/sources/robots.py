@@ -125,7 +125,8 @@ def _match(dataset: Dataset) -> list[SourceFile]:
                 action_names,
             )
             origin = f"episode {part.episode}"
-            span = Span(part.start_s, part.end_s, part.label, None, sidecar, origin)
+            group = f"{dataset.base}{origin}"
+            span = Span(part.start_s, part.end_s, part.label, None, sidecar, origin, group)
             spans.setdefault(part.video, []).append(span)
             continue
         tree.ignored.append(Ignored(f"{dataset.where}/{part.video}", reason, is_wanted=True))

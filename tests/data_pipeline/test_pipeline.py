@@ -351,3 +351,24 @@ def test_every_row_of_the_manifest_leads_to_its_second_and_back(finished: DataCo
         assert row.uri.endswith(meta.name)
         assert os.path.isfile(row.uri)
     assert all(dataclasses.asdict(clip)["brightness"] is not None for clip in clips)
+
+
+def test_the_cameras_of_an_episode_are_on_one_side(tmp_path: Path, make_config: MakeConfig) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for episode in range(6):
+        folder = tmp_path / "robot" / f"episode-{episode}"
+        for camera in range(2):
+            write_video(folder / f"camera-{camera}.mp4", noise(16, seed=10 * episode + camera))
+        t = [k / 16 for k in range(17)]
+        pq.write_table(pa.table({"t": t, "action.x": t}), folder / "trajectory.parquet")
+    config = make_config(tmp_path / "robot", split={"eval_fraction": 0.4})
+    clips = shard(config, quiet).clips
+    sides: dict[str, set[str]] = {}
+    for clip in clips:
+        sides.setdefault(Path(clip.uri).parent.name, set()).add(clip.split)
+    assert len(sides) == 6
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) == {"train", "eval"}
+    assert ClipReader(config.out, "train").read(0, 2, 8.0).actions.shape == (2, 1)
