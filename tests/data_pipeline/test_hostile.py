@@ -14,15 +14,15 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline.clips import cut_video
 from data_pipeline.config import DataConfig, InspectConfig
 from data_pipeline.decode import container, inspect, open_video
 from data_pipeline.errors import DataError
-from data_pipeline.format import ClipMeta, FailedClip
+from data_pipeline.format import ClipMeta
 from data_pipeline.sources import SourceFile, list_sources
 from data_pipeline.stages import encode_safely, inspect_safely
 from tests.data_pipeline.hostile import Hostile, write_hostile
 from tests.data_pipeline.numbered import numbered_frames, read_number, write_video
+from tests.data_pipeline.tasks import UNFILTERED, task_of
 
 LIMITS = InspectConfig(timeout_s=20.0, memory_bytes=512 << 20)
 
@@ -35,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hostile]:
 @pytest.fixture(scope="module")
 def files(corpus: dict[str, Hostile]) -> dict[Path, SourceFile]:
     folder = next(iter(corpus.values())).path.parent
-    return {Path(file.path): file for file in list_sources((str(folder),)).files}
+    return {Path(file.address): file for file in list_sources((str(folder),), None).files}
 
 
 def is_in_order(numbers: list[int], hostile: Hostile, meta: ClipMeta) -> bool:
@@ -62,18 +62,18 @@ def test_each_hostile_file_ends_as_it_should(
             if hostile.fate == "whole" or not re.search(hostile.reason, video.reason):
                 wrong.append(f"{name}: failed {video.reason}")
             continue
-        config = make_config(hostile.path)
-        clips = tuple(clip for clip in cut_video(video, config) if clip.status == "kept")
+        config = make_config(hostile.path, filters=UNFILTERED)
+        task, clips = task_of(files[hostile.path], config, LIMITS, video)
         if not clips and hostile.fate == "whole":
             wrong.append(f"{name}: no clips of {video.duration_s} s")
-        for result in encode_safely(files[hostile.path], clips, config.encode, LIMITS):
-            if isinstance(result, FailedClip):
-                if hostile.fate == "whole" or not re.search(hostile.reason, result.reason):
-                    wrong.append(f"{name} {result.clip_id}: {result.reason}")
+        for clip, members in encode_safely(task, clips, LIMITS):
+            if clip.status == "failed":
+                if hostile.fate == "whole" or not re.search(hostile.reason, clip.reason):
+                    wrong.append(f"{name} {clip.clip_id}: {clip.reason}")
                 continue
-            meta = ClipMeta.from_json(result.members["json"])
-            with open_video(result.members["mp4"]) as clip:
-                numbers = [read_number(image) for image in clip.frames(range(meta.num_frames))]
+            meta = ClipMeta.from_json(members["json"])
+            with open_video(members["mp4"]) as encoded:
+                numbers = [read_number(image) for image in encoded.frames(range(meta.num_frames))]
             if not is_in_order(numbers, hostile, meta):
                 wrong.append(f"{name} at {meta.start_s}: frames {numbers}")
     assert not wrong, "\n".join(wrong)
@@ -172,26 +172,22 @@ def test_a_decoder_that_hangs_costs_its_file(
     for name in ("hanging", "well"):
         write_video(folder / f"{name}.mp4", numbered_frames(10))
     results = {}
-    for file in list_sources((str(folder),)).files:
-        config = make_config(folder)
-        clips = tuple(cut_video(inspect_safely(file, limits), config))
-        results[Path(file.name).stem] = list(encode_safely(file, clips, config.encode, limits))
+    config = make_config(folder, filters=UNFILTERED)
+    for file in list_sources((str(folder),), None).files:
+        task, clips = task_of(file, config, limits)
+        results[Path(file.name).stem] = [clip for clip, _ in encode_safely(task, clips, limits)]
     assert {(r.error_class, r.attempts) for r in results["hanging"]} == {("TimedOutError", 2)}
     assert "silent for 1 s" in results["hanging"][0].reason
-    assert results["well"]
-    assert not any(isinstance(result, FailedClip) for result in results["well"])
+    assert {clip.status for clip in results["well"]} == {"kept"}
 
 
 def test_equal_sources_give_equal_clips_bit_by_bit(
     corpus: dict[str, Hostile], make_config: Callable[..., DataConfig], files: dict[Path, SourceFile]
 ) -> None:
     file = files[corpus["plain"].path]
-    config = make_config(file.path)
-    clips = tuple(cut_video(inspect_safely(file, LIMITS), config))
-    once, again = (
-        [result.members for result in encode_safely(file, clips, config.encode, LIMITS)]  # type: ignore[union-attr]
-        for _ in range(2)
-    )
+    config = make_config(file.address, filters=UNFILTERED)
+    task, clips = task_of(file, config, LIMITS)
+    once, again = ([members for _, members in encode_safely(task, clips, LIMITS)] for _ in range(2))
     assert once == again
     assert len({members["mp4"] for members in once}) == len(clips)
     with av.open(io.BytesIO(once[0]["mp4"])) as opened:

@@ -4,13 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.clips import cut_video
-from data_pipeline.config import DataConfig, InspectConfig
+from data_pipeline.config import InspectConfig
 from data_pipeline.format import ClipMeta
-from data_pipeline.manifest import Clip
-from data_pipeline.sources import SourceFile, list_sources
-from data_pipeline.stages import EncodeTask, encode_safely, inspect_safely
+from data_pipeline.sources import list_sources
+from data_pipeline.stages import encode_safely, inspect_safely
 from data_pipeline.synthetic import Look
+from tests.data_pipeline.tasks import task_of
 
 LIMITS = InspectConfig(timeout_s=20.0)
 
@@ -43,7 +42,7 @@ def test_a_video_keeps_its_id_when_it_moves(videos: Path, tmp_path: Path) -> Non
 def test_a_clip_carries_state_and_actions_on_its_own_clock(videos: Path, make_config) -> None:
     config = make_config(videos)
     file = list_sources(config.sources, config.root).files[0]
-    task, clips = task_of(file, config)
+    task, clips = task_of(file, config, LIMITS)
     results = list(encode_safely(task, clips, LIMITS))
     assert len(results) == len(clips) == 5
     known = np.load(Path(file.address).with_suffix(".npz"))
@@ -83,7 +82,7 @@ def test_a_video_cut_short_keeps_its_whole_clips(
     file = list_sources(config.sources, config.root).files[0]
     video = inspect_safely(file, LIMITS)
     assert (video.status, video.duration_s) == ("usable", look.duration_s)
-    task, clips = task_of(file, config)
+    task, clips = task_of(file, config, LIMITS)
     results = [clip for clip, _ in encode_safely(task, clips, LIMITS)]
     assert [clip.status for clip in results] == sorted([clip.status for clip in results], reverse=True)
     assert {clip.status for clip in results} == {"kept", "failed"}
@@ -100,7 +99,7 @@ def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
     from data_pipeline.stages import part
 
     config = make_config(videos)
-    task, clips = task_of(list_sources(config.sources, None).files[0], config)
+    task, clips = task_of(list_sources(config.sources, None).files[0], config, LIMITS)
     calls = []
 
     class Hanging:
@@ -119,10 +118,3 @@ def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
     assert [clip.status for clip in results] == ["kept", "failed", "kept", "failed", "failed", "failed"]
     assert {(r.error_class, r.attempts) for r in results if r.status == "failed"} == {("TimedOutError", 2)}
 
-
-def task_of(file: SourceFile, config: DataConfig) -> tuple[EncodeTask, tuple[Clip, ...]]:
-    video = inspect_safely(file, LIMITS)
-    assert video.status == "usable", video.reason
-    sidecars = {span.sidecar.address: span.sidecar.address for span in file.spans if span.sidecar}
-    task = EncodeTask(file.address, video, file.spans, sidecars, config.encode, config.filters)
-    return task, tuple(cut_video(video, file.spans, config))

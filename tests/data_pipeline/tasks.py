@@ -1,0 +1,22 @@
+"""What a worker hands to its child, made from a listed file without a worker."""
+
+from __future__ import annotations
+
+from data_pipeline.clips import cut_video
+from data_pipeline.config import DataConfig, InspectConfig
+from data_pipeline.manifest import Clip, Video
+from data_pipeline.sources import SourceFile
+from data_pipeline.stages import EncodeTask, inspect_safely
+
+UNFILTERED = {"max_black": None, "max_frozen": None, "crop_letterbox": False}
+
+
+def task_of(
+    file: SourceFile, config: DataConfig, limits: InspectConfig, video: Video | None = None
+) -> tuple[EncodeTask, tuple[Clip, ...]]:
+    """The task of encoding a file, and its clips that are worth a try."""
+    video = video or inspect_safely(file, limits)
+    assert video.status == "usable", video.reason
+    sidecars = {span.sidecar.address: span.sidecar.address for span in file.spans if span.sidecar}
+    task = EncodeTask(file.address, video, file.spans, sidecars, config.encode, config.filters)
+    return task, tuple(c for c in cut_video(video, file.spans, config) if c.status == "kept")
