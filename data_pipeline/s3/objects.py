@@ -19,22 +19,13 @@ from botocore.exceptions import ClientError
 
 from data_pipeline.errors import DataError, MissingError, RefusedError, StorageError, why
 from data_pipeline.s3.errors import TROUBLE, NotTakenError, UploadGoneError
-from data_pipeline.s3.requests import (
-    ABORT_LIMIT_S,
-    CONNECT_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    each,
-    filesystem,
-    persist,
-    run,
-)
+from data_pipeline.s3.requests import ABORT_LIMIT_S, client_of_s3, each, persist, run
 from data_pipeline.storage import Entry
 
 IN_FLIGHT = 16  # requests at once where there are many; above that, small reads gain little
 PART_BYTES = 16 << 20  # what is larger is sent in parts; stores take 5 MiB to 5 GiB
 PARTS_IN_FLIGHT = 4  # 64 MiB in memory for each file on its way
 MAX_PARTS = 10_000  # of one object, by S3's rules
-SLOWEST_BYTES_PER_S = 64 << 10  # a body that is sent slower is taken as stuck: its sending has no timeout
 BULK_NAMES = 1000  # in one DeleteObjects, by S3's rules
 
 
@@ -119,12 +110,11 @@ class Objects:
         shown = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in name)
         return f"{self.root}/{shown}" if name else self.root
 
-    async def _ask(self, operation: str, name: str, limit_s: float | None = None, **more: Any) -> Any:
-        """The answer to one request about `name`; limit_s: of one attempt, for requests that send a body."""
+    async def _ask(self, operation: str, name: str, **more: Any) -> Any:
+        """The answer to one request about `name`."""
 
         async def attempt(client: Any) -> Any:
-            call = getattr(client, operation)(Bucket=self.bucket, Key=self.prefix + name, **more)
-            return await asyncio.wait_for(call, limit_s)
+            return await getattr(client, operation)(Bucket=self.bucket, Key=self.prefix + name, **more)
 
         return await persist(self._address(name), attempt)
 
@@ -150,9 +140,8 @@ class Objects:
         if size == 0 and start is not None:  # HTTP cannot ask for no bytes
             await self._ask("head_object", name)
             return b""
-        wanted = (
-            {} if start is None else {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"}
-        )
+        end = "" if start is None or size is None else start + size - 1
+        wanted = {} if start is None else {"Range": f"bytes={start}-{end}"}
 
         async def attempt(client: Any) -> bytes:
             try:
@@ -241,9 +230,7 @@ class Objects:
                 # Completed already, if the answer to an earlier attempt was lost on its way.
                 if (await self._ask("head_object", name)).get("Metadata") != mark:
                     raise
-        except (
-            BaseException
-        ):  # whatever it was: parts of no object would be paid for unseen; the error goes on
+        except BaseException:  # else its parts would be paid for and not seen; the error goes on
             await self._abort(self.prefix + name, upload)
             raise
 
@@ -260,17 +247,16 @@ class Objects:
         body = await asyncio.to_thread(read_at, offset, size)
         if len(body) != size:
             raise DataError(
-                f"what goes to {self._address(name)} was cut short while it was sent; nothing was"
+                f"the file for {self._address(name)} became shorter while it was sent; nothing was published"
             )
         digest = await asyncio.to_thread(hashlib.md5, body, usedforsecurity=False)
         more["ContentMD5"] = base64.b64encode(digest.digest()).decode()
-        limit_s = CONNECT_TIMEOUT_S + READ_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
-        return await self._ask(operation, name, limit_s, Body=body, **more)
+        return await self._ask(operation, name, Body=body, **more)
 
     async def _abort(self, key: str, upload: str) -> None:
         """Tried once: it follows a failure, and `abort_uploads` finds what is left."""
         try:
-            client = await filesystem(os.getpid()).set_session()
+            client = await client_of_s3()
             call = client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
             await asyncio.wait_for(call, ABORT_LIMIT_S)
         except TROUBLE:

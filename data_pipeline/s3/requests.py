@@ -10,12 +10,14 @@ import asyncio
 import functools
 import os
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import s3fs
 from botocore.exceptions import BotoCoreError
+from botocore.handlers import add_expect_header
 
 from data_pipeline.s3.errors import TROUBLE, may_pass, named, settings_error
 
@@ -31,6 +33,15 @@ MAX_CONNECTIONS = 64  # of one process, whose threads share them
 T = TypeVar("T")
 
 
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """One that ends when the other side takes no bytes: aiohttp's own timeout is for reading alone."""
+    family, kind, protocol = address[:3]
+    found = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(READ_TIMEOUT_S * 1000))
+    return found
+
+
 @functools.cache
 def filesystem(pid: int) -> Any:
     """One s3fs for this process, since no connection outlives a fork; reads the AWS settings at first use."""
@@ -43,6 +54,7 @@ def filesystem(pid: int) -> Any:
             # Attempts are made in `persist` alone: three layers of retries would multiply to many minutes.
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "max_pool_connections": MAX_CONNECTIONS,
+            "connector_args": {"socket_factory": _socket},
             # botocore's newer default, a checksum in a trailer, is refused by many stores other than AWS.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
@@ -50,6 +62,14 @@ def filesystem(pid: int) -> Any:
     )
     found.retries = 1
     return found
+
+
+async def client_of_s3() -> Any:
+    """This process's aiobotocore client, connected anew where that is needed."""
+    client = await filesystem(os.getpid()).set_session()
+    # aiohttp waits for the store's "100 Continue" without a limit: a store that hangs there would hang us.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -67,7 +87,7 @@ async def persist(
 ) -> T:
     """What `attempt(client)` returns, tried again for RETRY_FOR_S since it last made progress."""
     try:
-        client = await filesystem(os.getpid()).set_session()
+        client = await client_of_s3()
     except (BotoCoreError, OSError, ValueError) as error:  # ValueError: an endpoint that is no address
         raise settings_error(error, address) from error
     began, reached, tries = time.monotonic(), 0, 0

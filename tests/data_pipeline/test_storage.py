@@ -6,6 +6,7 @@ import errno
 import http.client
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -463,6 +464,15 @@ def test_a_store_that_stays_broken_is_reported_and_shows_nothing(
         faults.heal()
     assert list(faulty.walk()) == []
     assert unfinished_uploads(faulty) == []
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux's TCP_USER_TIMEOUT")
+def test_a_store_that_takes_no_bytes_is_reported(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        use_s3(monkeypatch, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(StorageError, match="s3://bucket/a: the store does not answer"):
+            Storage("s3://bucket").publish("a", bytes(16 * MIB))
+    forget_s3()
 
 
 def test_a_large_download_goes_on_where_it_broke_off(
