@@ -176,6 +176,25 @@ def test_facts_are_those_of_the_file(kind: str, make: Callable[[str], Path]) -> 
     assert not facts.has_audio
 
 
+def test_sound_beside_the_video_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "both.mp4"
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=16000)
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for image in numbered_frames(10):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(sound.encode(silence))  # type: ignore[attr-defined]
+        for stream in (video, sound):
+            container.mux(stream.encode(None))  # type: ignore[attr-defined]
+    facts = inspect(path)
+    assert (facts.has_audio, facts.num_frames) == (True, 10)
+    with open_video(path) as opened:
+        assert [read_number(image) for image in opened.frames(range(10))] == list(range(10))
+
+
 def test_torchcodec_that_is_not_there_says_what_to_do(
     make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +240,7 @@ def test_frames_read_in_time_order_are_decoded_once(tmp_path: Path) -> None:
             assert [read_number(image) for image in video.frames(range(start, start + 20))] == list(
                 range(start, start + 20)
             )
-        assert video.num_decoded - before <= 200  # type: ignore[attr-defined]
+        assert video.num_decoded - before <= 200 + 30  # type: ignore[attr-defined]  # the first step back
     with open_video(path, "pyav") as video:
         before = video.num_decoded  # type: ignore[attr-defined]
         assert (
