@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.config import RayConfig
-from data_pipeline.errors import DataError, ForeframeError, UsageError
+from data_pipeline.errors import DataError, ForeframeError, UsageError, why
 
 Item = TypeVar("Item")
 
@@ -134,6 +134,8 @@ def stream(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ForeframeError):
             raise error.cause from None
+        if isinstance(error.cause, OSError):
+            raise DataError(f"{error.cause.filename or 'a file'} on a worker: {why(error.cause)}") from error
         raise
     except ray.exceptions.RayError as error:
         words = str(error).strip().splitlines()[0]
