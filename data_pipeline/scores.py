@@ -25,7 +25,9 @@ SHORT_SIDE = 64  # of the reduced picture, at least; of smaller frames every pix
 BLACK_PIXEL = 0.1  # ffmpeg blackdetect's pixel_black_th
 BLACK_SHARE = 0.98  # and its picture_black_ratio_th
 FROZEN_DIFFERENCE = 0.001  # ffmpeg freezedetect's noise, -60 dB
-MOTION_FPS = 8.0  # faster clips are looked at about this often, so that rates compare and noise does not add up
+MOTION_FPS = (
+    8.0  # faster clips are looked at about this often, so that rates compare and noise does not add up
+)
 MOTION_DIFFERENCE = 4 / 255  # change of a reduced pixel that may be noise
 
 HASH_SIDE = 32  # of the picture that is hashed

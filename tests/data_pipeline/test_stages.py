@@ -117,4 +117,3 @@ def test_a_hang_costs_its_clip_and_a_file_that_hangs_again_is_given_up(
     assert calls == [6, 5, 4, 3, 2, 2]
     assert [clip.status for clip in results] == ["kept", "failed", "kept", "failed", "failed", "failed"]
     assert {(r.error_class, r.attempts) for r in results if r.status == "failed"} == {("TimedOutError", 2)}
-
