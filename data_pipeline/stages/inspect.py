@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipeline.clips import video_id
 from data_pipeline.config import DataConfig, InspectConfig
-from data_pipeline.decode import inspect, open_video
+from data_pipeline.decode import inspect, open_video, refuse_early
 from data_pipeline.encode import encoded_size
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.fetch import Scratch
@@ -42,6 +42,7 @@ def inspect_file(task: InspectTask) -> Iterator[Video | None]:
     """In the child: hash, headers, sidecars, scenes. Yields None while at work, then what is known so far,
     twice: first the file with its id, then with its facts. Raises: DataError with the reason."""
     file, content = task.file, ""
+    refuse_early(task.path)  # a pipe or a device must not even be hashed
     for found in hash_slowly(task.path):
         yield None
         content = found or ""
