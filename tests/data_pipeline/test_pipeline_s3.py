@@ -422,6 +422,13 @@ def test_requests_do_not_grow_where_they_need_not(
     assert len(of_sources) == 2 * NUM_OBJECTS  # once to look at, once to encode
 
 
+def test_a_deep_look_reads_each_shard_once(remote: DataConfig, store: FaultProxy) -> None:
+    store.paths.clear()
+    report = verify(remote.out, deep=True)
+    assert report.num_frames_decoded == 25 * 4
+    assert sum(".tar" in path for _, path in store.paths) == len(report.info.shards)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("end", ["sources", "output"])
 @pytest.mark.parametrize(("key", "secret"), [(KEY, "a-wrong-secret"), ("nobody:here", SECRET)])
