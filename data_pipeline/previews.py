@@ -29,6 +29,7 @@ NUM_KEPT = 24
 NUM_OF_RULE = 12
 HEIGHT = 72
 WIDEST = 4  # a frame's width by its height; of a wider one the middle is shown
+GAP = 3  # pixels of grey between two frames
 MOMENTS = (1, 3, 5)  # sixths of the clip
 JPEG_QUALITY = 80
 
@@ -84,7 +85,7 @@ def _draw(clip_id: str) -> str:
 
 
 def _choose(rows: Iterable[Clip], rules: dict[str, str], before: Sequence[Preview]) -> list[Clip]:
-    """Of each verdict as many rows as there is room for, the first by their draw, in the order they are read."""
+    """Of each verdict as many rows as there is room for, the first by draw; in the order they are read."""
     filled = Counter(preview.rule for preview in before)
     shown = {preview.clip_id for preview in before}
     candidates: dict[str, list[Clip]] = {}
@@ -152,9 +153,10 @@ def _small(frame: Image) -> Image:
 def _side_by_side(frames: Sequence[Image]) -> Image:
     from PIL import Image
 
-    strip = Image.new("RGB", (sum(frame.width for frame in frames), HEIGHT))
+    width = sum(frame.width + GAP for frame in frames) - GAP
+    strip = Image.new("RGB", (width, HEIGHT), (128, 128, 128))
     left = 0
     for frame in frames:
         strip.paste(frame, (left, 0))
-        left += frame.width
+        left += frame.width + GAP
     return strip

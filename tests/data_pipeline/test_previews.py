@@ -34,7 +34,10 @@ def colours_over_time(num_frames: int, width: int, height: int) -> np.ndarray:
 
 def as_video(width: int = 64, height: int = 48) -> dict[str, bytes]:
     frames = colours_over_time(12, width, height)
-    return {"mp4": encode_frames([frames], width, height, 8.0, gop=4, crf=10, preset="veryfast"), "json": b"{}"}
+    return {
+        "mp4": encode_frames([frames], width, height, 8.0, gop=4, crf=10, preset="veryfast"),
+        "json": b"{}",
+    }
 
 
 def as_pictures(width: int = 64, height: int = 48, num_frames: int = 12) -> dict[str, bytes]:
@@ -81,7 +84,9 @@ class CountingStorage(Storage):
         return super().read(name, start, size)
 
 
-@pytest.mark.parametrize("members", [as_video(), as_pictures(), as_left_out()], ids=["mp4", "jpeg", "left out"])
+@pytest.mark.parametrize(
+    "members", [as_video(), as_pictures(), as_left_out()], ids=["mp4", "jpeg", "left out"]
+)
 def test_a_preview_is_three_frames_of_the_clip_in_order(tmp_path: Path, members: dict[str, bytes]) -> None:
     from PIL import Image
 
@@ -91,20 +96,22 @@ def test_a_preview_is_three_frames_of_the_clip_in_order(tmp_path: Path, members:
     found = next(preview for preview in read(storage) if preview.clip_id == clip(1).clip_id)
     with Image.open(io.BytesIO(found.jpeg)) as image:
         assert image.format == "JPEG"
-        assert (image.width, image.height) == (found.width, found.height) == (3 * 96, 72)
+        assert (image.width, image.height) == (found.width, found.height) == (3 * 96 + 2 * 3, 72)
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    thirds = [pixels[36, 96 * k + 48] for k in range(3)]
+    thirds = [pixels[36, 99 * k + 48] for k in range(3)]
     assert np.abs(np.array(thirds) - COLOURS).max() < 24
 
 
 @pytest.mark.parametrize(("width", "height"), [(48, 640), (640, 48), (2, 2), (64, 64)])
-def test_no_shape_of_picture_makes_a_strip_that_cannot_be_shown(tmp_path: Path, width: int, height: int) -> None:
+def test_no_shape_of_picture_makes_a_strip_that_cannot_be_shown(
+    tmp_path: Path, width: int, height: int
+) -> None:
     storage = Storage(tmp_path)
     rows = write_part(storage, "part-a", [(clip(0), as_pictures(width, height))])
     publish_previews(storage, rows, rows)
     (found,) = read(storage)
     assert found.height == 72
-    assert 3 <= found.width <= 3 * 4 * 72
+    assert 3 <= found.width <= 3 * 4 * 72 + 6
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
@@ -112,7 +119,7 @@ def test_a_clip_of_fewer_frames_is_shown_all_the_same(tmp_path: Path, num_frames
     storage = Storage(tmp_path)
     rows = write_part(storage, "part-a", [(clip(0), as_pictures(num_frames=num_frames))])
     publish_previews(storage, rows, rows)
-    assert read(storage)[0].width == 3 * 96
+    assert read(storage)[0].width == 3 * 96 + 6
 
 
 def many(storage: Storage) -> tuple[list[Clip], list[Clip]]:
@@ -122,7 +129,9 @@ def many(storage: Storage) -> tuple[list[Clip], list[Clip]]:
     made: list[tuple[Clip, dict[str, bytes]]] = [(clip(k), small) for k in range(100)]
     made += [(clip(k, status="filtered", reason="black: 60 %: so"), dark) for k in range(100, 130)]
     made += [(clip(k, status="filtered", reason="frozen: 99 %"), dark) for k in range(130, 135)]
-    made += [(clip(k, status="failed", reason="damaged", error_class="DataError"), {}) for k in range(138, 140)]
+    made += [
+        (clip(k, status="failed", reason="damaged", error_class="DataError"), {}) for k in range(138, 140)
+    ]
     rows = write_part(storage, "part-a", made[:70]) + write_part(storage, "part-b", made[70:])
     rows += [clip(k, status="filtered", reason="too short: 0.5 s") for k in range(135, 138)]
     verdicts = [
