@@ -79,7 +79,7 @@ details summary { cursor: pointer; color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: .6rem 0; }
 dt { color: var(--soft); }
 dd { margin: 0; }
-@media (max-width: 34rem) { .share { display: none; } .percent { min-width: 0; } 
+@media (max-width: 34rem) { .share { display: none; } .percent { min-width: 0; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } th, td { padding: .3rem .5rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } h2, h3 { break-after: avoid; } figure,
   .card, tr { break-inside: avoid; } details:not([open]) { display: none; } }

@@ -1,4 +1,4 @@
-"""Numbers with their units, and texts of unknown origin, as a card writes them."""
+"""Numbers with units, which no line breaks apart, and texts of unknown origin, as a card writes them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def number_of(count: int, noun: str) -> str:
 
 def duration(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g}\u00a0s"
     if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:,.1f} h"
+        return f"{seconds / 60:.1f}\u00a0min"
+    return f"{seconds / 3600:,.1f}\u00a0h"
 
 
 def durations(seconds: Sequence[float]) -> list[str]:
@@ -43,7 +43,7 @@ def durations(seconds: Sequence[float]) -> list[str]:
     longest = max(seconds, default=0.0)
     unit, divisor = ("h", 3600) if longest >= 5400 else ("min", 60) if longest >= 100 else ("s", 1)
     digits = 0 if longest >= 100 * divisor else 1 if longest >= 10 * divisor else 2
-    return [f"{value / divisor:,.{digits}f} {unit}" for value in seconds]
+    return [f"{value / divisor:,.{digits}f}\u00a0{unit}" for value in seconds]
 
 
 def share(part: float, whole: float) -> str:
@@ -51,19 +51,21 @@ def share(part: float, whole: float) -> str:
     if not whole:
         return "–"
     if 0 < part < whole / 1000:
-        return "< 0.1 %"
+        return "<\u00a00.1\u00a0%"
     percent = 100 * part / whole
     if part < whole and percent > 99.9:
-        return "> 99.9 %"
-    return f"{percent:.0f} %" if percent >= 10 or not part else f"{percent:.1f} %"
+        return ">\u00a099.9\u00a0%"
+    is_round = not part or 10 <= percent < 99 or part >= whole
+    return f"{percent:.{0 if is_round else 1}f}\u00a0%"
 
 
 def size(num_bytes: float) -> str:
+    """Three digits, or four of what is nearly the next unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
-            return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+            return f"{num_bytes:.{0 if unit == 'B' or num_bytes >= 100 else 1}f}\u00a0{unit}"
         num_bytes /= 1024
-    return f"{num_bytes:,.2f} TiB"
+    return f"{num_bytes:,.2f}\u00a0TiB"
 
 
 def score(value: float | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.card import publish_card
+from data_pipeline.card.words import duration, share, size
 from data_pipeline.config import DataConfig
 from data_pipeline.format import CARD_FILE, DatasetInfo, ShardDone
 from data_pipeline.manifest import Clip, Video, to_parquet
@@ -82,6 +83,7 @@ class Parsed(HTMLParser):
             self._section = self.titles[-1]
 
     def handle_data(self, data: str) -> None:
+        data = data.replace("\u00a0", " ")
         if self.open and self.open[-1] == "h2":
             self.titles[-1] += data
         self.words[self._section] = self.words.get(self._section, "") + data
@@ -473,3 +475,28 @@ def test_previews_that_cannot_be_read_do_not_cost_the_card(publish: Publish, tmp
     Storage(tmp_path).publish(PREVIEWS_FILE, b"half a fi")
     source = video(0)
     assert "no pictures" in Parsed(publish([source], [clip(source, 0)])).words["What is in it"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (size(0), "0 B"),
+        (size(1023), "1023 B"),
+        (size(1024 * 1010), "1010 KiB"),
+        (size(1.5 * 1024**2), "1.5 MiB"),
+        (size(5000 * 1024**4), "5,000.00 TiB"),
+        (share(1, 0), "–"),
+        (share(0, 7), "0 %"),
+        (share(1, 10_000), "< 0.1 %"),
+        (share(9_999_999, 10_000_000), "> 99.9 %"),
+        (share(996, 1000), "99.6 %"),
+        (share(7, 7), "100 %"),
+        (share(110, 100), "110 %"),
+        (duration(0), "0 s"),
+        (duration(99), "99 s"),
+        (duration(100), "1.7 min"),
+        (duration(36_000_000), "10,000.0 h"),
+    ],
+)
+def test_numbers_read_as_people_write_them(text: str, words: str) -> None:
+    assert text.replace("\u00a0", " ") == words
