@@ -17,9 +17,9 @@ from data_pipeline.format import FORMAT_VERSION
 from data_pipeline.manifest import Clip, Video
 from data_pipeline.sources import Span
 
-# A part is closed when its clips are that long together, or that many: seconds of work, so that a few videos
-# keep all cores busy and little is lost with a worker. Each part opens its videos anew, which takes a second an
-# hour of video, and a download from a store: so a video is cut into at most so many parts, and a remote one later.
+# A part is closed when its clips are that long together, or that many: seconds of work, so that a few
+# videos keep all cores busy and little is lost with a worker. Each part opens its videos anew, which takes a
+# second an hour of video, and from a store a download: so a video is cut into few parts, a remote one later.
 PART_S, PART_CLIPS = 60.0, 256
 PARTS_OF_A_VIDEO = 16
 REMOTE_PARTS = 10

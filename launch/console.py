@@ -51,7 +51,9 @@ class Stages:
                 BarColumn(bar_width=10),
                 MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
                 TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-                TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+                ),
             )
             with Progress(*columns, console=self._console) as self._bars:
                 yield self.report

@@ -58,7 +58,9 @@ def start(config: DataConfig) -> subprocess.Popen[bytes]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every byte of a data set but videos.parquet, which tells when files were written."""
-    paths = [path for path in out.rglob("*") if path.is_file() and path.name not in ("videos.parquet", ".lock")]
+    paths = [
+        path for path in out.rglob("*") if path.is_file() and path.name not in ("videos.parquet", ".lock")
+    ]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
@@ -186,9 +188,14 @@ def test_a_workers_memory_is_flat_over_two_thousand_clips(videos: Path, tmp_path
             again = PartPlan(f"{plan.stem}-{num_clips}", plan.clips)
             for _ in build_part(again, dict(sources), config, config.out):
                 num_clips += 1
-            samples.append(me.memory_info().rss + sum(c.memory_info().rss for c in descendants(me.pid, ("data_pipeline.isolate",))))
+            samples.append(
+                me.memory_info().rss
+                + sum(c.memory_info().rss for c in descendants(me.pid, ("data_pipeline.isolate",)))
+            )
     early = sorted(samples[len(samples) // 4 : len(samples) // 2])
     late = sorted(samples[-len(samples) // 4 :])
     middle = [part[len(part) // 2] / 2**20 for part in (early, late)]
-    print(f"{num_clips} clips; medians {middle[0]:.1f} and {middle[1]:.1f} MiB, most {max(samples) / 2**20:.1f}")
+    print(
+        f"{num_clips} clips; medians {middle[0]:.1f} and {middle[1]:.1f} MiB, most {max(samples) / 2**20:.1f}"
+    )
     assert middle[1] < middle[0] * 1.05 + 2
