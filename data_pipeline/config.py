@@ -65,7 +65,8 @@ class FilterConfig(Section):
         ge=0,
         le=10,
         description="Near-duplicates across the data set: perceptual hashes of 192 bits differing in at most "
-        "this many; 4 finds copies encoded anew.",
+        "this many; of copies encoded anew 4 finds seven in ten, 8 nine; so does it clips of a fixed camera "
+        "before which nothing moves.",
     )
     crop_letterbox: bool = Field(True, description="Cut black bars off before a clip is scaled.")
 
@@ -74,7 +75,8 @@ class EncodeConfig(Section):
     """How a clip is written: H.264 in mp4 (closed GOPs, no B-frames) or a JPEG a frame; constant rate."""
 
     encoding: Literal["mp4", "jpeg"] = Field(
-        "mp4", description="mp4: H.264; jpeg: a file a frame, some six times the size, a third of the CPU to read."
+        "mp4",
+        description="mp4: H.264; jpeg: a file a frame, some six times the size, a third of the CPU to read.",
     )
     short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
     fps: float = Field(8.0, gt=0, le=240, description="Constant frame rate of the clip.")
