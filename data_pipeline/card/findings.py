@@ -108,14 +108,14 @@ def _pictures(card: Card) -> Iterator[Finding]:
         return f"{duration(seconds)} of clips, {share(seconds, card.kept_s)}"
 
     num, seconds = totals.upscaled
-    if num:
+    if seconds:
         words = (
             f"{number_of(num, 'videos')} ({of_hours(seconds)}) smaller than the short side of "
             f"{encode.short_side} px: their clips are enlarged and hold no more detail."
         )
         yield Finding("bad" if seconds > 0.2 * card.kept_s else "fair", "Enlarged pictures", words)
     num, seconds = totals.slow
-    if num:
+    if seconds:
         words = (
             f"{number_of(num, 'videos')} ({of_hours(seconds)}) with fewer than {encode.fps:g} frames "
             f"a second: in their clips frames come twice."

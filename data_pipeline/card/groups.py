@@ -135,7 +135,7 @@ def source_names(usable: Sequence[Video], roots: Mapping[str, str]) -> list[str]
         root = roots[video.video_id]
         inside = "/".join(parts[: len(shared[root]) + 1])
         names.append(
-            (inside + "/" if inside else "(not in a folder)") if is_one else root + (inside and inside + "/")
+            (inside + "/" if inside else "(top level)") if is_one else root + (inside and inside + "/")
         )
     return names
 

@@ -56,7 +56,8 @@ def _header(card: Card) -> str:
         f"{number_of(clips['kept'], 'clips')}, {duration(card.kept_s)}, "
         f"cut from {number_of(info.num_videos, 'videos')}; fingerprint "
     )
-    found = f"{size(card.source_bytes)}; {videos['failed']:,} failed, {videos['ignored']:,} files passed over"
+    passed = number_of(videos["ignored"], "files")
+    found = f"{size(card.source_bytes)}; {videos['failed']:,} failed, {passed} passed over"
     tried = sum(clips.values())
     cards = [
         ("clips", f"{clips['kept']:,}", " + ".join(f"{side.num_clips:,} {side.name}" for side in card.sides)),

@@ -405,6 +405,14 @@ def test_a_set_of_failures_alone_has_a_card(publish: Publish) -> None:
     assert "Nothing is kept" in page.words["Worth a look"]
 
 
+def test_clips_of_a_video_that_is_gone_count(publish: Publish) -> None:
+    source = video(0)
+    kept = clip(source, 0)
+    page = Parsed(publish([], [kept], [Preview(kept.clip_id, "", 9, 9, b"\xff\xd8")]))
+    assert page.rows("Splits")["train"][0] == "1"
+    assert source.uri in page.words["What is in it"]
+
+
 def test_every_table_is_bounded(publish: Publish) -> None:
     videos = [
         video(k, f"folder-{k}", width=100 + k, codec=f"codec-{k}", average_fps=1.0 + k / 10)
