@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.decode import open_video
+from data_pipeline.decode import decode_jpegs, open_video
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import Scratch
 from data_pipeline.format import (
@@ -38,7 +38,6 @@ from data_pipeline.format import (
     sha256,
     tar_name,
 )
-from data_pipeline.jpeg import decode_jpegs
 from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.progress import Progress
 from data_pipeline.shards import hash_file, read_members, samples_in_tar
