@@ -48,7 +48,7 @@ from data_pipeline.index import (
 from data_pipeline.manifest import Clip, Video, from_parquet, read_parquet, to_parquet
 from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
 from data_pipeline.parts import finished_parts, read_rows
-from data_pipeline.previews import publish_previews
+from data_pipeline.previews import PREVIEWS_FILE, publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages import PASSING, build_part
@@ -150,6 +150,7 @@ def _make(config: DataConfig, found: Index, progress: Progress) -> Outcome:
         decision = decide(rows, {v.video_id: v for v in found.usable}, config, found.splits())
         clips, plans = decision.clips, decision.shards
         _check_kept(config, found, clips)
+        storage.remove(PREVIEWS_FILE)  # of another try or config: those that are there would be kept
         publish_previews(storage, rows, clips)
         storage.publish(MANIFEST_FILE, to_parquet(clips, Clip, notes_of(config, found)))
     wanted = plans or plans_of(clips, config)
