@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.config import RayConfig
+from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, ForeframeError, UsageError, why
 
 Item = TypeVar("Item")
 
 OBJECT_STORE_BYTES = 200 << 20  # records and sizes only pass through it; the smallest that Ray likes
+NODE_ANSWERS_S = 120.0  # a node starts its first worker within seconds, a busy one within a minute
 IN_FLIGHT = 2  # tasks handed out for each worker
 
 
@@ -89,9 +91,48 @@ def cluster(config: RayConfig) -> Iterator[None]:
             raise UsageError(f"{where} could not be reached or started: {error}") from error
     _silence_obituaries()
     try:
+        if config.address:
+            check_nodes()
         yield
     finally:
         ray.shutdown()
+
+
+def check_nodes() -> None:
+    """Hold each node's libraries against this one's: others would write other bytes for the same clip.
+
+    Raises: UsageError with the nodes that differ or have no foreframe.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0, max_retries=0)(encoder_versions)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+            asked[node["NodeManagerHostname"], node["NodeID"]] = probe.options(
+                scheduling_strategy=there
+            ).remote()
+    here, wrong = encoder_versions(), []
+    for (host, _), answer in asked.items():
+        try:
+            found = ray.get(answer, timeout=NODE_ANSWERS_S)
+        except ray.exceptions.RayError as error:
+            words = str(error).strip().splitlines()[-1]
+            wrong.append(f"{host} cannot run foreframe ({words})")
+            continue
+        if found != here:
+            differ = ", ".join(
+                f"{n} {found.get(n)} (here {here[n]})" for n in here if found.get(n) != here[n]
+            )
+            wrong.append(f"{host} has {differ}")
+    if wrong:
+        listed = "".join(f"\n  {line}" for line in sorted(set(wrong)))
+        raise UsageError(
+            f"the nodes of the Ray cluster must have the libraries of this one, or clips would come out "
+            f"otherwise from node to node:{listed}\nInstall the same release of foreframe on them"
+        )
 
 
 def _silence_obituaries() -> None:

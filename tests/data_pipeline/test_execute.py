@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -5,8 +6,8 @@ import sys
 import pytest
 
 from data_pipeline.config import RayConfig
-from data_pipeline.errors import DataError
-from data_pipeline.execute import _guarded, count_workers, stream
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.execute import _guarded, check_nodes, count_workers, stream
 from data_pipeline.progress import Rates
 from tests.data_pipeline.tasks import count_to, fill_the_disk
 
@@ -55,3 +56,16 @@ def test_a_line_of_progress_tells_rate_verdicts_and_what_is_left() -> None:
     now = 400_000.0
     rates.add(1)
     assert said[-1][2].endswith("13 d 16 h left")
+
+
+def test_nodes_with_other_libraries_are_named(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_pipeline import execute
+
+    check_nodes()
+    there = execute.encoder_versions()
+    me = os.getpid()
+    monkeypatch.setattr(
+        execute, "encoder_versions", lambda: there | ({"av": "1.2.3"} if os.getpid() == me else {})
+    )
+    with pytest.raises(UsageError, match=rf"has av {there['av']} \(here 1\.2\.3\)"):
+        check_nodes()
