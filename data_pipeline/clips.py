@@ -17,10 +17,12 @@ from data_pipeline.format import FORMAT_VERSION
 from data_pipeline.manifest import Clip, Video
 from data_pipeline.sources import Span
 
-# A part is closed at the end of a video when it is that long or holds that many clips: half a minute of work
-# to lose with a worker. A longer video is cut, at ten times that, since each part opens it anew.
-PART_S, PART_CLIPS = 120.0, 64
-LONG_VIDEO = 10
+# A part is closed when its clips are that long together, or that many: seconds of work, so that a few
+# videos keep all cores busy and little is lost with a worker. Each part opens its videos anew, which takes a
+# second an hour of video, and from a store a download: so a video is cut into few parts, a remote one later.
+PART_S, PART_CLIPS = 60.0, 256
+PARTS_OF_A_VIDEO = 16
+REMOTE_PARTS = 10
 OVERSHOOT_S = 0.1  # a list's end may lie so far behind the video's: its clock was another
 
 
@@ -199,19 +201,23 @@ def plan_parts(
 ) -> list[PartPlan]:
     """Pack the clips to encode into parts, whole videos where they are not long.
 
-    Tasks then read a video in sequence and once.
+    Tasks then read a video in sequence. What shards hold does not depend on it.
     """
     shape = stable_id(FORMAT_VERSION, config.encode_fingerprint(), sorted(versions.items()))
     bundles: list[list[Clip]] = []
-    length_s, video = 0.0, ""
+    length_s, limit_s, name = 0.0, 0.0, ""
     for clip in in_shard_order(clips):
-        limit = LONG_VIDEO if clip.video_id == video else 1
-        if not bundles or length_s >= limit * PART_S or len(bundles[-1]) >= limit * PART_CLIPS:
+        if clip.video_id == name:
+            video = videos[name]
+            limit_s = PART_S * (REMOTE_PARTS if "://" in video.uri else 1)
+            limit_s = max(limit_s, video.duration_s / PARTS_OF_A_VIDEO)
+        else:
+            name, limit_s = clip.video_id, PART_S
+        if not bundles or length_s >= limit_s or len(bundles[-1]) >= PART_CLIPS:
             bundles.append([])
             length_s = 0.0
         bundles[-1].append(clip)
         length_s += clip.end_s - clip.start_s
-        video = clip.video_id
     plans = []
     for bundle in bundles:
         parts = [

@@ -65,7 +65,8 @@ class FilterConfig(Section):
         ge=0,
         le=10,
         description="Near-duplicates across the data set: perceptual hashes of 192 bits differing in at most "
-        "this many; 4 finds copies encoded anew.",
+        "this many; of copies encoded anew 4 finds seven in ten, 8 nine; so does it clips of a fixed camera "
+        "before which nothing moves.",
     )
     crop_letterbox: bool = Field(True, description="Cut black bars off before a clip is scaled.")
 

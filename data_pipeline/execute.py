@@ -139,6 +139,8 @@ def stream(
         raise
     except ray.exceptions.RayError as error:
         words = str(error).strip().splitlines()[0]
+        if isinstance(error, (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError)):
+            raise DataError(f"Ray itself came to an end ({words}); the same command goes on") from error
         raise DataError(
             f"workers died {config.max_retries + 1} times over the same task ({words}); "
             f"the machine may be short of memory: fewer `ray.workers` help. The same command goes on"

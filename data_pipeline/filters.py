@@ -20,13 +20,18 @@ MIN_BANDS = 6  # 32 bits each: two of them are a key of 64
 SMALL = 1024  # hashes among which all pairs are compared
 PAIRS_AT_ONCE = 1 << 20  # candidates compared at once: 50 MB of gathered hashes
 PAIRS_PER_HASH = 32  # where more candidates than this many for each hash meet, halves are decided in turn
+PAIRS_IN_CACHE = 1 << 16  # compared at once where all are
+KEY_GAIN = 32  # a pair that is looked up by keys costs as much as this many of all pairs in turn
 MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: any odd number serves
 
 
 def reason_to_leave_out(scores: Scores, config: FilterConfig) -> str | None:
     """One sentence that starts with the rule's name, of the first rule that a clip fails; None to keep it."""
     if config.max_black is not None and scores.black > config.max_black:
-        return f"black: {_percent(scores.black)} of its frames are black, filters.max_black is {config.max_black:g}"
+        return (
+            f"black: {_percent(scores.black)} of its frames are black, "
+            f"filters.max_black is {config.max_black:g}"
+        )
     if config.max_frozen is not None and scores.frozen > config.max_frozen:
         return (
             f"frozen: {_percent(scores.frozen)} of its frames equal the one before, "
@@ -107,6 +112,8 @@ class _Greedy:
 
     def _decide(self, which: Ints) -> None:
         """Apply the rule among `which`: ascending, none of them near one that was kept before."""
+        if len(which) == 0:
+            return
         pairs = self._pairs_among(which)
         if pairs is None:
             first, second = np.split(which, [len(which) // 2])
@@ -148,9 +155,7 @@ class _Greedy:
             ordered, order = _sort(keys)
             ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) + 1
             sizes = np.diff(ends, prepend=0)
-            num_after = np.repeat(ends, sizes) - np.arange(len(which)) - 1 if ends.size < len(which) else None
-            if num_after is None:
-                continue
+            num_after = np.repeat(ends, sizes) - np.arange(len(which)) - 1  # behind each with its key
             num_left -= int(num_after.sum())
             if num_left < 0:
                 return None
@@ -164,14 +169,14 @@ class _Greedy:
 
     def _near_between(self, later: Ints, kept: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Pairs of positions in `later` and in `kept` within the distance, each at least once."""
-        num_left = later.size * kept.size // 2
+        num_left = later.size * kept.size // KEY_GAIN
         for keys, kept_keys in zip(self._keys(later), self._keys(kept), strict=True):
             ordered, order = _sort(keys)
             kept_ordered, kept_order = _sort(kept_keys)
             starts = np.searchsorted(kept_ordered, ordered, side="left")
             counts = np.searchsorted(kept_ordered, ordered, side="right") - starts
             num_left -= int(counts.sum())
-            if num_left < 0:  # keys save nothing here
+            if num_left < 0:
                 yield from self._compare_all(later, kept)
                 return
             rows = np.flatnonzero(counts)
@@ -198,7 +203,7 @@ class _Greedy:
     def _compare_all(self, first: Ints, second: Ints) -> Iterator[tuple[Ints, Ints]]:
         """All pairs of positions in `first` and `second` within the distance, by comparing all."""
         words = self._hashes[second].T.copy()
-        num_rows = max(1, PAIRS_AT_ONCE // len(second))
+        num_rows = max(1, PAIRS_IN_CACHE // len(second))
         for start in range(0, len(first), num_rows):
             rows = self._hashes[first[start : start + num_rows]]
             distance = np.zeros((len(rows), len(second)), np.uint8)

@@ -7,7 +7,7 @@ A data set is a folder (or s3:// prefix):
     manifest.parquet                   one row a clip: kept, filtered or failed, with its source span
     videos.parquet                     one row a source file
     dead_letters.jsonl                 one object a video or clip that could not be used, with the reason
-    dataset.html                       the data card, for people
+    dataset.html, previews.parquet     the data card, for people, and the pictures on it
     shards/train-000000.tar            plain WebDataset tar
     shards/train-000000.index.parquet  one row a member: key, suffix, offset, size, sha256
     shards/train-000000.done.json      ShardDone, written after the two: no done record, no shard

@@ -126,7 +126,7 @@ def _schema(record: type) -> Any:
     """The parquet schema of a dataclass, from its annotations."""
     import pyarrow as pa
 
-    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
 
     def column(hint: Any) -> Any:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)

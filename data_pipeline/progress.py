@@ -33,9 +33,10 @@ class Rates:
         self.done, self._bytes = self.done + count, self._bytes + num_bytes
         self.counts.update(counts)
         elapsed = max(self._clock() - self._start, 1e-3)
-        parts = [f"{self.done / elapsed:.1f} {self._unit}/s"]
+        rate = self.done / elapsed
+        parts = [f"{rate:.0f} {self._unit}/s" if rate >= 100 else f"{rate:.1f} {self._unit}/s"]
         if self._bytes:
-            parts.append(f"{self._bytes / elapsed / 1e6:.2f} MB/s")
+            parts.append(f"{self._bytes / elapsed / 1e6:.1f} MB/s")
         parts += [f"{number} {what}" for what, number in self.counts.items() if number]
         if elapsed >= 1 and 0 < self.done < self._total:
             parts.append(f"{_duration(elapsed * (self._total - self.done) / self.done)} left")

@@ -1,4 +1,4 @@
-"""Where a video's scenes change, by PySceneDetect's ContentDetector: the only file that knows PySceneDetect."""
+"""Where a video's scenes change, by PySceneDetect, which is known to this file alone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ def find_cuts(video: Decoder, threshold: float) -> Iterator[float | None]:
     Raises: DataError when PySceneDetect is not installed, or a frame is damaged.
 
     Every change at or above the threshold counts, however short the scene: PySceneDetect's own least length
-    drops cuts that follow each other closely, and a clip would run through those. A dissolve or fade over many
-    frames stays below the threshold from frame to frame and is no cut.
+    drops cuts that follow each other closely, and a clip would run through those. A dissolve or fade over
+    many frames stays below the threshold from each frame to the next and is no cut.
     """
     try:
+        import cv2
         from scenedetect import ContentDetector, FrameTimecode
     except ImportError as error:
         raise DataError(
             "cut.kind scenes needs PySceneDetect, which is not installed here: pip install foreframe[scenes]"
         ) from error
 
+    cv2.setNumThreads(1)  # a worker a core is what keeps all cores busy
     detector = ContentDetector(threshold=threshold, min_scene_len=0)
     num_frames = len(video.timestamps_s)
     for start in range(0, num_frames, CHUNK):

@@ -1,4 +1,4 @@
-"""What a clip's frames say of its worth: brightness, black, frozen, motion, a perceptual hash; its black bars.
+"""What a clip's frames say of its worth: brightness, black, frozen, motion, a perceptual hash; and bars.
 
 All of it is integer arithmetic, or rounded far above what floats differ by between machines, so equal
 frames give equal scores everywhere.
@@ -9,6 +9,7 @@ Shape legend: T frames, H height, W width, C colours (RGB); h w the reduced pict
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,8 +118,8 @@ def _hash(luma_hw: Doubles, height: float, width: float) -> str:
     """16 hex digits: which of the 63 lowest frequencies of a picture lie above their median.
 
     luma_hw: in levels of 255. height, width: of the picture in pixels of luma_hw, which may lack a last part.
-    The bits run row by row; the first, of the constant, is always 0. Coefficients lie on a grid, so that those
-    of a flat picture are 0 and none of its bits is chance.
+    The bits run row by row; the first, of the constant, is always 0. Coefficients lie on a grid, so that
+    those of a flat picture are 0 and none of its bits is chance.
     """
     h, w = luma_hw.shape
     coefficients = _hash_matrix(h, height) @ luma_hw @ _hash_matrix(w, width).T
@@ -162,13 +163,11 @@ def find_bars(frames_THWC: Frames) -> tuple[int, int, int, int] | None:
     height, width = brightest_HW.shape
     top, bottom = _outer_black(rows), _outer_black(rows[::-1])
     left, right = _outer_black(columns), _outer_black(columns[::-1])
-    inner = brightest_HW[top : height - bottom, left : width - right]
     across, along = brightest_HW[:, left : width - right], brightest_HW[top : height - bottom].T
     top = _bar(across, range_HW, rows, top)
     bottom = _bar(across[::-1], range_HW[::-1], rows[::-1], bottom)
     left = _bar(along, range_HW.T, columns, left)
     right = _bar(along[::-1], range_HW.T[::-1], columns[::-1], right)
-    del inner
     kept = (width - left - right, height - top - bottom)
     if kept == (width, height) or kept[0] < MIN_PICTURE_SHARE * width or kept[1] < MIN_PICTURE_SHARE * height:
         return None
@@ -193,10 +192,9 @@ def _bar(brightest: Frames, spread: Floats, is_black: NDArray[np.bool_], depth: 
     brightest: (rows, columns) between the bars at both ends. spread: range over time. is_black: by row.
     depth: rows of black.
     """
-    strip = max(2, -int(-BAR_MIN_SHARE * len(is_black) // 1))
-    if depth < BAR_MIN_SHARE * len(is_black):
-        return 0
-    if is_black[depth : max(depth + strip, round(0.4 * len(is_black)))].any():
+    num_rows = len(is_black)
+    strip = max(4, math.ceil(BAR_MIN_SHARE * num_rows))
+    if depth < BAR_MIN_SHARE * num_rows or is_black[depth : max(depth + strip, round(0.4 * num_rows))].any():
         return 0
     bar, edge = brightest[:depth].astype(np.float32), brightest[depth : depth + strip].astype(np.float32)
     if bar.std() > BAR_SPREAD or spread[:depth].mean() > BAR_SPREAD:
@@ -204,4 +202,5 @@ def _bar(brightest: Frames, spread: Floats, is_black: NDArray[np.bool_], depth: 
     levels = edge.mean(axis=1)
     if levels[1:].mean() - bar.mean() < BAR_STEP or np.mean(edge.max(axis=0) > BAR_LEVEL) < 0.5:
         return 0
-    return depth + int(levels[0] < 0.8 * levels[1])  # a row that is half bar goes with it
+    is_picture = levels >= 0.8 * levels.max()  # what the codec, or scaling, smeared into the bar goes with it
+    return depth + int(np.argmax(is_picture))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from data_pipeline import progress
@@ -48,10 +48,12 @@ class Stages:
         if self._console.is_terminal:
             columns = (  # narrow enough for 80 characters with the longest note
                 TextColumn("  {task.description:<7}"),
-                BarColumn(bar_width=14),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("[dim]{task.fields[note]}"),
+                BarColumn(bar_width=10),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+                TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn(
+                    "[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+                ),
             )
             with Progress(*columns, console=self._console) as self._bars:
                 yield self.report

@@ -13,9 +13,10 @@ from data_pipeline.format import DatasetInfo
 from launch import provenance as ours
 
 INFO = DatasetInfo(
-    format_version=1,
+    format_version=2,
     name="demo",
     fingerprint="f00d",
+    revision=0,
     num_videos=1,
     num_clips={"train": 1, "eval": 0},
     num_shards={"train": 1, "eval": 0},
@@ -24,9 +25,11 @@ INFO = DatasetInfo(
     total_bytes=9,
     config_fingerprint="c",
     source_fingerprint="s",
+    manifest_sha256="",
     versions={},
     state_names=(),
     action_names=(),
+    shards=(),
 )
 
 
