@@ -48,10 +48,10 @@ from data_pipeline.index import (
 from data_pipeline.manifest import Clip, Video, from_parquet, read_parquet, to_parquet
 from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
 from data_pipeline.parts import finished_parts, read_rows
-from data_pipeline.previews import publish_previews
+from data_pipeline.previews import PREVIEWS_FILE, publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
-from data_pipeline.stages import build_part
+from data_pipeline.stages import PASSING, build_part
 from data_pipeline.storage import Storage
 
 OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
@@ -150,6 +150,7 @@ def _make(config: DataConfig, found: Index, progress: Progress) -> Outcome:
         decision = decide(rows, {v.video_id: v for v in found.usable}, config, found.splits())
         clips, plans = decision.clips, decision.shards
         _check_kept(config, found, clips)
+        storage.remove(PREVIEWS_FILE)  # of another try or config: those that are there would be kept
         publish_previews(storage, rows, clips)
         storage.publish(MANIFEST_FILE, to_parquet(clips, Clip, notes_of(config, found)))
     wanted = plans or plans_of(clips, config)
@@ -191,14 +192,17 @@ def encode_all(
     progress: Progress,
     max_failed_fraction: float = 1.0,
 ) -> list[Clip]:
-    """The rows of all parts, those of finished ones read and the others made.
+    """The rows of all parts, those of finished ones read and the others made, also those with a clip that
+    failed for a reason that may have passed.
 
     As soon as it is certain that more clips fail than that, it ends with the rows that there are.
     """
     storage = Storage(config.out)
     done = sorted(finished_parts(storage, plans))
     rows = {
-        stem: found for stem, found in zip(done, read_rows(storage, done), strict=True) if found is not None
+        stem: found
+        for stem, found in zip(done, read_rows(storage, done), strict=True)
+        if found is not None and not any(clip.error_class in PASSING for clip in found)
     }
     todo = [plan for plan in plans if plan.stem not in rows]
     total = sum(len(plan.clips) for plan in plans)

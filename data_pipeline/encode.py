@@ -129,6 +129,20 @@ def estimate_bytes(width: int, height: int, num_frames: int, crf: int) -> int:
     return math.ceil(width * height * num_frames * 0.1 * 2 ** ((18 - crf) / 6)) + 6 * 1024
 
 
+def encode_jpegs(frames: NDArray[np.uint8], quality: int) -> list[bytes]:
+    """A JPEG a frame, through Pillow: six times the bytes of H.264, far less CPU to read.
+
+    frames: (T, H, W, 3) uint8 RGB. Returns: T files; equal frames give equal bytes."""
+    from PIL import Image
+
+    files = []
+    for frame in frames:
+        sink = io.BytesIO()
+        Image.fromarray(frame).save(sink, "JPEG", quality=quality, subsampling="4:2:0", optimize=False)
+        files.append(sink.getvalue())
+    return files
+
+
 def encoder_versions() -> dict[str, str]:
     """Versions of whatever decides the bytes of a clip."""
     import av

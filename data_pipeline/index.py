@@ -21,6 +21,7 @@ from data_pipeline.storage import Storage
 INSPECT_BATCH = 8  # files in one task: a few tens of milliseconds each
 NOTE_EVERY = 2000  # files looked at between two notes of them, which a killed job finds again
 NOTES = "videos-"
+BEGUN = f"{PARTS_FOLDER}/begun"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Index:
 def build_index(config: DataConfig, progress: Progress, force: bool = False) -> Index:
     """Look at every source file, save those that did not change since `out` last told of them.
 
-    In an unfinished data set, files whose decoder hung or crashed or whose store was away are tried again.
+    In an unfinished data set, files whose decoder hung or crashed or that the store did not give are tried
+    again.
     force: look at every file, whatever `out` holds.
     Raises: UsageError, DataError as `list_sources` does.
     """
@@ -101,6 +103,8 @@ def look_at(listing: Listing, known: dict[str, Video], config: DataConfig, progr
         batches = [tuple(files[k : k + INSPECT_BATCH]) for k in range(0, len(files), INSPECT_BATCH)]
         rates = Rates("index", len(files), "videos", progress)
         notes = _next_note(storage)
+        if not storage.is_local:  # rights to read but not to write are told of now, not after hours of work
+            storage.publish(BEGUN, b"")
         unnoted: list[Video] = []
         with cluster(config.ray):
             for _, video in stream(inspect_batch, batches, (config,), config.ray):

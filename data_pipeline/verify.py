@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.decode import open_video
+from data_pipeline.decode import decode_jpegs, open_video
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import Scratch
 from data_pipeline.format import (
@@ -38,7 +38,6 @@ from data_pipeline.format import (
     sha256,
     tar_name,
 )
-from data_pipeline.jpeg import decode_jpegs
 from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.progress import Progress
 from data_pipeline.shards import hash_file, read_members, samples_in_tar
@@ -71,14 +70,11 @@ def verify(dataset: str, deep: bool = False, progress: Progress | None = None) -
     for number, done in enumerate(info.shards):
         if progress:
             progress("verify", number, len(info.shards), done.stem)
-        samples, found = _check_shard(storage, done)
+        samples, frames, found = _check_shard(storage, done, deep)
         problems += found
         num_samples += len(samples)
+        num_frames += frames
         num_bytes += done.tar_bytes if samples else 0
-        if deep and not found:
-            frames, found = _decode_all(storage, samples)
-            num_frames += frames
-            problems += found
     problems += _check_counts(info)
     problems += _check_manifest(storage, info)
     problems += _strays(storage, {done.stem for done in info.shards})
@@ -97,20 +93,24 @@ def _local_tar(storage: Storage, stem: str) -> Iterator[Path]:
         yield path
 
 
-def _check_shard(storage: Storage, done: ShardDone) -> tuple[tuple[Sample, ...], list[str]]:
-    """One shard: done record, index, then the tar's bytes and members against both."""
-    stem = done.stem
+def _check_shard(storage: Storage, done: ShardDone, deep: bool) -> tuple[tuple[Sample, ...], int, list[str]]:
+    """One shard: done record, index, then the tar's bytes and members against both; frames decoded."""
+    stem, num_frames = done.stem, 0
     try:
         if ShardDone.from_json(storage.read(done_name(stem))) != done:
-            return (), [f"{done_name(stem)} is not the record that {DATASET_FILE} holds of it"]
+            return (), 0, [f"{done_name(stem)} is not the record that {DATASET_FILE} holds of it"]
         (shard,) = read_shards(storage, [done])
         with _local_tar(storage, stem) as tar:
             problems = _check_tar(tar, shard)
+            if len(shard.samples) != done.num_samples:
+                problems.append(
+                    f"{index_name(stem)} lists {len(shard.samples)} samples of {done.num_samples}"
+                )
+            if deep and not problems:
+                num_frames, problems = _decode_all(tar, shard.samples)
     except DataError as error:
-        return (), [str(error)]
-    if len(shard.samples) != done.num_samples:
-        problems.append(f"{index_name(stem)} lists {len(shard.samples)} samples of {done.num_samples}")
-    return shard.samples, problems
+        return (), 0, [str(error)]
+    return shard.samples, num_frames, problems
 
 
 def _check_tar(tar: Path, shard: Shard) -> list[str]:
@@ -193,12 +193,12 @@ def _strays(storage: Storage, stems: set[str]) -> list[str]:
     return strays
 
 
-def _decode_all(storage: Storage, samples: tuple[Sample, ...]) -> tuple[int, list[str]]:
-    """Read and decode each member: (frames decoded, problems)."""
-    frames, problems = 0, []
+def _decode_all(path: Path, samples: tuple[Sample, ...]) -> tuple[int, list[str]]:
+    """Read and decode each member of the tar at `path`: (frames decoded, problems)."""
+    frames, problems, here = 0, [], Storage(path.parent)
     for sample in samples:
         tar = tar_name(sample.stem)
-        parts = {s: storage.read(tar, m.offset, m.size) for s, m in sample.members.items()}
+        parts = {s: here.read(path.name, m.offset, m.size) for s, m in sample.members.items()}
         try:
             meta = ClipMeta.from_json(parts[META])
             shape = _decode(parts, meta)

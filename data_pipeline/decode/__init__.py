@@ -3,6 +3,7 @@
 from data_pipeline.decode.base import Decoder, DecoderName, Frames, Size, open_video
 from data_pipeline.decode.container import refuse_early
 from data_pipeline.decode.inspect import VideoFacts, inspect
+from data_pipeline.decode.with_pillow import decode_jpegs
 
 __all__ = [
     "Decoder",
@@ -10,6 +11,7 @@ __all__ = [
     "Frames",
     "Size",
     "VideoFacts",
+    "decode_jpegs",
     "inspect",
     "open_video",
     "refuse_early",

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import EncodeConfig, FilterConfig
-from data_pipeline.decode import Frames, open_video
+from data_pipeline.decode import Frames, decode_jpegs, open_video
 from data_pipeline.decode.with_pyav import PyAvDecoder
-from data_pipeline.encode import check_encoded, encode_frames, encoded_size, frame_indices
+from data_pipeline.encode import check_encoded, encode_frames, encode_jpegs, encoded_size, frame_indices
 from data_pipeline.errors import DataError
 from data_pipeline.filters import reason_to_leave_out
 from data_pipeline.format import ACTIONS, META, STATE, VIDEO, ClipMeta, frame_suffix, to_json
-from data_pipeline.jpeg import decode_jpegs, encode_jpegs
 from data_pipeline.manifest import Clip, Video
 from data_pipeline.scores import find_bars, score_frames
 from data_pipeline.sidecar import Sidecar, read_sidecar, resample_sidecar

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.errors import DataError, MissingError, StorageError
+from data_pipeline.errors import FULL_DISK, DataError, MissingError, RefusedError, StorageError
 from data_pipeline.fetch import Scratch
 from data_pipeline.manifest import Video
 from data_pipeline.sources import SidecarFile, SourceFile
+from data_pipeline.storage import Storage
 
 ATTEMPTS = 2  # a hang or crash is tried once more: the machine may have been short of something
 BLOCK_BYTES = 16 << 20
@@ -21,8 +21,11 @@ class ChangedError(DataError):
     """A file is not what it was when the job looked at it."""
 
 
-# Failures that another look may not see again: the machine or the store may have been short of something.
-PASSING = frozenset({"TimedOutError", "CrashedError", "OutOfMemoryError", "StorageError", "ChangedError"})
+# Failures that another look may not see again: the machine or the store may have been short of something, and
+# rights to an object can be given.
+PASSING = frozenset(
+    ["TimedOutError", "CrashedError", "OutOfMemoryError", "StorageError", "ChangedError", "RefusedError"]
+)
 
 
 def hash_slowly(path: str | Path) -> Iterator[str | None]:
@@ -47,15 +50,24 @@ def sidecar_path(scratch: Scratch, ref: SidecarFile) -> Path:
 
 def fetch(scratch: Scratch, file: SourceFile, video: Video) -> Path:
     """The path of a video, or of a copy, as it was when it was inspected. Raises: DataError."""
-    for attempt in itertools.count(1):
-        try:
-            path = scratch.local(file.address)
-            break
-        except StorageError:  # it has been retried for a minute; once more, then it costs the file
-            if attempt >= ATTEMPTS:
-                raise
+    path = scratch.local(file.address)
     check_unchanged(file, video, path)
     return path
+
+
+def end_if_all_would_fail(file: SourceFile, error: DataError) -> None:
+    """Nothing when `error` is of this file alone, so that it costs the file and no more.
+
+    A store that is down, credentials that ran out in mid-run or a full scratch disk would cost all files that
+    are left. So the store is asked for something else: a listing, which it answered when the job began.
+    Raises: what the store says of itself, or `error`, which is to end the job.
+    """
+    if "://" not in file.address:
+        return
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK:
+        raise error
+    if isinstance(error, (MissingError, RefusedError, StorageError)):
+        Storage(file.address.rsplit("/", 1)[0]).exists()
 
 
 def check_unchanged(file: SourceFile, video: Video, path: Path) -> None:

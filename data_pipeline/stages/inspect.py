@@ -22,7 +22,7 @@ from data_pipeline.manifest import Video
 from data_pipeline.scenes import find_cuts
 from data_pipeline.sidecar import read_sidecar
 from data_pipeline.sources import SidecarFile, SourceFile
-from data_pipeline.stages.files import ATTEMPTS, hash_slowly, sidecar_path
+from data_pipeline.stages.files import ATTEMPTS, end_if_all_would_fail, hash_slowly, sidecar_path
 
 LONGEST_VIDEO_S = 7 * 24 * 3600.0
 SCENE_SIDE = 128  # short side at which scenes are looked for
@@ -91,7 +91,10 @@ def _unknown(file: SourceFile) -> Video:
 
 
 def inspect_safely(file: SourceFile, config: InspectConfig, scene_threshold: float | None = None) -> Video:
-    """The record of a file, whatever it does to its decoder."""
+    """The record of a file, whatever it does to its decoder.
+
+    Raises: DataError when no other file could be had either (`end_if_all_would_fail`).
+    """
     known = _unknown(file)
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -110,6 +113,7 @@ def inspect_safely(file: SourceFile, config: InspectConfig, scene_threshold: flo
                     known = item or known
             return dataclasses.replace(known, attempts=attempt)
         except DataError as error:
+            end_if_all_would_fail(file, error)
             words = {"reason": str(error), "error_class": type(error).__name__, "attempts": attempt}
             known = dataclasses.replace(known, status="failed", **words)  # type: ignore[arg-type]
             if not isinstance(error, (TimedOutError, CrashedError, StorageError)):

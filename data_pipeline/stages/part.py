@@ -15,7 +15,7 @@ from data_pipeline.parts import part_tar, place, publish_rows
 from data_pipeline.shards import ShardFile
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages.encode import EncodeTask, failed
-from data_pipeline.stages.files import ATTEMPTS, fetch, sidecar_path
+from data_pipeline.stages.files import ATTEMPTS, end_if_all_would_fail, fetch, sidecar_path
 from data_pipeline.storage import Storage
 
 GIVE_UP_AFTER = 2  # clips in a row that a file's decoder hung or crashed on
@@ -58,6 +58,7 @@ def build_part(
     """One part, from its plan to its rows. sources: by video id.
 
     Yields: each clip with its verdict, and its bytes, as it is done; then the part's rows.
+    Raises: DataError when the part cannot be written, or no source can be had (`end_if_all_would_fail`).
     """
     rows: list[Clip] = []
     storage = Storage(out)
@@ -78,13 +79,18 @@ def _encode_video(
     file: SourceFile, video: Video, clips: tuple[Clip, ...], config: DataConfig
 ) -> Iterator[tuple[Clip, dict[str, bytes]]]:
     with Scratch() as scratch:
-        try:
-            path = fetch(scratch, file, video)
-            refs = {ref.address: ref for clip in clips if (ref := file.spans[clip.span].sidecar) is not None}
-            sidecars = {address: str(sidecar_path(scratch, ref)) for address, ref in refs.items()}
-        except DataError as error:
-            attempts = ATTEMPTS if isinstance(error, StorageError) else 1
-            yield from ((failed(clip, error, attempts), {}) for clip in clips)
-            return
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path = fetch(scratch, file, video)
+                spans = [file.spans[clip.span] for clip in clips]
+                refs = dict.fromkeys(span.sidecar for span in spans if span.sidecar is not None)
+                sidecars = {ref.address: str(sidecar_path(scratch, ref)) for ref in refs}
+                break
+            except DataError as error:
+                end_if_all_would_fail(file, error)
+                if attempt < ATTEMPTS and isinstance(error, StorageError):
+                    continue
+                yield from ((failed(clip, error, attempt), {}) for clip in clips)
+                return
         task = EncodeTask(str(path), video, file.spans, sidecars, config.encode, config.filters)
         yield from encode_safely(task, clips, config.inspect)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import open_video
+from data_pipeline.decode import decode_jpegs, open_video
 from data_pipeline.errors import DataError
 from data_pipeline.format import (
     ACTIONS,
@@ -23,7 +23,6 @@ from data_pipeline.format import (
     read_shards,
     tar_name,
 )
-from data_pipeline.jpeg import decode_jpegs
 from data_pipeline.storage import Storage
 
 Start = Callable[[float], float]

@@ -1,6 +1,9 @@
-"""What a worker hands to its child, made from a listed file without a worker."""
+"""What a worker hands to its child, made without a worker; and work that Ray's workers can import."""
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
 
 from data_pipeline.clips import cut_video
 from data_pipeline.config import DataConfig, InspectConfig
@@ -20,3 +23,12 @@ def task_of(
     sidecars = {span.sidecar.address: span.sidecar.address for span in file.spans if span.sidecar}
     task = EncodeTask(file.address, video, file.spans, sidecars, config.encode, config.filters)
     return task, tuple(c for c in cut_video(video, file.spans, config) if c.status == "kept")
+
+
+def count_to(item: int, *shared: int) -> Iterator[int]:
+    yield from range(item)
+
+
+def fill_the_disk(item: int) -> Iterator[int]:
+    yield item
+    raise OSError(errno.ENOSPC, "No space left on device", f"/shards/{item}.tar")

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.encode import encode_frames
-from data_pipeline.jpeg import encode_jpegs
+from data_pipeline.encode import encode_frames, encode_jpegs
 from data_pipeline.manifest import Clip, from_parquet
 from data_pipeline.parts import part_tar, place
 from data_pipeline.previews import PREVIEWS_FILE, Preview, publish_previews

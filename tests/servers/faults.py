@@ -25,6 +25,7 @@ class _Fault:
     fault: str
     method: str
     kind: str
+    key: str
     first: int
     last: int
     seen: int = 0
@@ -33,12 +34,14 @@ class _Fault:
 class FaultProxy:
     """Passes requests on to an S3 server, except those that `inject` was told to spoil.
 
-    counts: requests by (method, kind), also spoilt ones. A kind is "list", "uploads" (the listing of them),
-    "upload" (begins, completes or aborts one), "part", "delete" (in bulk) or "object".
+    counts: requests by (method, kind), also spoilt ones; paths: the (method, path) of each. A kind is "list",
+    "uploads" (the listing of them), "upload" (begins, completes or aborts one), "part", "delete" (in bulk) or
+    "object".
     """
 
     def __init__(self, endpoint: str) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.paths: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] | None = None  # called with (method, kind) of each request
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
@@ -49,9 +52,17 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def inject(
-        self, fault: str, method: str, kind: str = "object", first: int = 1, times: int | None = 1
+        self,
+        fault: str,
+        method: str,
+        kind: str = "object",
+        first: int = 1,
+        times: int | None = 1,
+        key: str = "",
     ) -> None:
         """Spoil the next `times` matching requests (None: all), from the `first`th on.
+
+        method, kind: "*" for all. key: what the path ends with, before its query; empty for all.
 
         fault: an HTTP status of CODES; a "reset" of the connection before the request is passed on; a "hang"
         with no answer; a "short body", cut in half; a "lost answer", where the request is done and then the
@@ -59,7 +70,8 @@ class FaultProxy:
         """
         assert fault in FAULTS
         last = 1 << 60 if times is None else first + times - 1
-        self._faults.append(_Fault(fault, method, kind, first, last))
+        self._released.clear()
+        self._faults.append(_Fault(fault, method, kind, key, first, last))
 
     def heal(self) -> None:
         """Spoil no more; hanging requests end."""
@@ -74,12 +86,14 @@ class FaultProxy:
     def wait_for_release(self) -> None:
         self._released.wait(300)
 
-    def fault_of(self, method: str, kind: str) -> str:
+    def fault_of(self, method: str, kind: str, path: str) -> str:
         """Count one request; what is to be done to it, or nothing."""
         with self._lock:
             self.counts[method, kind] += 1
+            self.paths.append((method, path))
             for fault in self._faults:
-                if (fault.method, fault.kind) == (method, kind):
+                is_meant = fault.method in ("*", method) and fault.kind in ("*", kind)
+                if is_meant and path.partition("?")[0].endswith(fault.key):
                     fault.seen += 1
                     if fault.first <= fault.seen <= fault.last:
                         return fault.fault
@@ -128,7 +142,7 @@ def _handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if proxy.before:
                 proxy.before(self.command, kind)
-            fault = proxy.fault_of(self.command, kind)
+            fault = proxy.fault_of(self.command, kind, self.path)
             if fault == "hang":
                 proxy.wait_for_release()
             if fault in ("reset", "hang"):

@@ -72,6 +72,8 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _serve() -> None:
+    # So that small files go in parts too; what fits into a MiB stays in memory nevertheless.
+    os.environ |= {"S3_UPLOAD_PART_MIN_SIZE": "4096", "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 20)}
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
     from moto.server import DomainDispatcherApplication, create_backend_app

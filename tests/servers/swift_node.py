@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 LAYERS = ("account", "container", "object")
-MIB = 1 << 20
 # In the order that a request meets them. s3api asks for tempauth behind it, copy, slo and dlo.
 FILTERS: dict[str, dict[str, object]] = {
     "catch_errors": {},
     "gatekeeper": {},
     "listing_formats": {},
     "bulk": {},
-    "s3api": {"location": "us-east-1", "s3_acl": "false", "min_segment_size": 5 * MIB},
+    "s3api": {"location": "us-east-1", "s3_acl": "false", "min_segment_size": 4096},
     "tempauth": {},
     "copy": {},
     "slo": {"max_manifest_segments": 10_000},
