@@ -1,4 +1,4 @@
-"""Draws the tables of the README from benchmarks/results: `python -m benchmarks.tables`."""
+"""Draws the tables of the pages from benchmarks/results: `python -m benchmarks.tables`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,64 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
+def shard_table() -> str:
+    """How fast shards are made beside a loop of ffmpeg, where the time goes, and the driver's own cost."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "shard.json").read_text())
+    config, rows = found["config"], found["rows"]
+    lines = ["| | foreframe | for comparison | ratio (from, to) |", "|---|---:|---:|---:|"]
+    for row in rows:
+        if row["reference"] is None:
+            continue
+        unit = row["unit"]
+        ratio = f"{row['ratio']:.2f}"
+        if row["n"] > 1:
+            ratio += f" ({row['min']:.2f}, {row['max']:.2f})"
+        lines.append(
+            f"| {row['case']}: {row['metric']} | {row['ours']:g} {unit} | "
+            f"{row['reference']:g} {unit}, {row['reference_name']} | {ratio} |"
+        )
+    lines += ["", "| CPU by part | ms a clip |", "|---|---:|"]
+    lines += [f"| {r['metric']} | {r['ours']:.3g} |" for r in rows if r["case"].startswith("CPU by part")]
+    driver = [row for row in rows if row["case"].startswith("driver, ")]
+    cases = list(dict.fromkeys(row["case"] for row in driver))
+    names = [case.removeprefix("driver, ") for case in cases if case != "driver, growth"]
+    lines += ["", f"| the driver's own work | {' | '.join(names)} | grows by the power |"]
+    lines.append("|---|" + "---:|" * (len(names) + 1))
+    for metric in dict.fromkeys(row["metric"] for row in driver):
+        each = {row["case"]: row for row in driver if row["metric"] == metric}
+        unit = next(iter(each.values()))["unit"]
+        cells = [
+            f"{each[case]['ours']:.3g}" if case in each else "" for case in cases if "growth" not in case
+        ]
+        power = f"{each['driver, growth']['ours']:.2f}" if "driver, growth" in each else ""
+        lines.append(f"| {metric}, {unit} | {' | '.join(cells)} | {power} |")
+    loads = config["busy_with_other_work"]
+    lines += [
+        "",
+        f"{'; '.join(config['videos'])}. Clips of {config['clips']}; {config['workers']} workers; medians of "
+        f"{config['pairs']} turns each, spread by pair. Ratios say how many times better foreframe is. "
+        f"{found['device']}, up to {100 * max(loads):.0f} % of it busy with other work when a turn began. "
+        f"Commit {found['commit'][:10]}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {"demo": demo_table, "shard": shard_table}
+PAGES = ("README.md", "docs/operate.md")
+
+
 def drawn(text: str) -> str:
     """`text` with what stands between the marks of each table replaced."""
-    pattern = re.compile(r"(<!-- table: demo -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: f"{found[1]}{demo_table()}\n{found[2]}", text)
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if pattern.search(text):
+            words = table().replace("\\", r"\\")
+            text = pattern.sub(rf"\g<1>{words}\n\g<2>", text)
+    return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(drawn(readme.read_text()))
-    print(f"drew {readme}")
+    for page in (ROOT / name for name in PAGES):
+        if page.exists():
+            page.write_text(drawn(page.read_text()))
+            print(f"drew {page}")

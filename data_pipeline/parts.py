@@ -22,6 +22,7 @@ from data_pipeline.storage import Storage
 
 PARTS_FOLDER = "parts"
 ROWS = ".clips.parquet"
+READ_AT_ONCE = 256  # of a million clips, the bytes of all parts are as large as their rows
 
 
 def part_tar(stem: str) -> str:
@@ -57,11 +58,13 @@ def publish_rows(storage: Storage, stem: str, rows: list[Clip], members: list[Me
 def read_rows(storage: Storage, stems: Sequence[str]) -> list[list[Clip] | None]:
     """The rows of finished parts, in order; None for a part whose rows cannot be read."""
     found: list[list[Clip] | None] = []
-    for data in storage.read_many([part_rows(stem) for stem in stems]):
-        try:
-            found.append(from_parquet(data, Clip)[0])
-        except DataError:  # half a record is no record: the part is made again
-            found.append(None)
+    for start in range(0, len(stems), READ_AT_ONCE):
+        names = [part_rows(stem) for stem in stems[start : start + READ_AT_ONCE]]
+        for data in storage.read_many(names):
+            try:
+                found.append(from_parquet(data, Clip)[0])
+            except DataError:  # half a record is no record: the part is made again
+                found.append(None)
     return found
 
 

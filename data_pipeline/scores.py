@@ -153,12 +153,13 @@ def find_bars(frames_THWC: Frames) -> tuple[int, int, int, int] | None:
     at once over most of its length, and no black comes again behind it: subtitles, logos and dark skies leave
     a side as it is. The crop keeps no row of a bar.
     """
-    brightest_HW = frames_THWC.max(axis=0).max(axis=-1)
+    brightest_HW = _over_colours(np.maximum, frames_THWC.max(axis=0))
     is_black = brightest_HW <= BAR_LEVEL
     rows, columns = ((is_black.mean(axis=axis) >= 0.99) for axis in (1, 0))
     if rows.all() or columns.all():
         return None
-    range_HW = (brightest_HW - frames_THWC.min(axis=0).min(axis=-1)).astype(np.float32)
+    darkest_HW = _over_colours(np.minimum, frames_THWC.min(axis=0))
+    range_HW = (brightest_HW - darkest_HW).astype(np.float32)
     height, width = brightest_HW.shape
     top, bottom = _outer_black(rows), _outer_black(rows[::-1])
     left, right = _outer_black(columns), _outer_black(columns[::-1])
@@ -171,6 +172,13 @@ def find_bars(frames_THWC: Frames) -> tuple[int, int, int, int] | None:
     if kept == (width, height) or kept[0] < MIN_PICTURE_SHARE * width or kept[1] < MIN_PICTURE_SHARE * height:
         return None
     return left, top, *kept
+
+
+def _over_colours(extreme: np.ufunc, image_HWC: Frames) -> Frames:
+    """Over an axis of three, ten times as fast as a reduction."""
+    red, green, blue = np.moveaxis(image_HWC, -1, 0)
+    found: Frames = extreme(extreme(red, green), blue)
+    return found
 
 
 def _outer_black(is_black: NDArray[np.bool_]) -> int:

@@ -32,8 +32,9 @@ class PyAvDecoder:
         self.num_decoded = 0
         # By tick, the oldest first. Kept from the first step back on: fresh memory for each frame of a video
         # whose clips do not overlap cost a third of its decoding.
-        self._recent: dict[int, Frames] = {}
+        self._recent: dict[tuple[Size, int], Frames] = {}
         self._keeps_recent = False
+        self._pictures: dict[int, Any] = {}  # as decoded, by tick, of the last call that was to keep them
         self._open()
         try:
             self._scan()
@@ -47,8 +48,8 @@ class PyAvDecoder:
         self.width: int
         self.height: int
         self.width, self.height = size or own
-        # Scaled first, then turned. A stream that changes its size is brought to one size here.
-        self._scaler = Scaler((self.height, self.width) if is_turned else (self.width, self.height))
+        self._is_turned = is_turned
+        self._scalers: dict[Size, Scaler] = {}
 
     def _open(self) -> None:
         self._container, self._stream = open_container(self._source)
@@ -195,29 +196,57 @@ class PyAvDecoder:
             self._here, self._current = step
         return self._here == tick
 
-    def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Frames:
+    def frames(
+        self,
+        indices: Sequence[int] | NDArray[np.int64],
+        size: Size | None = None,
+        keeps: bool = False,
+    ) -> Frames:
+        """As a `Decoder` does; size: another (width, height) than that of the others.
+
+        keeps: hold the pictures as they were decoded, megabytes each, until the next call, which may want
+        the same ones at another size.
+        """
+        size = size or (self.width, self.height)
         order, back = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         if len(order) == 0 or order[0] < 0 or order[-1] >= len(self._ticks):
             raise DataError(f"frame indices must lie in 0..{len(self._ticks) - 1}")
         ticks = self._ticks[order].tolist()
-        self._keeps_recent |= self._here is not None and ticks[0] < self._here
-        wanted = frozenset(ticks) - self._recent.keys()
-        images = np.empty((len(order), self.height, self.width, 3), np.uint8)
+        self._pictures = {tick: self._pictures[tick] for tick in ticks if tick in self._pictures}
+        unknown = [t for t in ticks if t not in self._pictures and (size, t) not in self._recent]
+        self._keeps_recent |= (
+            self._here is not None and ticks[0] < self._here and ticks[0] not in self._pictures
+        )
+        wanted = frozenset(unknown)
+        images = np.empty((len(order), size[1], size[0], 3), np.uint8)
         for number, tick in enumerate(ticks):
-            images[number] = self._image(tick, wanted)
+            images[number] = self._image(tick, wanted, size, keeps)
+        if not keeps:
+            self._pictures = {}
         in_order = len(back) == len(order) and np.array_equal(back, np.arange(len(back)))
         return images if in_order else images[back]
 
-    def _image(self, tick: int, wanted: frozenset[int]) -> Frames:
+    def _image(self, tick: int, wanted: frozenset[int], size: Size, keeps: bool) -> Frames:
         """(H, W, 3) of `tick`, scaled and turned."""
-        image = self._recent.get(tick)
+        image = self._recent.get((size, tick))
         if image is None:
-            image = np.rot90(self._scaler.image(self._frame(tick, wanted)), self.rotation // 90 % 4)
+            picture = self._pictures.get(tick)
+            if picture is None:
+                picture = self._frame(tick, wanted)
+                if keeps:
+                    self._pictures[tick] = picture
+            image = np.rot90(self._scaler(size).image(picture), self.rotation // 90 % 4)
             if self._keeps_recent:
-                self._recent[tick] = image
+                self._recent[size, tick] = image
                 if len(self._recent) * image.nbytes > RECENT_BYTES:
                     self._recent.pop(next(iter(self._recent)))
         return image
+
+    def _scaler(self, size: Size) -> Scaler:
+        """Pictures are scaled first, then turned. A stream that changes its size is brought to one size."""
+        if size not in self._scalers:
+            self._scalers[size] = Scaler(size[::-1] if self._is_turned else size)
+        return self._scalers[size]
 
     def close(self) -> None:
         self._container.close()

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import EncodeConfig, FilterConfig
-from data_pipeline.decode import Decoder, Frames, decode_jpegs, open_video
+from data_pipeline.decode import Frames, decode_jpegs, open_video
+from data_pipeline.decode.with_pyav import PyAvDecoder
 from data_pipeline.encode import check_encoded, encode_frames, encode_jpegs, encoded_size, frame_indices
 from data_pipeline.errors import DataError
 from data_pipeline.filters import reason_to_leave_out
@@ -23,7 +24,8 @@ from data_pipeline.scores import find_bars, score_frames
 from data_pipeline.sidecar import Sidecar, read_sidecar, resample_sidecar
 from data_pipeline.sources import SidecarFile, Span
 
-CHUNK_FRAMES = 16  # frames asked of a decoder at once
+CHUNK_FRAMES = 16  # frames asked of a decoder at once, fewer of large pictures:
+CHUNK_BYTES = 64 << 20
 PREVIEW_SIDE = 72  # short side of what the data card shows of a clip that was left out
 PREVIEW = "preview.jpg"  # such a clip's only member; it never reaches a shard
 
@@ -47,10 +49,11 @@ def encode_clips(task: EncodeTask, clips: tuple[Clip, ...]) -> Iterator[tuple[Cl
     Raises: DataError when the video as a whole does not open.
     """
     sidecars: dict[SidecarFile, Sidecar] = {}
-    with _Sizes(task.path) as sizes:
+    with open_video(task.path, "pyav") as video:
+        assert isinstance(video, PyAvDecoder)
         for clip in clips:
             try:
-                yield from _encode_clip(sizes, sidecars, task, clip)
+                yield from _encode_clip(video, sidecars, task, clip)
             except DataError as error:
                 yield failed(clip, error), {}
 
@@ -61,48 +64,71 @@ def failed(clip: Clip, error: DataError, attempts: int = 1) -> Clip:
     )
 
 
-class _Sizes:
-    """One video open at each size that is asked for; a context manager."""
+@dataclass(frozen=True)
+class _Crop:
+    """A clip without its bars: the size at which the whole picture is scaled, the corner to cut from."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._open: dict[tuple[int, int], Decoder] = {}
+    clip: Clip
+    whole: tuple[int, int]
+    corner: tuple[int, int]
 
-    def at(self, width: int, height: int) -> Decoder:
-        if (width, height) not in self._open:
-            self._open[width, height] = open_video(self._path, size=(width, height))
-        return self._open[width, height]
-
-    def __enter__(self) -> _Sizes:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for video in self._open.values():
-            video.close()
+    def cut(self, whole_THWC: Frames) -> Frames:
+        left, top = self.corner
+        return whole_THWC[:, top : top + self.clip.height, left : left + self.clip.width]
 
 
-def _decode(video: Decoder, indices: NDArray[np.int64]) -> Iterator[Frames]:
-    for k in range(0, len(indices), CHUNK_FRAMES):
-        yield video.frames(indices[k : k + CHUNK_FRAMES])
+def _chunks(video: Video, num_frames: int) -> Iterator[slice]:
+    """As many frames at once as may be kept as they are decoded, at two bytes a pixel."""
+    length = max(1, min(CHUNK_FRAMES, CHUNK_BYTES // (2 * video.width * video.height)))
+    for start in range(0, num_frames, length):
+        yield slice(start, min(start + length, num_frames))
+
+
+def _decode(
+    video: PyAvDecoder, task: EncodeTask, clip: Clip, indices: NDArray[np.int64]
+) -> Iterator[tuple[Clip, Frames] | None]:
+    """None after each chunk, then the clip, without its bars if it has any, and its frames.
+
+    Bars are those of all its frames. What the first chunk says of them is a guess, by which the pictures are
+    scaled twice as they come: decoding them again, when it is wrong, costs far more.
+    """
+
+    def room(clip: Clip) -> Frames:
+        return np.empty((clip.num_frames, clip.height, clip.width, 3), np.uint8)
+
+    size, seeks_bars = (clip.width, clip.height), task.filters.crop_letterbox
+    frames = room(clip)
+    guess: _Crop | None = None
+    for chunk in _chunks(task.video, len(indices)):
+        keeps = seeks_bars and (guess is not None or chunk.start == 0)
+        frames[chunk] = video.frames(indices[chunk], size, keeps)
+        if seeks_bars and chunk.start == 0 and (bars := find_bars(frames[chunk])) is not None:
+            guess = _crop(clip, task.video, bars, task.encode.short_side)
+            inner = room(guess.clip)
+        if guess is not None:
+            inner[chunk] = guess.cut(video.frames(indices[chunk], guess.whole))
+        yield None
+    if seeks_bars and (bars := find_bars(frames)) is not None:
+        crop = _crop(clip, task.video, bars, task.encode.short_side)
+        if crop != guess:
+            inner = room(crop.clip)
+            for chunk in _chunks(task.video, len(indices)):
+                inner[chunk] = crop.cut(video.frames(indices[chunk], crop.whole))
+                yield None
+        clip, frames = crop.clip, inner
+    yield clip, frames
 
 
 def _encode_clip(
-    sizes: _Sizes, sidecars: dict[SidecarFile, Sidecar], task: EncodeTask, clip: Clip
+    video: PyAvDecoder, sidecars: dict[SidecarFile, Sidecar], task: EncodeTask, clip: Clip
 ) -> Iterator[tuple[Clip, dict[str, bytes]] | None]:
-    config, video = task.encode, sizes.at(clip.width, clip.height)
+    config = task.encode
     indices = frame_indices(video.timestamps_s, clip.start_s, clip.fps, clip.num_frames)
-    chunks = []
-    for chunk in _decode(video, indices):
-        yield None
-        chunks.append(chunk)
-    frames = np.concatenate(chunks)
-    if task.filters.crop_letterbox and (bars := find_bars(frames)) is not None:
-        clip, whole, corner = _crop(clip, task.video, bars, config.short_side)
-        chunks = []
-        for chunk in _decode(sizes.at(*whole), indices):
+    for found in _decode(video, task, clip, indices):
+        if found is None:
             yield None
-            chunks.append(chunk[:, corner[1] : corner[1] + clip.height, corner[0] : corner[0] + clip.width])
-        frames = np.ascontiguousarray(np.concatenate(chunks))
+        else:
+            clip, frames = found
     scores = score_frames(frames, clip.fps)
     clip = dataclasses.replace(clip, **dataclasses.asdict(scores))
     if (reason := reason_to_leave_out(scores, task.filters)) is not None:
@@ -141,10 +167,8 @@ def _encode_clip(
     yield clip, members
 
 
-def _crop(
-    clip: Clip, video: Video, bars: tuple[int, int, int, int], short_side: int
-) -> tuple[Clip, tuple[int, int], tuple[int, int]]:
-    """The clip without its bars, the size at which the whole picture is decoded, the corner to cut from.
+def _crop(clip: Clip, video: Video, bars: tuple[int, int, int, int], short_side: int) -> _Crop:
+    """How a clip loses its bars.
 
     bars: the picture inside them, in pixels of the clip as it was. The crop is written down in pixels of the
     source, rounded inward, so that no row of a bar stays.
@@ -160,7 +184,7 @@ def _crop(
     )
     corner = min(round(left * x_scale), whole[0] - width), min(round(top * y_scale), whole[1] - height)
     crop = (left, top, right - left, bottom - top)
-    return dataclasses.replace(clip, width=width, height=height, crop=crop), whole, corner
+    return _Crop(dataclasses.replace(clip, width=width, height=height, crop=crop), whole, corner)
 
 
 def _encode_frames(frames: Frames, clip: Clip, config: EncodeConfig) -> dict[str, bytes]:
