@@ -98,6 +98,7 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
     """
     width, height = encoded_size(video.width, video.height, config.encode.short_side, video.pixel_aspect)
     clips: dict[str, Clip] = {}
+    rivals: list[tuple[Clip, Span]] = []
     for number, span in enumerate(spans):
         end_s = span.end_s or 0.0
         is_beyond = span.start_s >= video.duration_s or (
@@ -106,6 +107,8 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
         for start_ms, end_ms, reason in _spans_of(video, span, config.cut):
             name = clip_id(video.video_id, start_ms, end_ms)
             if name in clips:  # two spans of a list that overlap
+                if clips[name].label != span.label:
+                    rivals.append((clips[name], span))
                 continue
             clip = Clip(
                 clip_id=name,
@@ -131,6 +134,10 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
             elif reason:
                 clip = _set_aside(clip, "filtered", reason)
             clips[name] = clip
+    for number, (first, span) in enumerate(rivals):
+        words = f"{span.origin or 'another span'} asks for the same seconds with label {span.label!r}"
+        row = dataclasses.replace(first, clip_id=stable_id("rival", first.clip_id, number), label=span.label)
+        clips[row.clip_id] = _set_aside(row, "failed", f"{words}; {first.label!r} stands", "DataError")
     return list(clips.values())
 
 

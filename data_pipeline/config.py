@@ -79,7 +79,7 @@ class EncodeConfig(Section):
         description="mp4: H.264; jpeg: a file a frame, some six times the size, a third of the CPU to read.",
     )
     short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
-    fps: float = Field(8.0, gt=0, le=240, description="Constant frame rate of the clip.")
+    fps: float = Field(8.0, ge=0.1, le=240, description="Constant frame rate of the clip.")
     gop: int = Field(16, ge=1, description="Frames from one keyframe to the next.")
     crf: int = Field(18, ge=0, le=51, description="x264 quality: 0 lossless, 18 near transparent, 51 worst.")
     preset: Literal[

@@ -7,6 +7,7 @@ made anew. Runs inside `execute.cluster` where it has work to hand out.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import re
@@ -20,14 +21,17 @@ from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.execute import cluster, stream
 from data_pipeline.finish import (
+    Limit,
     Outcome,
     clip_letters,
     finish,
     notes_of,
+    read_done,
     remove_parts,
     stop_past_limit_of_clips,
 )
 from data_pipeline.format import (
+    CARD_FILE,
     DATASET_FILE,
     MANIFEST_FILE,
     SHARDS_FOLDER,
@@ -38,6 +42,7 @@ from data_pipeline.format import (
     index_name,
     read_info,
     tar_name,
+    to_json,
 )
 from data_pipeline.index import (
     Index,
@@ -75,10 +80,13 @@ def alone(config: DataConfig) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = lock.exists() and os.fstat(handle).st_ino == lock.stat().st_ino
         except BlockingIOError:
+            is_ours = False
+        if not is_ours:
             raise UsageError(
                 f"another job is writing to {config.out}: wait for its end, or give another `out`"
-            ) from None
+            )
         try:
             yield
         finally:
@@ -124,55 +132,94 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
         if not force and (info := refuse_other(config, found)) is not None:
             if found.num_new:  # touched files, the same content: next time they need not be read
                 publish_videos(config, found)
+            rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
+            info, num_mended = _mend(config, found, info, rows, progress)
+            sweep(storage, (), [done.stem for done in info.shards])
             remove_parts(storage)
-            clips, _ = read_parquet(storage, MANIFEST_FILE, Clip)
-            letters = (*found.dead_letters(), *clip_letters(clips))
-            return Outcome(info, found.videos, tuple(clips), letters, sum(info.num_shards.values()), False)
-        storage.remove(DATASET_FILE)
+            letters = (*found.dead_letters(), *clip_letters(rows))
+            return Outcome(info, found.videos, tuple(rows), letters, len(info.shards) - num_mended, False)
+        clips, revision, is_others = (None, 0, False) if force else _decided(storage, notes_of(config, found))
+        if is_others and storage.exists(CARD_FILE):
+            raise UsageError(
+                f"{config.out} held a finished data set of another config, of other videos or made with "
+                f"other libraries, whose {DATASET_FILE} is gone; give another `out`, or --force to replace it"
+            )
+        for name in (DATASET_FILE, *([CARD_FILE] if clips is None else ())):
+            storage.remove(name)
         publish_index(config, found)
         stack.enter_context(cluster(config.ray))
-        return _make(config, found, progress)
+        return _make(config, found, clips, revision, progress)
 
 
-def _make(config: DataConfig, found: Index, progress: Progress) -> Outcome:
+def _mend(
+    config: DataConfig, found: Index, info: DatasetInfo, clips: Sequence[Clip], progress: Progress
+) -> tuple[DatasetInfo, int]:
+    """Make again the shards of a finished set of which a file is missing; how many there were."""
+    storage = Storage(config.out)
+    there = set(storage.names(SHARDS_FOLDER))
+    gone = {done.stem for done in info.shards if not _is_there(done.stem, there)}
+    if not gone:
+        return info, 0
+    sources = found.sources()
+    plans = [plan for plan in plans_of(clips) if plan.stem in gone]
+    with cluster(config.ray):
+        placed = _find_pieces(config, plans, cut_all(config, sources), sources, progress)
+        pack_all(config, placed, progress)
+    made = read_done(storage, placed)
+    shards = tuple(made.get(done.stem, done) for done in info.shards)
+    if any(new.tar_sha256 != old.tar_sha256 for new, old in zip(shards, info.shards, strict=True)):
+        raise AssertionError("the members are the same, the tars are not")
+    if shards != info.shards:  # the index was written by another release of its library
+        info = dataclasses.replace(info, shards=shards)
+        storage.publish(DATASET_FILE, to_json(info))
+    return info, len(gone)
+
+
+def _is_there(stem: str, names: set[str]) -> bool:
+    return all(path(stem).rsplit("/", 1)[1] in names for path in (tar_name, index_name, done_name))
+
+
+def _make(
+    config: DataConfig, found: Index, clips: list[Clip] | None, revision: int, progress: Progress
+) -> Outcome:
+    """clips: the manifest, when an earlier run of this very job has decided it."""
     storage = Storage(config.out)
     storage.abort_uploads()
     sources = found.sources()
     cut = cut_all(config, sources)
-    clips, revision = _decided(storage, notes_of(config, found))
     plans: list[ShardPlan] = []
     if clips is None:
-        rows = encode_all(
-            config, plan_all(config, cut, sources), sources, progress, config.max_failed_fraction
-        )
-        rows += [clip for clip in cut if clip.status != "kept"]
-        stop_past_limit_of_clips(config, found, rows, sum(clip.status != "filtered" for clip in cut))
+        aside = [clip for clip in cut if clip.status != "kept"]
+        total = sum(clip.status != "filtered" for clip in cut)
+        limit = Limit(config, total, aside)
+        rows = [*encode_all(config, plan_all(config, cut, sources), sources, progress, limit), *aside]
+        stop_past_limit_of_clips(config, found, rows, total)
         decision = decide(rows, {v.video_id: v for v in found.usable}, config, found.splits())
         clips, plans = decision.clips, decision.shards
         _check_kept(config, found, clips)
         storage.remove(PREVIEWS_FILE)  # of another try or config: those that are there would be kept
         publish_previews(storage, rows, clips)
         storage.publish(MANIFEST_FILE, to_parquet(clips, Clip, notes_of(config, found)))
-    wanted = plans or plans_of(clips, config)
+    wanted = plans or plans_of(clips)
     kept = sweep(storage, wanted)
     missing = [plan for plan in wanted if plan.stem not in kept]
     if missing and not plans:
-        missing = _find_pieces(config, missing, clips, cut, sources, progress)
+        missing = _find_pieces(config, missing, cut, sources, progress)
     pack_all(config, missing, progress)
-    return finish(config, found, clips, [plan.stem for plan in wanted], len(kept), revision)
+    return finish(config, found, clips, wanted, len(kept), revision)
 
 
-def _decided(storage: Storage, notes: dict[str, str]) -> tuple[list[Clip] | None, int]:
+def _decided(storage: Storage, notes: dict[str, str]) -> tuple[list[Clip] | None, int, bool]:
     """The manifest that an earlier run of this very job left before its shards were all written, and its
-    revision."""
+    revision; else None, 0, and whether there is one of another job."""
     if not storage.exists(MANIFEST_FILE):
-        return None, 0
+        return None, 0, False
     try:
         clips, found = from_parquet(storage.read(MANIFEST_FILE), Clip)
     except DataError:  # of another release: it is decided anew
-        return None, 0
+        return None, 0, False
     is_ours = all(found.get(key) == value for key, value in notes.items())
-    return (clips, int(found.get("revision", 0))) if is_ours else (None, 0)
+    return (clips, int(found.get("revision", 0)), False) if is_ours else (None, 0, True)
 
 
 def cut_all(config: DataConfig, sources: Sources) -> list[Clip]:
@@ -190,12 +237,12 @@ def encode_all(
     plans: Sequence[PartPlan],
     sources: Sources,
     progress: Progress,
-    max_failed_fraction: float = 1.0,
+    limit: Limit | None = None,
 ) -> list[Clip]:
     """The rows of all parts, those of finished ones read and the others made, also those with a clip that
     failed for a reason that may have passed.
 
-    As soon as it is certain that more clips fail than that, it ends with the rows that there are.
+    As soon as it is certain that more fail than the limit allows, it ends with the rows that there are.
     """
     storage = Storage(config.out)
     done = sorted(finished_parts(storage, plans))
@@ -205,24 +252,21 @@ def encode_all(
         if found is not None and not any(clip.error_class in PASSING for clip in found)
     }
     todo = [plan for plan in plans if plan.stem not in rows]
-    total = sum(len(plan.clips) for plan in plans)
     tasks = [(plan, {name: sources[name] for name in {c.video_id for c in plan.clips}}) for plan in todo]
     rates = Rates("encode", sum(len(plan.clips) for plan in todo), "clips", progress)
-    failed = [clip for found in rows.values() for clip in found if clip.status == "failed"]
+    limit = limit or Limit(config, 0)
+    limit.count(clip for found in rows.values() for clip in found)
     for number, item in stream(_encode_task, tasks, (config, _absolute(storage)), config.ray):
         if isinstance(item, list):
             rows[todo[number].stem] = item
             continue
         clip, num_bytes = item
         rates.add(1, num_bytes, filtered=clip.status == "filtered", failed=clip.status == "failed")
-        if clip.status == "failed":
-            failed.append(clip)
-            if len(failed) > max_failed_fraction * total:
-                there = {row.clip_id for found in rows.values() for row in found}
-                return [
-                    *(r for found in rows.values() for r in found),
-                    *(c for c in failed if c.clip_id not in there),
-                ]
+        limit.count([clip])
+        if limit.is_past:
+            told = [row for found in rows.values() for row in found]
+            there = {row.clip_id for row in told}
+            return [*told, *(clip for clip in limit.failed if clip.clip_id not in there)]
     return [clip for plan in plans for clip in rows[plan.stem]]
 
 
@@ -250,7 +294,7 @@ def _check_kept(config: DataConfig, found: Index, clips: Sequence[Clip]) -> None
     raise DataError(f"the filters leave no clip ({listed}): loosen them under `filters`")
 
 
-def plans_of(clips: Iterable[Clip], config: DataConfig) -> list[ShardPlan]:
+def plans_of(clips: Iterable[Clip]) -> list[ShardPlan]:
     """The shards that a manifest tells of, without the places of their clips in parts."""
     bundles: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -259,7 +303,7 @@ def plans_of(clips: Iterable[Clip], config: DataConfig) -> list[ShardPlan]:
     plans = []
     for stem in sorted(bundles, key=lambda stem: (SPLITS.index(stem.split("-")[0]), stem)):
         bundle = sorted(bundles[stem], key=lambda clip: clip.offset or 0)
-        plans.append(plan_shard(stem, bundle[0].split, bundle, config))
+        plans.append(plan_shard(stem, bundle[0].split, bundle))
     return plans
 
 
@@ -270,14 +314,7 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
     """
     names = storage.names(SHARDS_FOLDER)
     there = set(names)
-    whole = [
-        plan
-        for plan in plans
-        if all(
-            path.rsplit("/", 1)[1] in there
-            for path in (tar_name(plan.stem), index_name(plan.stem), done_name(plan.stem))
-        )
-    ]
+    whole = [plan for plan in plans if _is_there(plan.stem, there)]
     kept = set()
     for plan, data in zip(whole, storage.read_many([done_name(plan.stem) for plan in whole]), strict=True):
         with contextlib.suppress(DataError):  # half a record is no record: the shard is built again
@@ -288,13 +325,15 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
     for ending in (".done.json", ""):  # done records go first
         storage.remove_many([f"{SHARDS_FOLDER}/{name}" for name in stray if name.endswith(ending)])
         stray = [name for name in stray if not name.endswith(".done.json")]
+    if storage.is_local:  # a store shows no half object
+        halves = [name for name in storage.names() if name.startswith(".") and name.endswith(".part")]
+        storage.remove_many(halves)
     return kept
 
 
 def _find_pieces(
     config: DataConfig,
     missing: Sequence[ShardPlan],
-    clips: Sequence[Clip],
     cut: Sequence[Clip],
     sources: Sources,
     progress: Progress,
@@ -315,13 +354,13 @@ def _find_pieces(
     for plan in missing:
         for piece in plan.pieces:
             row = rows.get(piece.clip_id)
-            if row is None or row.status != "kept" or row.size_bytes != piece.size:
+            if row is None or row.status != "kept" or row.members_sha256 != piece.members_sha256:
                 what = row.reason if row is not None and row.reason else "it came out otherwise than before"
                 raise DataError(
                     f"shard {plan.stem} cannot be made again as it was, for clip {piece.clip_id}: {what}. "
-                    f"Remove {storage.address(MANIFEST_FILE)} to have the data set decided anew"
+                    f"--force decides the data set anew"
                 )
-        placed.append(plan_shard(plan.stem, plan.split, [rows[p.clip_id] for p in plan.pieces], config))
+        placed.append(plan_shard(plan.stem, plan.split, [rows[p.clip_id] for p in plan.pieces]))
     return placed
 
 

@@ -7,7 +7,6 @@ no clock and no encoder name in the file.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -17,6 +16,10 @@ from numpy.typing import NDArray
 from data_pipeline.decode.container import last_words
 from data_pipeline.decode.scale import Scaler
 from data_pipeline.errors import DataError
+
+
+class EndedError(DataError):
+    """The video ends before its header says."""
 
 
 def encoded_size(width: int, height: int, short_side: int, pixel_aspect: float = 1.0) -> tuple[int, int]:
@@ -36,7 +39,7 @@ def frame_indices(
     """The source frame shown at each tick of a clip: the nearest at or before it.
 
     timestamps_s: (F,) ascending, seconds since the first frame. Returns: (num_frames,).
-    Raises: DataError when the video ends before the clip does.
+    Raises: EndedError when the video ends before the clip does.
 
     A tick counts as reached a millisecond early, the coarsest clock of the common containers.
     """
@@ -44,7 +47,7 @@ def frame_indices(
     indices = np.searchsorted(timestamps_s, ticks + 1e-3, side="right") - 1
     spacing = float(np.median(np.diff(timestamps_s))) if len(timestamps_s) > 1 else 1.0 / fps
     if ticks[-1] > timestamps_s[-1] + max(1.5 * spacing, 1.0 / fps):
-        raise DataError(
+        raise EndedError(
             f"the video ends at {timestamps_s[-1] + spacing:.2f} s, before the clip that its header promises "
             f"({start_s:.2f} to {start_s + num_frames / fps:.2f} s)"
         )
@@ -121,14 +124,6 @@ def check_encoded(data: bytes, num_frames: int) -> None:
         raise DataError(f"the encoded clip decodes to {found} frames of {num_frames}")
 
 
-def estimate_bytes(width: int, height: int, num_frames: int, crf: int) -> int:
-    """Rough size of a clip in a tar, before it is encoded: used to plan shards, never to read them.
-
-    A sixth of a byte for each pixel at crf 18, halved with every 6 more, plus the tar's own blocks.
-    """
-    return math.ceil(width * height * num_frames * 0.1 * 2 ** ((18 - crf) / 6)) + 6 * 1024
-
-
 def encode_jpegs(frames: NDArray[np.uint8], quality: int) -> list[bytes]:
     """A JPEG a frame, through Pillow: six times the bytes of H.264, far less CPU to read.
 
@@ -144,10 +139,12 @@ def encode_jpegs(frames: NDArray[np.uint8], quality: int) -> list[bytes]:
 
 
 def encoder_versions() -> dict[str, str]:
-    """Versions of whatever decides the bytes of a clip."""
+    """Versions of whatever decides the bytes of clips, indexes and manifest."""
     import av
     import PIL
+    import pyarrow
 
     libraries = {f"lib{name[3:]}": ".".join(map(str, v)) for name, v in av.library_versions.items()}
-    wanted = {n: v for n, v in libraries.items() if n in ("libavcodec", "libswscale")}
-    return {"av": av.__version__, "pillow": PIL.__version__} | wanted
+    wanted = {n: v for n, v in libraries.items() if n in ("libavcodec", "libavformat", "libswscale")}
+    others = {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pyarrow.__version__}
+    return {"av": av.__version__} | others | wanted

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data_pipeline.card import publish_card
 from data_pipeline.clips import stable_id
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import encoder_versions
+from data_pipeline.encode import EndedError, encoder_versions
 from data_pipeline.errors import DataError
 from data_pipeline.format import (
     DATASET_FILE,
@@ -25,8 +25,9 @@ from data_pipeline.format import (
     sha256,
     to_json,
 )
-from data_pipeline.index import Index, dead_letters_address, stop_past_limit
+from data_pipeline.index import Index, dead_letters_address, is_past_limit, stop_past_limit
 from data_pipeline.manifest import Clip, DeadLetter, Video, to_jsonl
+from data_pipeline.pack import ShardPlan
 from data_pipeline.parts import PARTS_FOLDER
 from data_pipeline.storage import Storage
 
@@ -46,16 +47,53 @@ class Outcome:
 def notes_of(config: DataConfig, found: Index) -> dict[str, str]:
     """What a manifest was decided from: it holds as long as these are the same."""
     versions = stable_id(*sorted(encoder_versions().items()))
-    return {"config": config.fingerprint(), "sources": found.fingerprint(), "versions": versions}
+    usable = stable_id(*sorted(video.video_id for video in found.usable))
+    return {
+        "config": config.fingerprint(),
+        "sources": found.fingerprint(),
+        "usable": usable,
+        "versions": versions,
+    }
+
+
+class Limit:
+    """Counts clips that failed, and tells when they are too many of `total`.
+
+    A video that ends before its header says counts once, however many clips the header promised.
+    aside: clips that failed before any was encoded. total 0: no limit.
+    """
+
+    def __init__(self, config: DataConfig, total: int, aside: Iterable[Clip] = ()) -> None:
+        self._config, self._total = config, total
+        self._ended: set[str] = set()
+        self.failed: list[Clip] = []
+        self.count(aside)
+
+    def count(self, clips: Iterable[Clip]) -> None:
+        for clip in clips:
+            if clip.status != "failed" or clip.video_id in self._ended:
+                self._total -= clip.status == "failed" and self._total > 0
+                continue
+            if clip.error_class == EndedError.__name__:
+                self._ended.add(clip.video_id)
+            self.failed.append(clip)
+
+    @property
+    def is_past(self) -> bool:
+        return is_past_limit(self._config, len(self.failed), self._total)
+
+    def stop(self) -> None:
+        """Raises: DataError with the first reasons when it is past."""
+        words = [f"{clip.uri} at {clip.start_s:g} s: {clip.reason}" for clip in self.failed]
+        stop_past_limit(self._config, "clips", words, self._total)
 
 
 def stop_past_limit_of_clips(config: DataConfig, found: Index, rows: Sequence[Clip], total: int) -> None:
     """Write the dead letters. total: clips to encode. Raises: DataError when too many failed."""
     Storage(config.out).publish(DEAD_LETTERS_FILE, to_jsonl([*found.dead_letters(), *clip_letters(rows)]))
     tried = [clip for clip in rows if clip.status != "filtered" or clip.phash]
-    failed = [f"{c.uri} at {c.start_s:g} s: {c.reason}" for c in tried if c.status == "failed"]
-    stop_past_limit(config, "clips", failed, total)
-    if failed and len(failed) == len(tried):
+    Limit(config, total, rows).stop()
+    if tried and all(clip.status == "failed" for clip in tried):
         raise DataError(f"all {len(tried)} clips failed; see {dead_letters_address(config)}")
 
 
@@ -63,18 +101,17 @@ def finish(
     config: DataConfig,
     found: Index,
     clips: list[Clip],
-    stems: Sequence[str],
+    plans: Sequence[ShardPlan],
     num_kept: int,
     revision: int = 0,
     before: Sequence[ShardDone] = (),
 ) -> Outcome:
     """Publish dead letters, the data card, and dataset.json last; then the parts are not needed any more.
 
-    stems: shards made by this job. before: done records of shards that they are added to.
+    plans: of the shards made by this job. before: done records of shards that they are added to.
     """
     storage = Storage(config.out)
-    data = storage.read_many([done_name(stem) for stem in stems])
-    dones = [*before, *(ShardDone.from_json(each) for each in data)]
+    dones = [*before, *read_done(storage, plans).values()]
     dones.sort(key=lambda done: (SPLITS.index(done.split), done.stem))
     letters = (*found.dead_letters(), *clip_letters(clips))
     storage.publish(DEAD_LETTERS_FILE, to_jsonl(letters))
@@ -98,15 +135,25 @@ def finish(
         action_names=_shared_names([video.action_names for video in found.usable]),
         shards=tuple(dones),
     )
-    if sum(info.num_clips.values()) != status["kept"]:
-        raise DataError(
-            f"the shards hold {sum(info.num_clips.values())} clips and the manifest {status['kept']}: "
-            f"another job wrote to {config.out} at the same time; run the same command again, alone"
-        )
+    assert sum(info.num_clips.values()) == status["kept"]
     publish_card(storage, config, info, found.videos, clips)
     storage.publish(DATASET_FILE, to_json(info))
     remove_parts(storage)
     return Outcome(info, found.videos, tuple(clips), letters, num_kept, True)
+
+
+def read_done(storage: Storage, plans: Sequence[ShardPlan]) -> dict[str, ShardDone]:
+    """The done records of shards, by stem. Raises: DataError when one is not of its plan."""
+    found = {}
+    for plan, data in zip(plans, storage.read_many([done_name(plan.stem) for plan in plans]), strict=True):
+        done = ShardDone.from_json(data)
+        if done.plan_fingerprint != plan.fingerprint:
+            raise DataError(
+                f"{storage.address(done_name(plan.stem))} is not of this job: another one wrote there at the "
+                f"same time; run the same command again, alone"
+            )
+        found[plan.stem] = done
+    return found
 
 
 def remove_parts(storage: Storage) -> None:

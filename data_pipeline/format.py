@@ -146,11 +146,17 @@ class ShardDone:
     plan_fingerprint: str = ""
 
     @classmethod
+    def of(cls, plain: dict[str, Any]) -> ShardDone:
+        """Keys of later releases are passed over. Raises: TypeError when one is missing."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in plain.items() if key in known})
+
+    @classmethod
     def from_json(cls, data: bytes) -> ShardDone:
         """Raises: DataError when these are not the bytes of a done record."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as error:
+            return cls.of(json.loads(data))
+        except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"a done record cannot be read: {error}") from error
 
 
@@ -186,7 +192,7 @@ class DatasetInfo:
         found = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
         for key in ("state_names", "action_names"):
             found[key] = tuple(found[key])
-        found["shards"] = tuple(ShardDone(**shard) for shard in found["shards"])
+        found["shards"] = tuple(ShardDone.of(shard) for shard in found["shards"])
         return cls(**found)
 
     def shards_of(self, split: str) -> list[ShardDone]:
@@ -228,9 +234,15 @@ def encode_index(members: list[Member]) -> bytes:
 
 
 def decode_index(data: bytes) -> list[Member]:
+    """The members that an index lists; columns of later releases are passed over. Raises: DataError."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return [Member(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    names = [field.name for field in dataclasses.fields(Member)]
+    try:
+        return [Member(**row) for row in pq.read_table(io.BytesIO(data), columns=names).to_pylist()]
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise DataError(f"an index cannot be read: {error}") from error
 
 
 def read_info(storage: Storage) -> DatasetInfo:

@@ -138,7 +138,7 @@ def known_videos(storage: Storage, config: DataConfig) -> dict[str, Video]:
         except DataError:  # cut short, or of another release: it is only there to spare another look
             continue
         if notes.get("look") == _look(config):
-            known |= {video.listing: video for video in videos if video.listing}
+            known |= {v.listing: v for v in videos if v.listing and v.error_class != "Duplicate"}
     return known
 
 
@@ -162,8 +162,8 @@ def _without_twins(videos: list[Video]) -> tuple[Video, ...]:
     first: dict[str, str] = {}
     result = []
     for video in videos:
-        twin = first.setdefault(video.video_id, video.uri)
-        if twin != video.uri and video.status == "usable":
+        twin = first.setdefault(video.video_id, video.uri) if video.status == "usable" else video.uri
+        if twin != video.uri:
             reason = f"it has the name and content of {twin}"
             video = dataclasses.replace(video, status="failed", reason=reason, error_class="Duplicate")
         result.append(video)
@@ -195,9 +195,13 @@ def publish_videos(config: DataConfig, found: Index) -> None:
     storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in names])
 
 
+def is_past_limit(config: DataConfig, num_failed: int, total: int) -> bool:
+    return total > 0 and num_failed / total > config.max_failed_fraction
+
+
 def stop_past_limit(config: DataConfig, what: str, failed: Sequence[str], total: int) -> None:
     """Raises: DataError with the first reasons when more than the config's share failed."""
-    if total and len(failed) / total > config.max_failed_fraction:
+    if is_past_limit(config, len(failed), total):
         first = "".join(f"\n  {line}" for line in failed[:5])
         raise DataError(
             f"{len(failed)} of {total} {what} failed, more than max_failed_fraction "

@@ -71,7 +71,8 @@ class Video:
 class Clip:
     """One span of a video. Times in seconds of the source since its first frame.
 
-    shard, offset and size_bytes locate a kept clip in its tar: all its members, one after the other.
+    shard, offset and size_bytes locate a kept clip in its tar: all its members, one after the other;
+    members_sha256 is of their names and hashes.
     width, height: of the encoded frames. crop: (left, top, width, height) of the picture that was kept, in
     pixels of the source as displayed, where bars were cut off. black, frozen: shares of frames; motion: see
     data_pipeline/scores.py; phash: 48 hex digits. Scores are None where the clip was not decoded.
@@ -92,6 +93,7 @@ class Clip:
     shard: str = ""
     offset: int | None = None
     size_bytes: int | None = None
+    members_sha256: str = ""
     num_frames: int = 0
     fps: float = 0.0
     width: int = 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,12 @@ from pathlib import Path
 
 from data_pipeline.clips import assign_splits, in_shard_order, stable_id
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError
 from data_pipeline.filters import near_duplicates
 from data_pipeline.format import FORMAT_VERSION, SPLITS, Member, ShardDone, shard_stem, tar_name
 from data_pipeline.manifest import Clip, Video
-from data_pipeline.parts import part_tar, read_part_index
-from data_pipeline.shards import hash_file, publish_records, read_members, tar_end
+from data_pipeline.parts import part_tar
+from data_pipeline.shards import hash_file, members_digest, publish_records, read_members, tar_end
 from data_pipeline.storage import Storage
 
 RUN_BYTES = 32 << 20  # neighbours in a part are read together, up to that much
@@ -28,12 +28,13 @@ RUN_BYTES = 32 << 20  # neighbours in a part are read together, up to that much
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One clip's stretch of a part's tar."""
+    """One clip's stretch of a part's tar, and the digest of the members that must lie there."""
 
     clip_id: str
     part: str
     offset: int
     size: int
+    members_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def decide(
         for bundle in _bundles(in_shard_order(kept), config.shards.target_bytes):
             stem = shard_stem(split, first[split])
             first[split] += 1
-            plans.append(plan_shard(stem, split, bundle, config))
+            plans.append(plan_shard(stem, split, bundle))
             offset = 0
             for clip in bundle:
                 placed.append(dataclasses.replace(clip, split=split, shard=stem, offset=offset))
@@ -87,9 +88,13 @@ def decide(
     for clip in rows:
         if clip.status != "kept":
             side = sides.get(clip.recording, "")
-            placed.append(dataclasses.replace(clip, split=side, shard="", offset=None, size_bytes=None))
+            placed.append(_unplaced(clip, side))
     clips = sorted([*before, *placed], key=lambda clip: (clip.uri, clip.start_s, clip.end_s, clip.clip_id))
     return Decision(clips, plans)
+
+
+def _unplaced(clip: Clip, split: str) -> Clip:
+    return dataclasses.replace(clip, split=split, shard="", offset=None, size_bytes=None, members_sha256="")
 
 
 def _without_duplicates(
@@ -135,12 +140,13 @@ def _bundles(clips: Sequence[Clip], target_bytes: int) -> Iterator[list[Clip]]:
         yield bundle
 
 
-def plan_shard(stem: str, split: str, clips: Sequence[Clip], config: DataConfig) -> ShardPlan:
+def plan_shard(stem: str, split: str, clips: Sequence[Clip]) -> ShardPlan:
     """The plan of a shard from the rows of its clips, in their order; each row says where its part has it."""
-    pieces = tuple(Piece(c.clip_id, c.shard, c.offset or 0, c.size_bytes or 0) for c in clips)
-    lines = [f"{piece.clip_id} {piece.size}" for piece in pieces]
-    shape = (FORMAT_VERSION, config.encode_fingerprint(), *sorted(encoder_versions().items()))
-    return ShardPlan(stem, split, pieces, stable_id(*shape, stem, *lines))
+    pieces = tuple(
+        Piece(c.clip_id, c.shard, c.offset or 0, c.size_bytes or 0, c.members_sha256) for c in clips
+    )
+    lines = [f"{piece.clip_id} {piece.size} {piece.members_sha256}" for piece in pieces]
+    return ShardPlan(stem, split, pieces, stable_id(FORMAT_VERSION, stem, *lines))
 
 
 def build_shard(plan: ShardPlan, out: str) -> Iterator[tuple[str, int] | ShardDone]:
@@ -150,29 +156,34 @@ def build_shard(plan: ShardPlan, out: str) -> Iterator[tuple[str, int] | ShardDo
     Raises: DataError when a part is missing or damaged, or the disk is full.
     """
     storage = Storage(out)
-    expected: list[tuple[str, str, str]] = []
     with storage.writing(tar_name(plan.stem)) as path:
         with open(path, "wb") as tar:
             for part, group in groupby(plan.pieces, key=lambda piece: piece.part):
-                members = read_part_index(storage, part)
                 for run in _runs(list(group)):
                     tar.write(storage.read(part_tar(part), run[0].offset, sum(piece.size for piece in run)))
-                    for piece in run:
-                        expected += [(m.key, m.suffix, m.sha256) for m in members[piece.clip_id]]
-                        yield "packed", piece.size
+                    yield from (("packed", piece.size) for piece in run)
             tar.write(tar_end(tar.tell()))
-        found = _read_back(path, expected, plan)
+        found = _read_back(path, plan)
         written = hash_file(path)
     yield publish_records(storage, plan.stem, plan.split, written, found, plan.fingerprint)
 
 
-def _read_back(path: Path, expected: list[tuple[str, str, str]], plan: ShardPlan) -> list[Member]:
-    found = read_members(path)
-    if [(m.key, m.suffix, m.sha256) for m in found] != expected:
-        parts = ", ".join(sorted({piece.part for piece in plan.pieces}))
+def _read_back(path: Path, plan: ShardPlan) -> list[Member]:
+    """The members of the tar just written. Raises: DataError when they are not those that were encoded."""
+    try:
+        found = read_members(path)
+    except (tarfile.TarError, ValueError):  # ValueError: a name without a suffix
+        found = []
+    of_clip: dict[str, list[Member]] = {}
+    for member in found:
+        of_clip.setdefault(member.key, []).append(member)
+    if [(key, members_digest(members)) for key, members in of_clip.items()] != [
+        (piece.clip_id, piece.members_sha256) for piece in plan.pieces
+    ]:
+        parts = ", ".join(sorted({part_tar(piece.part) for piece in plan.pieces}))
         raise DataError(
-            f"shard {plan.stem} does not read back as its parts were written ({parts}): a part or the disk "
-            f"is damaged; remove the parts, and the same command makes them again"
+            f"shard {plan.stem} does not read back as its clips were encoded: one of its parts or the disk "
+            f"is damaged; remove {parts}, and the same command makes them again"
         )
     return found
 

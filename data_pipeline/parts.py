@@ -1,7 +1,6 @@
 """Parts: what one encoding task made, kept beside the shards until they are written.
 
     parts/<stem>.tar            the members of its kept clips, each clip's one after the other
-    parts/<stem>.index.parquet  one row a member, as of a shard
     parts/<stem>.clips.parquet  one row a clip with its scores and verdict, written last: without it, no part
 
 A part's rows are Clip records whose shard, offset and size_bytes point into the part.
@@ -15,9 +14,9 @@ from pathlib import Path
 
 from data_pipeline.clips import PartPlan
 from data_pipeline.errors import DataError
-from data_pipeline.format import Member, decode_index, encode_index, sha256
+from data_pipeline.format import Member
 from data_pipeline.manifest import Clip, from_parquet, to_parquet
-from data_pipeline.shards import samples_in_tar
+from data_pipeline.shards import members_digest, samples_in_tar
 from data_pipeline.storage import Storage
 
 PARTS_FOLDER = "parts"
@@ -29,10 +28,6 @@ def part_tar(stem: str) -> str:
     return f"{PARTS_FOLDER}/{stem}.tar"
 
 
-def part_index(stem: str) -> str:
-    return f"{PARTS_FOLDER}/{stem}.index.parquet"
-
-
 def part_rows(stem: str) -> str:
     return f"{PARTS_FOLDER}/{stem}{ROWS}"
 
@@ -40,19 +35,26 @@ def part_rows(stem: str) -> str:
 def place(stem: str, rows: Sequence[Clip], members: list[Member]) -> list[Clip]:
     """The rows with the place of each clip's members in the part's tar, for those that have any."""
     spans = samples_in_tar(members)
+    of_clip: dict[str, list[Member]] = {}
+    for member in members:
+        of_clip.setdefault(member.key, []).append(member)
     return [
-        dataclasses.replace(row, shard=stem, offset=spans[row.clip_id][0], size_bytes=spans[row.clip_id][1])
+        dataclasses.replace(
+            row,
+            shard=stem,
+            offset=spans[row.clip_id][0],
+            size_bytes=spans[row.clip_id][1],
+            members_sha256=members_digest(of_clip[row.clip_id]),
+        )
         if row.clip_id in spans
         else row
         for row in rows
     ]
 
 
-def publish_rows(storage: Storage, stem: str, rows: list[Clip], members: list[Member]) -> None:
-    """Index and rows of a part whose tar is published; with the rows it counts."""
-    index = encode_index(members)
-    storage.publish(part_index(stem), index)
-    storage.publish(part_rows(stem), to_parquet(rows, Clip, {"index": sha256(index)}))
+def publish_rows(storage: Storage, stem: str, rows: list[Clip]) -> None:
+    """The rows of a part whose tar is published; with them it counts."""
+    storage.publish(part_rows(stem), to_parquet(rows, Clip))
 
 
 def read_rows(storage: Storage, stems: Sequence[str]) -> list[list[Clip] | None]:
@@ -74,13 +76,5 @@ def finished_parts(storage: Storage, plans: Sequence[PartPlan]) -> set[str]:
     return {
         plan.stem
         for plan in plans
-        if all(Path(path(plan.stem)).name in names for path in (part_tar, part_index, part_rows))
+        if all(Path(path(plan.stem)).name in names for path in (part_tar, part_rows))
     }
-
-
-def read_part_index(storage: Storage, stem: str) -> dict[str, list[Member]]:
-    """The members of each clip of a part, in the order they lie there."""
-    found: dict[str, list[Member]] = {}
-    for member in decode_index(storage.read(part_index(stem))):
-        found.setdefault(member.key, []).append(member)
-    return found

@@ -126,7 +126,7 @@ def _three_frames(members: dict[str, bytes]) -> list[Image]:
     from PIL import Image
 
     if VIDEO in members:
-        with open_video(members[VIDEO]) as video:
+        with open_video(members[VIDEO], "pyav") as video:  # the same picture wherever it is drawn
             return [Image.fromarray(frame) for frame in video.frames(_moments(len(video.timestamps_s)))]
     pictures = sorted(suffix for suffix in members if suffix.endswith(".jpg"))
     if len(pictures) != 1 or pictures[0][0].isdigit():

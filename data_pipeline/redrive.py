@@ -35,6 +35,7 @@ def redrive(config: DataConfig, progress: Progress) -> Outcome:
                 f"{config.out} holds no finished data set whose failures could be tried again: "
                 f"`foreframe shard` without --redrive finishes it"
             )
+        storage.abort_uploads()
         stack.enter_context(cluster(config.ray))
         found = _look_again(config, progress)
         clips = _standing(storage, info)
@@ -58,13 +59,12 @@ def redrive(config: DataConfig, progress: Progress) -> Outcome:
         publish_previews(storage, rows, decision.clips)
         kept = sweep(storage, decision.shards, (done.stem for done in info.shards))
         pack_all(config, [plan for plan in decision.shards if plan.stem not in kept], progress)
-        stems = [plan.stem for plan in decision.shards]
-        revision = info.revision + bool(stems)
+        revision = info.revision + bool(decision.shards)
         notes = notes_of(config, found) | {"revision": str(revision)}
         storage.publish(MANIFEST_FILE, to_parquet(decision.clips, Clip, notes))
         publish_videos(config, found)
-        outcome = finish(config, found, decision.clips, stems, len(kept), revision, info.shards)
-        return dataclasses.replace(outcome, is_new=bool(stems))
+        outcome = finish(config, found, decision.clips, decision.shards, len(kept), revision, info.shards)
+        return dataclasses.replace(outcome, is_new=bool(decision.shards))
 
 
 def _standing(storage: Storage, info: DatasetInfo) -> list[Clip]:

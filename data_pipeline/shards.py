@@ -100,6 +100,11 @@ def samples_in_tar(members: Iterable[Member]) -> dict[str, tuple[int, int]]:
     return spans
 
 
+def members_digest(members: Iterable[Member]) -> str:
+    """sha256 of what one sample holds: its suffixes and their hashes, not where they lie."""
+    return sha256("\n".join(f"{member.suffix} {member.sha256}" for member in members).encode())
+
+
 def _blocks(size: int) -> int:
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 

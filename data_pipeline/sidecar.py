@@ -152,7 +152,7 @@ def _table(
         if table.ndim != 2 or len(table) != num_rows:
             raise DataError(f"has {what} of shape {table.shape}; need ({num_rows}, size)")
         said = columns.get({"state": "state_names", "actions": "action_names"}[what])
-        names = tuple(str(name) for name in said) if said is not None and said.ndim == 1 else ()
+        names = tuple(printable(str(name)) for name in said) if said is not None and said.ndim == 1 else ()
         if names and len(names) != table.shape[1]:
             raise DataError(f"names {len(names)} columns of {table.shape[1]} in {what}")
         names = names or (given if len(given) == table.shape[1] else ())

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import DataError, MissingError, UsageError, why
+from data_pipeline.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from data_pipeline.s3.objects import Objects
@@ -202,8 +203,7 @@ class Storage:
         address = self.address(name)
         with ExitStack() as stack:
             if self._remote:
-                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="foreframe-"))
-                path = Path(scratch) / f"file{PurePosixPath(name).suffix}"
+                path = stack.enter_context(scratch_folder()) / f"file{PurePosixPath(name).suffix}"
                 yield path
                 self.publish(name, path)
                 return

@@ -40,7 +40,7 @@ from data_pipeline.format import (
 )
 from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.progress import Progress
-from data_pipeline.shards import hash_file, read_members, samples_in_tar
+from data_pipeline.shards import hash_file, members_digest, read_members, samples_in_tar
 from data_pipeline.storage import Storage
 
 SHARD_FILE = re.compile(r"^(train|eval)-\d{6}\.(tar|index\.parquet|done\.json)$")
@@ -117,7 +117,10 @@ def _check_tar(tar: Path, shard: Shard) -> list[str]:
     """The tar against its done record, and its members against the index; damage is traced to members."""
     stem = shard.done.stem
     indexed = [member for sample in shard.samples for member in sample.members.values()]
-    size, digest = hash_file(tar)
+    try:
+        size, digest = hash_file(tar)
+    except OSError as error:
+        return [f"{tar_name(stem)} cannot be read: {error.strerror or error}"]
     if (size, digest) == (shard.done.tar_bytes, shard.done.tar_sha256):
         if read_members(tar) == indexed:
             return []
@@ -159,10 +162,10 @@ def _check_manifest(storage: Storage, info: DatasetInfo) -> list[str]:
         rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
     except DataError as error:
         return [str(error)]
-    places: dict[str, set[tuple[str, int | None, int | None]]] = defaultdict(set)
+    places: dict[str, set[tuple[str, int | None, int | None, str]]] = defaultdict(set)
     for clip in rows:
         if clip.status == "kept":
-            places[clip.shard].add((clip.clip_id, clip.offset, clip.size_bytes))
+            places[clip.shard].add((clip.clip_id, clip.offset, clip.size_bytes, clip.members_sha256))
     problems = []
     for done in info.shards:
         try:
@@ -170,8 +173,10 @@ def _check_manifest(storage: Storage, info: DatasetInfo) -> list[str]:
         except DataError:  # told already
             places.pop(done.stem, None)
             continue
-        members = [member for sample in shard.samples for member in sample.members.values()]
-        there = {(key, offset, size) for key, (offset, size) in samples_in_tar(members).items()}
+        there = set()
+        for sample in shard.samples:
+            members = list(sample.members.values())
+            there.add((sample.key, *samples_in_tar(members)[sample.key], members_digest(members)))
         wrong = places.pop(done.stem, set()) ^ there
         if wrong:
             names = ", ".join(sorted({clip_id for clip_id, *_ in wrong})[:3])

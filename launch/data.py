@@ -99,7 +99,8 @@ def run_verify(dataset: str, deep: bool = False, progress: Report | None = None)
         rest = f"\n  and {more} more" if more > 0 else ""
         raise DataError(
             f"{dataset} is damaged, {len(result.problems)} findings:{shown}{rest}\n"
-            f"Remove what is named and dataset.json, and run `foreframe shard` again: whole shards are kept"
+            f"Remove the files of shards that are named, and run the same `foreframe shard` again: it makes those "
+            f"shards anew and touches no other"
         )
     shards = sum(result.info.num_shards.values())
     console.print(
@@ -185,7 +186,7 @@ def _print_letters(
         console.print(f"{len(letters)} could not be used:")
         for letter in letters[:SHOWN_LETTERS]:
             span = f" {letter.start_s:g}-{letter.end_s:g} s" if letter.start_s is not None else ""
-            console.print(f"  {_one_line(letter.uri)}{span}: {letter.reason}", markup=False)
+            console.print(f"  {_one_line(letter.uri)}{span}: {_one_line(letter.reason)}", markup=False)
         rest = len(letters) - SHOWN_LETTERS
         address = Storage(config.out).address(DEAD_LETTERS_FILE)
         console.print(f"  {f'and {rest} more, all ' if rest > 0 else ''}in {address}", markup=False)
@@ -194,7 +195,7 @@ def _print_letters(
         reasons = Counter(video.reason for video in ignored)
         for reason, number in reasons.most_common(SHOWN_REASONS):
             example = next(video.uri for video in ignored if video.reason == reason)
-            console.print(f"  {number}: {reason}, such as {_one_line(example)}", markup=False)
+            console.print(f"  {number}: {_one_line(reason)}, such as {_one_line(example)}", markup=False)
 
 
 def _one_line(uri: str) -> str:

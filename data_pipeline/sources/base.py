@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,6 +137,14 @@ class Listing:
         )
 
 
+SECRETS = re.compile(r"(?<=://)[^/@\s]*@|\?\S*(?:Signature|Credential|Token|Secret)\S*", re.IGNORECASE)
+
+
 def printable(path: str) -> str:
-    """A path as valid UTF-8 text, whatever bytes its name has."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path as valid UTF-8 text, whatever bytes its name has; an address without credentials in it."""
+    if "://" in path:
+        path = SECRETS.sub("", path)
+    try:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair, as JSON may spell it
+        return path.encode("utf-8", "backslashreplace").decode()

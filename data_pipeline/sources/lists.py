@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import posixpath
 from collections import Counter
@@ -17,7 +18,7 @@ from data_pipeline.sources.base import (
     Span,
     printable,
 )
-from data_pipeline.sources.match import match_sidecars, source_file
+from data_pipeline.sources.match import EPISODE_TABLES, match_sidecars, source_file
 from data_pipeline.sources.roots import RefusedLineError, Root, open_root
 from data_pipeline.sources.rows import LIST_ENDINGS, BadRow, Row, line_word, read_list
 
@@ -121,7 +122,8 @@ def _find(group: _Group, asked: dict[str, tuple[Found, list[Span]]], ignored: li
             reason = printable(f"{line.origin}: {error.with_traceback(None)}")
             ignored.append(Ignored(printable(root.uri(line.name)), reason, is_wanted=True))
             continue
-        span = Span(row.start_s, row.end_s, row.label, row.split, sidecar, line.origin)
+        table = beside if beside and posixpath.basename(beside) in EPISODE_TABLES else ""
+        span = Span(row.start_s, row.end_s, row.label, row.split, sidecar, line.origin, table)
         asked.setdefault(found.address, (found, []))[1].append(span)
 
 
@@ -142,7 +144,7 @@ def _settle(found: Found, spans: list[Span], ignored: list[Ignored]) -> tuple[Sp
         elif span.split == split:
             kept.append(span)
         else:  # another line says it for the whole video
-            kept.append(Span(span.start_s, span.end_s, span.label, split, span.sidecar, span.origin))
+            kept.append(dataclasses.replace(span, split=split))
     return tuple(kept)
 
 

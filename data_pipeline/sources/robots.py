@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import Ignored, SidecarFile, SourceFile, Span
+from data_pipeline.sources.base import Ignored, SidecarFile, SourceFile, Span, printable
 from data_pipeline.sources.match import Tree, is_video, source_file
 
 INFO = "meta/info.json"
@@ -219,7 +219,7 @@ def _labels(dataset: Dataset) -> Callable[[dict[str, Any]], str | None]:
             if not texts:
                 texts.update(_tasks(dataset))
             return texts.get(task, f"task {task}")
-        return str(task)
+        return printable(str(task))
 
     def label(row: dict[str, Any]) -> str | None:
         tasks = row.get("tasks") if row.get("tasks") is not None else row.get("task_index")
@@ -281,4 +281,4 @@ def _names(feature: object) -> tuple[str, ...]:
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, dict):
         names = [name for group in names.values() if isinstance(group, list) for name in group]
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    return tuple(printable(str(name)) for name in names) if isinstance(names, list) else ()

@@ -177,14 +177,19 @@ def _crop(clip: Clip, video: Video, bars: tuple[int, int, int, int], short_side:
     left, top = int(np.ceil(bars[0] * across)), int(np.ceil(bars[1] * down))
     right, bottom = int((bars[0] + bars[2]) * across), int((bars[1] + bars[3]) * down)
     width, height = encoded_size(right - left, bottom - top, short_side, video.pixel_aspect)
-    x_scale, y_scale = width / (right - left), height / (bottom - top)
-    whole = (
-        max(width, 2 * round(video.width * x_scale / 2)),
-        max(height, 2 * round(video.height * y_scale / 2)),
-    )
-    corner = min(round(left * x_scale), whole[0] - width), min(round(top * y_scale), whole[1] - height)
+    across_all, x = _scaled_side(video.width, left, right, width)
+    down_all, y = _scaled_side(video.height, top, bottom, height)
     crop = (left, top, right - left, bottom - top)
-    return _Crop(dataclasses.replace(clip, width=width, height=height, crop=crop), whole, corner)
+    cropped = dataclasses.replace(clip, width=width, height=height, crop=crop)
+    return _Crop(cropped, (across_all, down_all), (x, y))
+
+
+def _scaled_side(side: int, first: int, last: int, size: int) -> tuple[int, int]:
+    """The even length to scale a side to, and where to cut `size` pixels of first..last out of it."""
+    whole = max(size, 2 * round(side * size / (last - first) / 2))
+    while last * whole // side - -(-first * whole // side) < size:
+        whole += 2
+    return whole, -(-first * whole // side)
 
 
 def _encode_frames(frames: Frames, clip: Clip, config: EncodeConfig) -> dict[str, bytes]:

@@ -24,7 +24,10 @@ class ChangedError(DataError):
 # Failures that another look may not see again: the machine or the store may have been short of something, and
 # rights to an object can be given.
 PASSING = frozenset(
-    ["TimedOutError", "CrashedError", "OutOfMemoryError", "StorageError", "ChangedError", "RefusedError"]
+    [
+        *("TimedOutError", "CrashedError", "OutOfMemoryError"),
+        *("StorageError", "ChangedError", "RefusedError", "MissingError"),
+    ]
 )
 
 
@@ -43,9 +46,12 @@ def hash_slowly(path: str | Path) -> Iterator[str | None]:
 
 def sidecar_path(scratch: Scratch, ref: SidecarFile) -> Path:
     try:
-        return scratch.local(ref.address)
-    except MissingError as error:
-        raise DataError(f"its sidecar is gone: {error}") from error
+        path = scratch.local(ref.address)
+        if "://" not in ref.address and ref.mtime_ns and os.stat(path).st_mtime_ns != ref.mtime_ns:
+            raise ChangedError("its sidecar changed since it was listed")
+    except (MissingError, FileNotFoundError) as error:
+        raise MissingError(f"its sidecar is gone: {error}") from error
+    return path
 
 
 def fetch(scratch: Scratch, file: SourceFile, video: Video) -> Path:

@@ -53,12 +53,17 @@ def inspect_file(task: InspectTask) -> Iterator[Video | None]:
         raise DataError(f"its header claims {facts.duration_s / 3600:.0f} hours")
     known = known.with_facts(facts)
     if task.sidecars:
-        digest = hashlib.sha256()
+        contents: dict[str, str] = {}
         for ref, path in task.sidecars:
-            for found in hash_slowly(path):
-                content = found or ""
-                yield None
-            digest.update(f"{content} {ref.episode} {ref.offset_s}\n".encode())
+            if ref.address not in contents:
+                for found in hash_slowly(path):
+                    contents[ref.address] = found or ""
+                    yield None
+        digest = hashlib.sha256()
+        for span in file.spans:
+            about = span.sidecar
+            told = about and (contents[about.address], *dataclasses.astuple(about)[3:])
+            digest.update(f"{told}\n".encode(errors="backslashreplace"))
         sidecar = read_sidecar(Path(task.sidecars[0][1]), task.sidecars[0][0])
         known = dataclasses.replace(
             known,

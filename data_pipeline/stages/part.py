@@ -9,7 +9,7 @@ from data_pipeline.clips import PartPlan
 from data_pipeline.config import DataConfig, InspectConfig
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.fetch import Scratch
-from data_pipeline.isolate import CrashedError, TimedOutError, shared_child
+from data_pipeline.isolate import CrashedError, OutOfMemoryError, TimedOutError, shared_child
 from data_pipeline.manifest import Clip, Video
 from data_pipeline.parts import part_tar, place, publish_rows
 from data_pipeline.shards import ShardFile
@@ -26,8 +26,8 @@ def encode_safely(
 ) -> Iterator[tuple[Clip, dict[str, bytes]]]:
     """One result for each clip of a video, in order, whatever the file does to its decoder.
 
-    A hang or crash is tried once more from the clip it struck, then costs that clip; the next begins in a new
-    child. A file that strikes clip after clip is given up.
+    A hang or crash is tried once more from the clip it struck, then costs that clip, as too little memory
+    does at once; the next begins in a new child. A file that strikes clip after clip is given up.
     """
     left, attempt, struck = clips, 1, 0
     while left:
@@ -39,8 +39,8 @@ def encode_safely(
                 if item is not None:
                     left, attempt, struck = left[1:], 1, 0
                     yield item
-        except (TimedOutError, CrashedError) as error:
-            if attempt < ATTEMPTS:
+        except (TimedOutError, CrashedError, OutOfMemoryError) as error:
+            if attempt < ATTEMPTS and not isinstance(error, OutOfMemoryError):
                 attempt += 1
                 continue
             struck += 1
@@ -71,7 +71,7 @@ def build_part(
                 yield clip, sum(map(len, members.values()))
         found = tar.finish()
     rows = place(plan.stem, rows, found)
-    publish_rows(storage, plan.stem, rows, found)
+    publish_rows(storage, plan.stem, rows)
     yield rows
 
 

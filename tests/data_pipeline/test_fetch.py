@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import MissingError
-from data_pipeline.fetch import PREFIX, Scratch
+from data_pipeline.fetch import Scratch
+from data_pipeline.scratch import PREFIX
 from data_pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[2]

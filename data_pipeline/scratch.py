@@ -1,0 +1,46 @@
+"""Folders for copies that one process works on, of which nothing stays, not even after SIGKILL."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX, LOCK = "foreframe-scratch-", "lock"
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder of this process, removed in the end.
+
+    A killed process leaves its folder behind: the lock on it is free then, and whoever makes the next one on
+    that machine removes it.
+    """
+    _sweep()
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # not seen by others until it is locked
+    lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = new.rename(new.with_name(new.name.removeprefix(".")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _sweep() -> None:
+    """Remove the folders that killed processes left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another's, or gone in the meantime
+            handle = os.open(folder / LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
