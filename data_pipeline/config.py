@@ -12,22 +12,26 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MIB = 1 << 20
+DAY_S = 86_400.0
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InspectConfig(Section):
     """How far an unknown file is trusted."""
 
     timeout_s: float = Field(
-        30.0, gt=0, description="Longest a decoder may stay silent on one file or clip, in seconds."
+        30.0, gt=0, le=DAY_S, description="Longest a decoder may stay silent on one file or clip, in seconds."
     )
     memory_bytes: int = Field(
-        2048 * MIB, ge=64 * MIB, description="Memory a decoder may take on top of its own start, in bytes."
+        2048 * MIB,
+        ge=64 * MIB,
+        le=1 << 50,
+        description="Memory a decoder may take on top of its own start, in bytes.",
     )
 
 
@@ -39,9 +43,14 @@ class CutConfig(Section):
         description="windows: spans of equal length; scenes: windows that no cut of the film runs through; "
         "spans: each span of a list is one clip, whatever its length.",
     )
-    length_s: float = Field(2.0, gt=0, description="Length of a clip in seconds; of spans, the shortest.")
+    length_s: float = Field(
+        2.0, ge=0.01, le=DAY_S, description="Length of a clip in seconds; of spans, the shortest."
+    )
     stride_s: float = Field(
-        2.0, gt=0, description="From the start of one clip to the next, in seconds; spans: not used."
+        2.0,
+        ge=0.01,
+        le=DAY_S,
+        description="From the start of one clip to the next, in seconds; spans: not used.",
     )
     scene_threshold: float = Field(
         27.0, gt=0, description="scenes: change of content that is a cut; PySceneDetect's ContentDetector."
@@ -80,7 +89,7 @@ class EncodeConfig(Section):
     )
     short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
     fps: float = Field(8.0, ge=0.1, le=240, description="Constant frame rate of the clip.")
-    gop: int = Field(16, ge=1, description="Frames from one keyframe to the next.")
+    gop: int = Field(16, ge=1, le=10_000, description="Frames from one keyframe to the next.")
     crf: int = Field(18, ge=0, le=51, description="x264 quality: 0 lossless, 18 near transparent, 51 worst.")
     preset: Literal[
         "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"

@@ -12,13 +12,14 @@ import fcntl
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from data_pipeline.clips import PartPlan, cut_video, plan_parts
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import encoder_versions
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError, UsageError, why
 from data_pipeline.execute import cluster, stream
 from data_pipeline.finish import (
     Limit,
@@ -33,6 +34,7 @@ from data_pipeline.finish import (
 from data_pipeline.format import (
     CARD_FILE,
     DATASET_FILE,
+    DEAD_LETTERS_FILE,
     MANIFEST_FILE,
     SHARDS_FOLDER,
     SPLITS,
@@ -41,6 +43,7 @@ from data_pipeline.format import (
     done_name,
     index_name,
     read_info,
+    sha256,
     tar_name,
     to_json,
 )
@@ -50,16 +53,22 @@ from data_pipeline.index import (
     publish_index,
     publish_videos,
 )
-from data_pipeline.manifest import Clip, Video, from_parquet, read_parquet, to_parquet
+from data_pipeline.manifest import VIDEOS_FILE, Clip, Video, from_parquet, read_parquet, to_parquet
 from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
-from data_pipeline.parts import finished_parts, read_rows
+from data_pipeline.parts import PARTS_FOLDER, finished_parts, read_rows
 from data_pipeline.previews import PREVIEWS_FILE, publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
 from data_pipeline.stages import PASSING, build_part
 from data_pipeline.storage import Storage
 
-OURS = re.compile(r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\..*\.part)$")
+OURS = re.compile(
+    r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\.(?:train|eval)-\d{6}\..*\.part)$"
+)
+HALF = re.compile(
+    r"^\.(?:(?:manifest|videos|previews)\.parquet|dataset\.(?:json|html)|dead_letters\.jsonl)\..*\.part$"
+)
+TABLES = (MANIFEST_FILE, VIDEOS_FILE, PREVIEWS_FILE, DEAD_LETTERS_FILE, CARD_FILE)
 LOCK_FILE = ".lock"
 Sources = Mapping[str, tuple[SourceFile, Video]]
 
@@ -74,9 +83,14 @@ def alone(config: DataConfig) -> Iterator[None]:
     if folder is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    is_new = not folder.exists()
     lock = folder / LOCK_FILE
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _refuse_strangers(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"out is {config.out}, where nothing can be written: {why(error)}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,11 +104,24 @@ def alone(config: DataConfig) -> Iterator[None]:
         try:
             yield
         finally:
-            if list(folder.iterdir()) == [lock]:  # a job that came to nothing leaves no folder
-                lock.unlink()
-                folder.rmdir()
+            if is_new and list(folder.iterdir()) == [lock]:  # a job that came to nothing leaves no folder
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+                    folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Raises: UsageError when no job of ours was in a folder that holds what a job would replace."""
+    if not folder.is_dir() or (folder / LOCK_FILE).exists() or (folder / DATASET_FILE).exists():
+        return
+    strangers = [name for name in (*TABLES, PARTS_FOLDER, SHARDS_FOLDER) if (folder / name).exists()]
+    if strangers:
+        raise UsageError(
+            f"out is {folder}, which holds {' and '.join(strangers[:3])} that no job of ours wrote, or whose "
+            f"{DATASET_FILE} and {LOCK_FILE} are gone: give another `out`, or move them away"
+        )
 
 
 def refuse_other(config: DataConfig, found: Index | None) -> DatasetInfo | None:
@@ -132,6 +159,13 @@ def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcom
         if not force and (info := refuse_other(config, found)) is not None:
             if found.num_new:  # touched files, the same content: next time they need not be read
                 publish_videos(config, found)
+            if sha256(storage.read(MANIFEST_FILE)) != info.manifest_sha256:
+                raise DataError(
+                    f"{storage.address(MANIFEST_FILE)} is not the one that {DATASET_FILE} names: where a "
+                    f"--redrive was cut short, the same command with --redrive finishes it; else it is "
+                    f"damaged: remove it and {DATASET_FILE}, and the same command writes both anew; "
+                    f"whole shards are kept"
+                )
             rows, _ = read_parquet(storage, MANIFEST_FILE, Clip)
             info, num_mended = _mend(config, found, info, rows, progress)
             sweep(storage, (), [done.stem for done in info.shards])
@@ -175,7 +209,7 @@ def _mend(
     return info, len(gone)
 
 
-def _is_there(stem: str, names: set[str]) -> bool:
+def _is_there(stem: str, names: Collection[str]) -> bool:
     return all(path(stem).rsplit("/", 1)[1] in names for path in (tar_name, index_name, done_name))
 
 
@@ -245,11 +279,10 @@ def encode_all(
     As soon as it is certain that more fail than the limit allows, it ends with the rows that there are.
     """
     storage = Storage(config.out)
-    done = sorted(finished_parts(storage, plans))
     rows = {
         stem: found
-        for stem, found in zip(done, read_rows(storage, done), strict=True)
-        if found is not None and not any(clip.error_class in PASSING for clip in found)
+        for stem, found in read_rows(storage, finished_parts(storage, plans)).items()
+        if not any(clip.error_class in PASSING for clip in found)
     }
     todo = [plan for plan in plans if plan.stem not in rows]
     tasks = [(plan, {name: sources[name] for name in {c.video_id for c in plan.clips}}) for plan in todo]
@@ -267,7 +300,16 @@ def encode_all(
             told = [row for found in rows.values() for row in found]
             there = {row.clip_id for row in told}
             return [*told, *(clip for clip in limit.failed if clip.clip_id not in there)]
-    return [clip for plan in plans for clip in rows[plan.stem]]
+    return [clip for plan in plans for clip in _as_planned(plan, rows[plan.stem])]
+
+
+def _as_planned(plan: PartPlan, rows: Sequence[Clip]) -> Iterator[Clip]:
+    """Rows of a part that an earlier job made, with what the listing says of their clips today."""
+    for clip, row in zip(plan.clips, rows, strict=True):
+        assert clip.clip_id == row.clip_id
+        yield dataclasses.replace(
+            row, uri=clip.uri, etag=clip.etag, recording=clip.recording, label=clip.label, span=clip.span
+        )
 
 
 def _absolute(storage: Storage) -> str:
@@ -312,13 +354,20 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
 
     standing: stems of shards that are not to be touched.
     """
-    names = storage.names(SHARDS_FOLDER)
-    there = set(names)
-    whole = [plan for plan in plans if _is_there(plan.stem, there)]
+    sizes = {entry.name.rsplit("/", 1)[-1]: entry.size_bytes for entry in storage.walk(SHARDS_FOLDER)}
+    names = sorted(sizes)
+    whole = [plan for plan in plans if _is_there(plan.stem, sizes.keys())]
+    dones = storage.read_many([done_name(plan.stem) for plan in whole])
+    indexes = storage.read_many([index_name(plan.stem) for plan in whole])
     kept = set()
-    for plan, data in zip(whole, storage.read_many([done_name(plan.stem) for plan in whole]), strict=True):
+    for plan, data, index in zip(whole, dones, indexes, strict=True):
         with contextlib.suppress(DataError):  # half a record is no record: the shard is built again
-            if ShardDone.from_json(data).plan_fingerprint == plan.fingerprint:
+            done = ShardDone.from_json(data)
+            size = sizes[tar_name(plan.stem).rsplit("/", 1)[1]]
+            if (done.stem, done.split, done.plan_fingerprint, done.tar_bytes, done.index_sha256) == (
+                *(plan.stem, plan.split, plan.fingerprint),
+                *(size, sha256(index)),
+            ):
                 kept.add(plan.stem)
     safe = kept.union(standing)
     stray = [name for name in names if (match := OURS.match(name)) and match["stem"] not in safe]
@@ -326,8 +375,7 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
         storage.remove_many([f"{SHARDS_FOLDER}/{name}" for name in stray if name.endswith(ending)])
         stray = [name for name in stray if not name.endswith(".done.json")]
     if storage.is_local:  # a store shows no half object
-        halves = [name for name in storage.names() if name.startswith(".") and name.endswith(".part")]
-        storage.remove_many(halves)
+        storage.remove_many([name for name in storage.names() if HALF.match(name)])
     return kept
 
 
@@ -343,10 +391,12 @@ def _find_pieces(
     wanted = {piece.clip_id for plan in missing for piece in plan.pieces}
     plans = plan_all(config, cut, sources)
     there = finished_parts(storage, plans)
-    useful = [p for p in plans if p.stem in there and any(clip.clip_id in wanted for clip in p.clips)]
-    rows = {
-        clip.clip_id: clip for found in read_rows(storage, [p.stem for p in useful]) for clip in found or ()
+    useful = {
+        plan.stem: there[plan.stem]
+        for plan in plans
+        if plan.stem in there and any(clip.clip_id in wanted for clip in plan.clips)
     }
+    rows = {clip.clip_id: clip for found in read_rows(storage, useful).values() for clip in found}
     absent = [clip for clip in cut if clip.clip_id in wanted and clip.clip_id not in rows]
     made = encode_all(config, plan_all(config, absent, sources), sources, progress)
     rows |= {clip.clip_id: clip for clip in made}

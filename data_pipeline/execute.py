@@ -11,6 +11,8 @@ import io
 import logging
 import os
 import platform
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ from data_pipeline.errors import DataError, ForeframeError, UsageError, why
 Item = TypeVar("Item")
 
 OBJECT_STORE_BYTES = 200 << 20  # records and sizes only pass through it; the smallest that Ray likes
+KNOCK_S = 5.0
 NODE_ANSWERS_S = 120.0  # a node starts its first worker within seconds, a busy one within a minute
 IN_FLIGHT = 2  # tasks handed out for each worker
 
@@ -76,6 +79,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             if config.address:
+                _knock(config.address)
                 ray.init(address=config.address, **quiet)
             else:
                 ray.init(
@@ -86,7 +90,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
                     include_dashboard=False,
                     **quiet,
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
             raise UsageError(f"{where} could not be reached or started: {error}") from error
     _silence_obituaries()
@@ -96,6 +100,13 @@ def cluster(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises: OSError when nothing listens at host:port; Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]]+?)\]?:(\d+)", address)
+    if found:
+        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_S).close()
 
 
 def check_nodes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from data_pipeline.pack import ShardPlan
 from data_pipeline.parts import PARTS_FOLDER
 from data_pipeline.storage import Storage
 
+OURS_IN_PARTS = re.compile(
+    r"^(?:part-[0-9a-f]{20}\.(?:tar|clips\.parquet)|videos-\d{6}\.parquet|begun|\.(?:part|videos)-.*\.part)$"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -48,8 +53,10 @@ def notes_of(config: DataConfig, found: Index) -> dict[str, str]:
     """What a manifest was decided from: it holds as long as these are the same."""
     versions = stable_id(*sorted(encoder_versions().items()))
     usable = stable_id(*sorted(video.video_id for video in found.usable))
+    uris = stable_id(*sorted(f"{video.uri} {video.etag}" for video in found.usable))
     return {
         "config": config.fingerprint(),
+        "uris": uris,
         "sources": found.fingerprint(),
         "usable": usable,
         "versions": versions,
@@ -157,8 +164,9 @@ def read_done(storage: Storage, plans: Sequence[ShardPlan]) -> dict[str, ShardDo
 
 
 def remove_parts(storage: Storage) -> None:
-    """Delete whatever lies in the parts' folder."""
-    storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER)])
+    """Delete what a job left in the parts' folder, and the folder when nothing else lies there."""
+    ours = [name for name in storage.names(PARTS_FOLDER) if OURS_IN_PARTS.match(name)]
+    storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in ours])
     folder = storage.local_path(PARTS_FOLDER)
     if folder is not None:
         with contextlib.suppress(OSError):  # absent, or something that is not ours lies in it

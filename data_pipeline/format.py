@@ -32,7 +32,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage import Storage
@@ -149,7 +149,7 @@ class ShardDone:
     def of(cls, plain: dict[str, Any]) -> ShardDone:
         """Keys of later releases are passed over. Raises: TypeError when one is missing."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in plain.items() if key in known})
+        return _checked(cls(**{key: value for key, value in plain.items() if key in known}))
 
     @classmethod
     def from_json(cls, data: bytes) -> ShardDone:
@@ -193,10 +193,28 @@ class DatasetInfo:
         for key in ("state_names", "action_names"):
             found[key] = tuple(found[key])
         found["shards"] = tuple(ShardDone.of(shard) for shard in found["shards"])
-        return cls(**found)
+        return _checked(cls(**found))
 
     def shards_of(self, split: str) -> list[ShardDone]:
         return [shard for shard in self.shards if shard.split == split]
+
+
+Record = TypeVar("Record", ShardDone, DatasetInfo)
+
+
+def _checked(record: Record) -> Record:
+    """The record. Raises: TypeError when a field is of another type, or a split has an unknown name."""
+    kinds = {"str": str, "int": int, "dict[str, int]": dict, "dict[str, str]": dict}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        kind: Any = kinds.get(str(field.type), object)
+        if not isinstance(value, kind):
+            raise TypeError(f"{field.name} is {value!r}")
+        if field.type == "dict[str, int]" and not all(type(number) is int for number in dict(value).values()):
+            raise TypeError(f"{field.name} is {value!r}")
+    if isinstance(record, ShardDone) and (record.split not in SPLITS or "/" in record.stem):
+        raise TypeError(f"stem and split are {record.stem!r} and {record.split!r}")
+    return record
 
 
 @dataclass(frozen=True)
@@ -240,8 +258,10 @@ def decode_index(data: bytes) -> list[Member]:
 
     names = [field.name for field in dataclasses.fields(Member)]
     try:
-        return [Member(**row) for row in pq.read_table(io.BytesIO(data), columns=names).to_pylist()]
-    except (pa.ArrowException, OSError, TypeError) as error:
+        # no threads: one that is still about when the process ends aborts it
+        table = pq.ParquetFile(io.BytesIO(data)).read(columns=names, use_threads=False)
+        return [Member(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"an index cannot be read: {error}") from error
 
 
@@ -265,7 +285,7 @@ def read_info(storage: Storage) -> DatasetInfo:
         plain = json.loads(data)
         version = plain.get("format_version", FORMAT_VERSION)
         info = DatasetInfo.from_json(plain) if version == FORMAT_VERSION else None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{storage.address(DATASET_FILE)} is cut short or was changed: remove it, and the same "
             f"`foreframe shard` again writes it anew; whole shards are kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from data_pipeline.storage import Storage
 INSPECT_BATCH = 8  # files in one task: a few tens of milliseconds each
 NOTE_EVERY = 2000  # files looked at between two notes of them, which a killed job finds again
 NOTES = "videos-"
+NOTE = re.compile(r"^videos-(\d{6})\.parquet$")
 BEGUN = f"{PARTS_FOLDER}/begun"
 
 
@@ -42,12 +44,8 @@ class Index:
 
     def fingerprint(self) -> str:
         """16 hex digits of what the sources hold; moving or touching files does not change it."""
-        spans = {file.uri: file.spans for file in self.listing.files}
         lines = sorted(
-            f"{v.video_id} {v.sidecars_sha256} "
-            f"{[(s.start_s, s.end_s, s.label, s.split) for s in spans.get(v.uri, ())]}"
-            for v in self.videos
-            if v.status != "ignored"
+            f"{v.video_id} {v.sidecars_sha256} {v.asked}" for v in self.videos if v.status != "ignored"
         )
         return stable_id("sources", *lines)[:16]
 
@@ -114,7 +112,11 @@ def look_at(listing: Listing, known: dict[str, Video], config: DataConfig, progr
                 if len(unnoted) >= NOTE_EVERY:
                     _publish(storage, f"{PARTS_FOLDER}/{NOTES}{notes:06d}.parquet", unnoted, config)
                     unnoted, notes = [], notes + 1
-    videos = [fresh.get(key) or known[key] for key in (file.fingerprint() for file in listing.files)]
+    videos = []
+    for file in listing.files:
+        video = fresh.get(file.fingerprint()) or known[file.fingerprint()]
+        asked = [(span.start_s, span.end_s, span.label, span.split) for span in file.spans]
+        videos.append(dataclasses.replace(video, asked=stable_id(*asked)))
     ignored = [_ignored(entry) for entry in listing.ignored]
     return Index((*_without_twins(videos), *ignored), listing, len(files))
 
@@ -128,7 +130,7 @@ def _ignored(entry: Ignored) -> Video:
 
 def known_videos(storage: Storage, config: DataConfig) -> dict[str, Video]:
     """What `out` tells of files that a job of the same limits looked at, by their entry's fingerprint."""
-    names = [f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
+    names = [f"{PARTS_FOLDER}/{name}" for name in storage.names(PARTS_FOLDER) if NOTE.match(name)]
     if storage.exists(VIDEOS_FILE):
         names.insert(0, VIDEOS_FILE)
     known: dict[str, Video] = {}
@@ -149,8 +151,8 @@ def _look(config: DataConfig) -> str:
 
 
 def _next_note(storage: Storage) -> int:
-    names = [name for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
-    return 1 + max((int(name[len(NOTES) :].split(".")[0]) for name in names), default=-1)
+    numbers = [int(found[1]) for name in storage.names(PARTS_FOLDER) if (found := NOTE.match(name))]
+    return 1 + max(numbers, default=-1)
 
 
 def _publish(storage: Storage, name: str, videos: Sequence[Video], config: DataConfig) -> None:
@@ -191,7 +193,7 @@ def publish_videos(config: DataConfig, found: Index) -> None:
     """Write videos.parquet; the notes of an unfinished look at them are not needed any more."""
     storage = Storage(config.out)
     _publish(storage, VIDEOS_FILE, found.videos, config)
-    names = [name for name in storage.names(PARTS_FOLDER) if name.startswith(NOTES)]
+    names = [name for name in storage.names(PARTS_FOLDER) if NOTE.match(name)]
     storage.remove_many([f"{PARTS_FOLDER}/{name}" for name in names])
 
 

@@ -66,7 +66,7 @@ class Child:
                     continue
                 if kind != "end" and kind not in ENDINGS:
                     raise CrashedError(f"the decoder's process said {kind!r}, which is no answer; killed")
-                finished = True
+                finished = kind != "memory"  # what one clip took, the next would lack
                 if kind == "end":
                     return
                 raise ENDINGS[kind](value)

@@ -31,7 +31,8 @@ class Video:
     Sizes in pixels as displayed; facts the headers do not tell are 0 or None.
     etag: as the store tells, empty for files. sidecars_sha256: of all its sidecars, empty without.
     cuts_s: seconds at which a scene ends and the next begins; None when nobody looked for them.
-    listing: fingerprint of the entry that was looked at, by which a later job knows it again.
+    asked: digest of the spans, labels and splits asked for. listing: fingerprint of the entry that was looked
+    at, by which a later job knows it again.
     """
 
     video_id: str
@@ -61,6 +62,7 @@ class Video:
     num_frames: int = 0
     has_audio: bool = False
     cuts_s: tuple[float, ...] | None = None
+    asked: str = ""
     listing: str = ""
 
     def with_facts(self, facts: VideoFacts) -> Video:
@@ -182,7 +184,7 @@ def from_parquet(data: bytes, record: type) -> tuple[list[Any], dict[str, str]]:
         if names != wanted:
             raise DataError(f"a {record.__name__} table has columns {names}, not {wanted}")
         rows = [record(*row) for table in tables for row in zip(*map(_values, table.columns), strict=True)]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"a {record.__name__} table cannot be read: {error}") from error
     return rows, {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
 

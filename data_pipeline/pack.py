@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import IO
 
 from data_pipeline.clips import assign_splits, in_shard_order, stable_id
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, why
 from data_pipeline.filters import near_duplicates
 from data_pipeline.format import FORMAT_VERSION, SPLITS, Member, ShardDone, shard_stem, tar_name
 from data_pipeline.manifest import Clip, Video
@@ -160,12 +161,21 @@ def build_shard(plan: ShardPlan, out: str) -> Iterator[tuple[str, int] | ShardDo
         with open(path, "wb") as tar:
             for part, group in groupby(plan.pieces, key=lambda piece: piece.part):
                 for run in _runs(list(group)):
-                    tar.write(storage.read(part_tar(part), run[0].offset, sum(piece.size for piece in run)))
+                    data = storage.read(part_tar(part), run[0].offset, sum(piece.size for piece in run))
+                    _write(tar, data, plan.stem)
                     yield from (("packed", piece.size) for piece in run)
-            tar.write(tar_end(tar.tell()))
+            _write(tar, tar_end(tar.tell()), plan.stem)
+            tar.flush()
         found = _read_back(path, plan)
         written = hash_file(path)
     yield publish_records(storage, plan.stem, plan.split, written, found, plan.fingerprint)
+
+
+def _write(tar: IO[bytes], data: bytes, stem: str) -> None:
+    try:
+        tar.write(data)
+    except OSError as error:
+        raise DataError(f"shard {stem} could not be written to {tar.name}: {why(error)}") from error
 
 
 def _read_back(path: Path, plan: ShardPlan) -> list[Member]:

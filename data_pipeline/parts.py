@@ -8,8 +8,9 @@ A part's rows are Clip records whose shard, offset and size_bytes point into the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.clips import PartPlan
@@ -57,24 +58,27 @@ def publish_rows(storage: Storage, stem: str, rows: list[Clip]) -> None:
     storage.publish(part_rows(stem), to_parquet(rows, Clip))
 
 
-def read_rows(storage: Storage, stems: Sequence[str]) -> list[list[Clip] | None]:
-    """The rows of finished parts, in order; None for a part whose rows cannot be read."""
-    found: list[list[Clip] | None] = []
+def read_rows(storage: Storage, sizes: Mapping[str, int]) -> dict[str, list[Clip]]:
+    """The rows of finished parts by stem, save those that cannot be read or tell of more than the tar holds.
+
+    sizes: of the parts' tars, as `finished_parts` found them.
+    """
+    stems = list(sizes)
+    found: dict[str, list[Clip]] = {}
     for start in range(0, len(stems), READ_AT_ONCE):
-        names = [part_rows(stem) for stem in stems[start : start + READ_AT_ONCE]]
-        for data in storage.read_many(names):
-            try:
-                found.append(from_parquet(data, Clip)[0])
-            except DataError:  # half a record is no record: the part is made again
-                found.append(None)
+        some = stems[start : start + READ_AT_ONCE]
+        for stem, data in zip(some, storage.read_many([part_rows(stem) for stem in some]), strict=True):
+            with contextlib.suppress(DataError):  # half a record is no record: the part is made again
+                rows, _ = from_parquet(data, Clip)
+                if max(((row.offset or 0) + (row.size_bytes or 0) for row in rows), default=0) < sizes[stem]:
+                    found[stem] = rows
     return found
 
 
-def finished_parts(storage: Storage, plans: Sequence[PartPlan]) -> set[str]:
-    """Stems of the planned parts that are whole, by one listing."""
-    names = set(storage.names(PARTS_FOLDER))
+def finished_parts(storage: Storage, plans: Sequence[PartPlan]) -> dict[str, int]:
+    """The planned parts that have tar and rows, by stem with the bytes of the tar; from one listing."""
+    sizes = {entry.name.rsplit("/", 1)[-1]: entry.size_bytes for entry in storage.walk(PARTS_FOLDER)}
+    tars = {plan.stem: Path(part_tar(plan.stem)).name for plan in plans}
     return {
-        plan.stem
-        for plan in plans
-        if all(Path(path(plan.stem)).name in names for path in (part_tar, part_rows))
+        stem: sizes[tar] for stem, tar in tars.items() if tar in sizes and Path(part_rows(stem)).name in sizes
     }

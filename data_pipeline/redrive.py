@@ -86,6 +86,11 @@ def _look_again(config: DataConfig, progress: Progress) -> Index:
     by_uri = {video.uri: video for video in videos.values()}
     listing = list_sources(config.sources, config.root)
     files = tuple(file for file in listing.files if file.uri in by_uri)
+    if not files:
+        raise UsageError(
+            f"none of the files in `sources` is one of the {len(by_uri)} that {config.out} knows: "
+            f"--redrive wants the sources where they were"
+        )
     known: dict[str, Video] = {}
     for file in files:
         video = by_uri[file.uri]

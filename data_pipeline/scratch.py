@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,9 +37,11 @@ def scratch_folder() -> Iterator[Path]:
 
 def _sweep() -> None:
     """Remove the folders that killed processes left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    base = Path(tempfile.gettempdir())
+    unlocked = [path for path in base.glob(f".{PREFIX}*") if time.time() - path.stat().st_mtime > 60]
+    for folder in (*base.glob(f"{PREFIX}*"), *unlocked):
         with contextlib.suppress(OSError):  # another's, or gone in the meantime
-            handle = os.open(folder / LOCK, os.O_RDWR)
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

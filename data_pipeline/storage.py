@@ -122,7 +122,8 @@ class Storage:
         address = self.address(name)
         if self._remote:
             return self._remote.exists(name)
-        return Path(address).exists()
+        with _local(address, "read"):
+            return Path(address).exists()
 
     def info(self, name: str) -> Entry:
         """Size and age of `name`; follows links."""

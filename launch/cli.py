@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 EXIT_FAILED = 1
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
 
 app = typer.Typer(
     name="foreframe",
@@ -300,11 +302,11 @@ def main() -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        if error.errno not in (*FULL_DISK, *FORBIDDEN):
             raise
         from launch.console import print_error
 
-        print_error(DataError(f"{error.filename or 'a file'} could not be written: {why(error)}"))
+        print_error(DataError(f"{error.filename or 'a file'} could not be read or written: {why(error)}"))
         sys.exit(DataError.exit_code)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:

@@ -99,8 +99,8 @@ def run_verify(dataset: str, deep: bool = False, progress: Report | None = None)
         rest = f"\n  and {more} more" if more > 0 else ""
         raise DataError(
             f"{dataset} is damaged, {len(result.problems)} findings:{shown}{rest}\n"
-            f"Remove the files of shards that are named, and run the same `foreframe shard` again: it makes those "
-            f"shards anew and touches no other"
+            f"Remove the files of shards that are named, and run the same `foreframe shard` again: it makes "
+            f"those shards anew and touches no other"
         )
     shards = sum(result.info.num_shards.values())
     console.print(

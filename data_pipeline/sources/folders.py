@@ -37,7 +37,9 @@ def walk_folder(folder: str, max_depth: int | None = None) -> tuple[list[Found],
                     else:
                         _take(folder, name, found, ignored)
         except OSError as error:  # a folder that may not be read, or a file where it was: it is named
-            ignored.append(Ignored(_uri(folder, below), f"this folder cannot be listed: {why(error)}"))
+            ignored.append(
+                Ignored(_uri(folder, below), f"this folder cannot be listed: {why(error)}", is_wanted=True)
+            )
     return found, ignored
 
 

@@ -296,7 +296,9 @@ def test_tables_cut_short_are_made_again_or_named(finished: DataConfig, tmp_path
     (out / "videos.parquet").write_bytes(b"PAR1 cut")
     assert not shard(config, quiet).is_new
     (out / "manifest.parquet").write_bytes(b"PAR1 cut")
-    with pytest.raises(DataError, match=r"out/manifest\.parquet: .*remove it and dataset\.json"):
+    with pytest.raises(
+        DataError, match=r"out/manifest\.parquet is not the one .*remove it and dataset\.json"
+    ):
         shard(config, quiet)
     (out / "manifest.parquet").unlink()
     (out / "dataset.json").unlink()

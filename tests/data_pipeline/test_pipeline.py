@@ -506,7 +506,7 @@ def test_a_limit_that_is_just_reached_is_not_passed(num_failed: int, total: int,
 
 
 def test_one_lying_header_does_not_end_the_job(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    """Matroska's duration is a float that anybody can write: ten videos of 2.5 s, one of which claims an hour."""
+    """Matroska's duration is a float that anybody can write: a video of 2.5 s claims an hour."""
     import av
 
     folder = shutil.copytree(videos, tmp_path / "set")
@@ -629,3 +629,141 @@ def test_a_heap_of_hostile_files_comes_to_an_end(tmp_path: Path, make_config: Ma
         "EndedError",
         "OutOfMemoryError",
     }
+
+
+def test_nothing_of_the_users_is_ever_deleted(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / "holiday.mp4").write_bytes(b"mine")
+    config = make_config(videos)
+    with pytest.raises(UsageError, match="holds parts that no job of ours wrote"):
+        shard(config, quiet)
+    shutil.rmtree(out / "parts")
+    shard(config, quiet)
+    strangers = [
+        out / "parts" / "holiday.mp4",
+        out / "shards" / "train-000077.txt",
+        out / "shards" / ".notes.part",
+    ]
+    for path in strangers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+    assert not shard(config, quiet).is_new
+    (out / "dataset.json").unlink()
+    assert shard(config, quiet).is_new
+    assert all(path.read_bytes() == b"mine" for path in strangers)
+
+
+def test_an_empty_folder_of_the_users_stays(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(DataError, match="no video"):
+        shard(make_config(tmp_path / "videos"), quiet)
+    assert (tmp_path / "out").is_dir()
+
+
+def test_sources_that_move_between_two_tries_are_where_the_manifest_says(
+    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_pipeline import dataset
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(videos, tmp_path / "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "pack_all", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shard(make_config(tmp_path / "before"), quiet)
+    (tmp_path / "before").rename(tmp_path / "after")
+    outcome = shard(make_config(tmp_path / "after"), quiet)
+    assert all(os.path.isfile(clip.uri) for clip in outcome.clips)
+    whole = shard(make_config(tmp_path / "after", "whole"), quiet)
+    assert whole.info == outcome.info
+
+
+@pytest.mark.parametrize("damage", ["tar cut", "index", "done record"])
+def test_a_shard_is_kept_only_when_it_is_whole(finished: DataConfig, tmp_path: Path, damage: str) -> None:
+    out = Path(shutil.copytree(finished.out, tmp_path / "out"))
+    (out / "dataset.json").unlink()
+    tar = out / SHARDS_FOLDER / "train-000000.tar"
+    index, done = tar.with_suffix(".index.parquet"), tar.with_suffix(".done.json")
+    if damage == "tar cut":
+        tar.write_bytes(tar.read_bytes()[:5000])
+    elif damage == "index":
+        index.write_bytes(b"PAR1" + bytes(100))
+    else:
+        done.write_text(done.read_text().replace('"split":"train"', '"split":"eval"'))
+    config = finished.model_copy(update={"out": str(out)})
+    assert shard(config, quiet).num_kept_shards == len(read_info(Storage(out)).shards) - 1
+    assert verify(str(out), deep=True).problems == ()
+
+
+def test_a_redrive_wants_the_sources_where_they_were(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(videos)
+    shard(config, quiet)
+    before = Path(config.out, "dataset.json").read_bytes()
+    with pytest.raises(UsageError, match="wants the sources where they were"):
+        redrive(make_config(shutil.copytree(videos, tmp_path / "moved")), quiet)
+    assert Path(config.out, "dataset.json").read_bytes() == before
+
+
+def test_a_redrive_after_the_raw_videos_were_deleted_changes_nothing_else(
+    videos: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = shutil.copytree(videos, tmp_path / "set")
+    good = (folder / "video-000001.mp4").read_bytes()
+    (folder / "video-000001.mp4").write_bytes(b"")
+    config = make_config(folder, max_failed_fraction=0.9)
+    first = shard(config, quiet)
+    (folder / "video-000001.mp4").write_bytes(good)
+    (folder / "video-000000.mp4").unlink()
+    second = redrive(config, quiet)
+    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
+    assert first.info.shards == tuple(s for s in second.info.shards if s in first.info.shards)
+    assert verify(config.out, deep=True).problems == ()
+
+
+@pytest.mark.parametrize("edges", [(26, 37, 360, 640, 128), (10, 0, 480, 854, 96), (33, 21, 540, 960, 128)])
+def test_a_crop_keeps_no_row_of_a_bar(
+    edges: tuple[int, ...], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    above, below, height, width, side = edges
+    frames = np.zeros((8, height, width, 3), np.uint8)
+    level = np.linspace(150, 250, 8).astype(np.uint8)[:, None, None, None]
+    frames[:, above : height - below] = level
+    write_video(tmp_path / "videos" / "bars.mp4", frames, fps=8.0)
+    encode = {"short_side": side, "fps": 8.0, "crf": 1}
+    config = make_config(
+        tmp_path / "videos",
+        cut={"length_s": 1.0, "stride_s": 1.0},
+        encode=encode,
+        split={"eval_fraction": 0.0},
+    )
+    (clip,) = shard(config, quiet).clips
+    assert clip.crop
+    pictures = ClipReader(config.out, "train").read(0, 8, 8.0).frames_THWC.astype(int)
+    assert abs(pictures - pictures[:, 8:9, 8:9]).max() < 12
+
+
+def test_a_video_takes_no_more_memory_than_its_clip(tmp_path: Path, make_config: MakeConfig) -> None:
+    """A span that needs too much fails alone: the next ones get a child of their own."""
+    folder = tmp_path / "set"
+    write_video(folder / "long.mp4", noise(640, seed=4, size=(128, 192)), fps=16.0)
+    (folder / "list.csv").write_text("uri,start_s,end_s\nlong.mp4,0,40\nlong.mp4,0,1\nlong.mp4,1,2\n")
+    config = make_config(
+        folder / "list.csv",
+        cut={"kind": "spans", "length_s": 0.5},
+        encode={"short_side": 512, "fps": 16.0, "preset": "ultrafast"},
+        inspect={"timeout_s": 60.0, "memory_bytes": 400 << 20},
+        max_failed_fraction=0.9,
+        filters=UNFILTERED,
+    )
+    clips = shard(config, quiet).clips
+    assert [(c.end_s, c.status, c.error_class) for c in sorted(clips, key=lambda c: c.end_s)] == [
+        (1.0, "kept", ""),
+        (2.0, "kept", ""),
+        (40.0, "failed", "OutOfMemoryError"),
+    ]
