@@ -85,7 +85,7 @@ class EncodeConfig(Section):
 
     encoding: Literal["mp4", "jpeg"] = Field(
         "mp4",
-        description="mp4: H.264; jpeg: a file a frame, some six times the size, a third of the CPU to read.",
+        description="mp4: H.264; jpeg: a file a frame, 5 to 14 times the size, a third of the CPU to read.",
     )
     short_side: int = Field(256, ge=16, le=4320, description="Short side of the clip in pixels; even.")
     fps: float = Field(8.0, ge=0.1, le=240, description="Constant frame rate of the clip.")

@@ -306,7 +306,8 @@ def main() -> None:
             raise
         from launch.console import print_error
 
-        print_error(DataError(f"{error.filename or 'a file'} could not be read or written: {why(error)}"))
+        what = "written" if error.errno in FULL_DISK else "read or written"
+        print_error(DataError(f"{error.filename or 'a file'} could not be {what}: {why(error)}"))
         sys.exit(DataError.exit_code)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:
