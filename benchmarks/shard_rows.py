@@ -35,7 +35,7 @@ from data_pipeline.format import (
 from data_pipeline.index import Index
 from data_pipeline.manifest import Clip, Video, read_parquet, to_parquet
 from data_pipeline.pack import decide
-from data_pipeline.parts import PARTS_FOLDER, finished_parts, part_index, part_rows, part_tar, read_rows
+from data_pipeline.parts import PARTS_FOLDER, finished_parts, part_rows, part_tar, read_rows
 from data_pipeline.scores import Scores
 from data_pipeline.sources import Listing, SourceFile
 from data_pipeline.storage import Storage
@@ -94,11 +94,12 @@ def prepare(num_clips: int, folder: Path) -> None:
             scores = Scores(0.4, 0.0, 0.0, 0.03, hashes[number].tobytes().hex())
             size = CLIP_BYTES + 512 * (number % 400)
             place: dict[str, Any] = {"shard": plan.stem, "offset": offset, "size_bytes": size}
+            place["members_sha256"] = f"{number:064x}"
             rows.append(dataclasses.replace(clip, **place, **dataclasses.asdict(scores)))
             offset, number = offset + size, number + 1
         (folder / part_rows(plan.stem)).write_bytes(to_parquet(rows, Clip))
-        for path in (part_tar(plan.stem), part_index(plan.stem)):
-            (folder / path).touch()
+        with open(folder / part_tar(plan.stem), "wb") as tar:
+            tar.truncate(offset + 10240)
 
 
 def measure(num_clips: int, folder: Path) -> dict[str, float]:
@@ -121,7 +122,7 @@ def measure(num_clips: int, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     done = finished_parts(storage, plans)
     assert len(done) == len(plans)
-    rows = [row for part in read_rows(storage, [plan.stem for plan in plans]) for row in part or ()]
+    rows = [row for part in read_rows(storage, done).values() for row in part]
     lap("read rows of parts", start)
 
     start = time.perf_counter()
@@ -152,7 +153,7 @@ def measure(num_clips: int, folder: Path) -> dict[str, float]:
 
     before, start = seconds["commit"], time.perf_counter()
     with patch.object(finishing, "publish_card", timed_card):
-        finishing.finish(config, found, clips, [plan.stem for plan in decision.shards], 0)
+        finishing.finish(config, found, clips, decision.shards, 0)
     lap("commit", start - before)
     seconds["of it the data card"] = sum(cards)
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
+from data_pipeline.claim import alone, refuse_other
 from data_pipeline.clips import PartPlan, cut_video, plan_parts
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import encoder_versions
-from data_pipeline.errors import DataError, UsageError, why
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.execute import cluster, stream
 from data_pipeline.finish import (
     Limit,
@@ -34,7 +33,6 @@ from data_pipeline.finish import (
 from data_pipeline.format import (
     CARD_FILE,
     DATASET_FILE,
-    DEAD_LETTERS_FILE,
     MANIFEST_FILE,
     SHARDS_FOLDER,
     SPLITS,
@@ -42,7 +40,6 @@ from data_pipeline.format import (
     ShardDone,
     done_name,
     index_name,
-    read_info,
     sha256,
     tar_name,
     to_json,
@@ -53,9 +50,9 @@ from data_pipeline.index import (
     publish_index,
     publish_videos,
 )
-from data_pipeline.manifest import VIDEOS_FILE, Clip, Video, from_parquet, read_parquet, to_parquet
+from data_pipeline.manifest import Clip, Video, from_parquet, read_parquet, to_parquet
 from data_pipeline.pack import ShardPlan, build_shard, decide, plan_shard
-from data_pipeline.parts import PARTS_FOLDER, finished_parts, read_rows
+from data_pipeline.parts import finished_parts, read_rows
 from data_pipeline.previews import PREVIEWS_FILE, publish_previews
 from data_pipeline.progress import Progress, Rates
 from data_pipeline.sources import SourceFile
@@ -68,80 +65,7 @@ OURS = re.compile(
 HALF = re.compile(
     r"^\.(?:(?:manifest|videos|previews)\.parquet|dataset\.(?:json|html)|dead_letters\.jsonl)\..*\.part$"
 )
-TABLES = (MANIFEST_FILE, VIDEOS_FILE, PREVIEWS_FILE, DEAD_LETTERS_FILE, CARD_FILE)
-LOCK_FILE = ".lock"
 Sources = Mapping[str, tuple[SourceFile, Video]]
-
-
-@contextlib.contextmanager
-def alone(config: DataConfig) -> Iterator[None]:
-    """For the length of a `with` no other job of this machine writes to `config.out`; local folders only.
-
-    Raises: UsageError when one does.
-    """
-    folder = Storage(config.out).local_path()
-    if folder is None:
-        yield
-        return
-    is_new = not folder.exists()
-    lock = folder / LOCK_FILE
-    try:
-        _refuse_strangers(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(f"out is {config.out}, where nothing can be written: {why(error)}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = lock.exists() and os.fstat(handle).st_ino == lock.stat().st_ino
-        except BlockingIOError:
-            is_ours = False
-        if not is_ours:
-            raise UsageError(
-                f"another job is writing to {config.out}: wait for its end, or give another `out`"
-            )
-        try:
-            yield
-        finally:
-            if is_new and list(folder.iterdir()) == [lock]:  # a job that came to nothing leaves no folder
-                with contextlib.suppress(OSError):
-                    lock.unlink()
-                    folder.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Raises: UsageError when no job of ours was in a folder that holds what a job would replace."""
-    if not folder.is_dir() or (folder / LOCK_FILE).exists() or (folder / DATASET_FILE).exists():
-        return
-    strangers = [name for name in (*TABLES, PARTS_FOLDER, SHARDS_FOLDER) if (folder / name).exists()]
-    if strangers:
-        raise UsageError(
-            f"out is {folder}, which holds {' and '.join(strangers[:3])} that no job of ours wrote, or whose "
-            f"{DATASET_FILE} and {LOCK_FILE} are gone: give another `out`, or move them away"
-        )
-
-
-def refuse_other(config: DataConfig, found: Index | None) -> DatasetInfo | None:
-    """The finished data set at `out` when it is this very one; None when there is none.
-
-    Raises: UsageError when it is another one's.
-    """
-    storage = Storage(config.out)
-    if not storage.exists(DATASET_FILE):
-        return None
-    info = read_info(storage)
-    other = "config" if info.config_fingerprint != config.fingerprint() else ""
-    if not other and found is not None and info.source_fingerprint != found.fingerprint():
-        other = "set of videos"
-    if other:
-        raise UsageError(
-            f"{config.out} holds a finished data set of another {other}; "
-            f"give another `out`, or --force to replace it"
-        )
-    return info
 
 
 def shard(config: DataConfig, progress: Progress, force: bool = False) -> Outcome:
@@ -233,6 +157,7 @@ def _make(
         _check_kept(config, found, clips)
         storage.remove(PREVIEWS_FILE)  # of another try or config: those that are there would be kept
         publish_previews(storage, rows, clips)
+        del rows  # as many as clips
         storage.publish(MANIFEST_FILE, to_parquet(clips, Clip, notes_of(config, found)))
     wanted = plans or plans_of(clips)
     kept = sweep(storage, wanted)

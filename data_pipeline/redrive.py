@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 
+from data_pipeline.claim import alone, refuse_other
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import alone, cut_all, encode_all, pack_all, plan_all, refuse_other, sweep
+from data_pipeline.dataset import cut_all, encode_all, pack_all, plan_all, sweep
 from data_pipeline.errors import UsageError
 from data_pipeline.execute import cluster
 from data_pipeline.finish import Outcome, finish, notes_of

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
+from data_pipeline.claim import alone, refuse_other
 from data_pipeline.config import DataConfig
-from data_pipeline.dataset import alone, refuse_other, shard
+from data_pipeline.dataset import shard
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.finish import Outcome
 from data_pipeline.format import (
