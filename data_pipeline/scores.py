@@ -37,6 +37,7 @@ HASH_GRID = 8.0  # of DCT coefficients, in levels of 255: a quarter of a level o
 HASH_MOMENTS = (1, 3, 5)  # sixths of the clip
 
 BAR_LEVEL = 24  # of 255: the brightest a bar gets; ffmpeg cropdetect's limit
+BAR_SHARE = 0.99  # of a row's pixels are black: a hot pixel or a speck is no picture
 BAR_MIN_SHARE = 0.02  # of the side: thinner ones are left
 BAR_SPREAD = 6.0  # standard deviation over a bar, and mean range over time, in levels: a night sky has more
 BAR_STEP = 24.0  # from a bar to the picture beside it, in levels
@@ -155,7 +156,7 @@ def find_bars(frames_THWC: Frames) -> tuple[int, int, int, int] | None:
     """
     brightest_HW = _over_colours(np.maximum, frames_THWC.max(axis=0))
     is_black = brightest_HW <= BAR_LEVEL
-    rows, columns = ((is_black.mean(axis=axis) >= 0.99) for axis in (1, 0))
+    rows, columns = ((is_black.mean(axis=axis) >= BAR_SHARE) for axis in (1, 0))
     if rows.all() or columns.all():
         return None
     darkest_HW = _over_colours(np.minimum, frames_THWC.min(axis=0))

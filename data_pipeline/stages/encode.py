@@ -20,12 +20,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.filters import reason_to_leave_out
 from data_pipeline.format import ACTIONS, META, STATE, VIDEO, ClipMeta, frame_suffix, to_json
 from data_pipeline.manifest import Clip, Video
-from data_pipeline.scores import find_bars, score_frames
+from data_pipeline.scores import BAR_LEVEL, BAR_SHARE, find_bars, score_frames
 from data_pipeline.sidecar import Sidecar, read_sidecar, resample_sidecar
 from data_pipeline.sources import SidecarFile, Span
 
 CHUNK_FRAMES = 16  # frames asked of a decoder at once, fewer of large pictures:
 CHUNK_BYTES = 64 << 20
+SMEARED = 5  # rows of a bar beside the picture that scaling and the codec may have brightened, at most
 PREVIEW_SIDE = 72  # short side of what the data card shows of a clip that was left out
 PREVIEW = "preview.jpg"  # such a clip's only member; it never reaches a shard
 
@@ -76,6 +77,23 @@ class _Crop:
         left, top = self.corner
         return whole_THWC[:, top : top + self.clip.height, left : left + self.clip.width]
 
+    def leaves_black(self, whole_THWC: Frames) -> bool:
+        """Whether what is cut off is black, but for what scaling smeared beside the picture."""
+        left, top = self.corner
+        right, bottom = self.whole[0] - left - self.clip.width, self.whole[1] - top - self.clip.height
+        above, below, before, behind = (side - min(SMEARED, side // 2) for side in (top, bottom, left, right))
+        rows = (whole_THWC[:, :above], whole_THWC[:, self.whole[1] - below :])
+        columns = (whole_THWC[:, :, :before], whole_THWC[:, :, self.whole[0] - behind :])
+        return all(_is_black(part, 1) for part in rows) and all(_is_black(part, 0) for part in columns)
+
+
+def _is_black(part_THWC: Frames, axis: int) -> bool:
+    """Whether nearly all pixels of each row (axis 1) or column (axis 0) are black throughout, as in a bar."""
+    if part_THWC.size == 0:
+        return True
+    brightest_HW = part_THWC.max(axis=0).max(axis=2)
+    return bool(((brightest_HW <= BAR_LEVEL).mean(axis=axis) >= BAR_SHARE).all())
+
 
 def _chunks(video: Video, num_frames: int) -> Iterator[slice]:
     """As many frames at once as may be kept as they are decoded, at two bytes a pixel."""
@@ -89,33 +107,39 @@ def _decode(
 ) -> Iterator[tuple[Clip, Frames] | None]:
     """None after each chunk, then the clip, without its bars if it has any, and its frames.
 
-    Bars are those of all its frames. What the first chunk says of them is a guess, by which the pictures are
-    scaled twice as they come: decoding them again, when it is wrong, costs far more.
+    Bars are those of all its frames. The first chunk gives a guess, by which all are scaled as they come; it
+    holds when what it cuts off stays black and no bar is left inside, else they are decoded again.
     """
 
     def room(clip: Clip) -> Frames:
         return np.empty((clip.num_frames, clip.height, clip.width, 3), np.uint8)
 
     size, seeks_bars = (clip.width, clip.height), task.filters.crop_letterbox
+    first, *others = _chunks(task.video, len(indices))
     frames = room(clip)
-    guess: _Crop | None = None
-    for chunk in _chunks(task.video, len(indices)):
-        keeps = seeks_bars and (guess is not None or chunk.start == 0)
-        frames[chunk] = video.frames(indices[chunk], size, keeps)
-        if seeks_bars and chunk.start == 0 and (bars := find_bars(frames[chunk])) is not None:
-            guess = _crop(clip, task.video, bars, task.encode.short_side)
-            inner = room(guess.clip)
-        if guess is not None:
-            inner[chunk] = guess.cut(video.frames(indices[chunk], guess.whole))
+    frames[first] = video.frames(indices[first], size, seeks_bars)
+    yield None
+    if seeks_bars and (bars := find_bars(frames[first])) is not None:
+        guess = _crop(clip, task.video, bars, task.encode.short_side)
+        inner, holds = room(guess.clip), True
+        for chunk in (first, *others):
+            whole = video.frames(indices[chunk], guess.whole)
+            inner[chunk] = guess.cut(whole)
+            holds = holds and guess.leaves_black(whole)
+            yield None
+        if holds and find_bars(inner) is None:
+            yield guess.clip, inner
+            return
+    for chunk in others:
+        frames[chunk] = video.frames(indices[chunk], size)
         yield None
     if seeks_bars and (bars := find_bars(frames)) is not None:
         crop = _crop(clip, task.video, bars, task.encode.short_side)
-        if crop != guess:
-            inner = room(crop.clip)
-            for chunk in _chunks(task.video, len(indices)):
-                inner[chunk] = crop.cut(video.frames(indices[chunk], crop.whole))
-                yield None
-        clip, frames = crop.clip, inner
+        frames = room(crop.clip)
+        for chunk in (first, *others):
+            frames[chunk] = crop.cut(video.frames(indices[chunk], crop.whole))
+            yield None
+        clip = crop.clip
     yield clip, frames
 
 
