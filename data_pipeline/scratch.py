@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX, LOCK = "foreframe-scratch-", "lock"
+UNLOCKED_S = 60.0
 
 
 @contextlib.contextmanager
@@ -38,9 +39,10 @@ def scratch_folder() -> Iterator[Path]:
 def _sweep() -> None:
     """Remove the folders that killed processes left."""
     base = Path(tempfile.gettempdir())
-    unlocked = [path for path in base.glob(f".{PREFIX}*") if time.time() - path.stat().st_mtime > 60]
-    for folder in (*base.glob(f"{PREFIX}*"), *unlocked):
+    for folder in (*base.glob(f"{PREFIX}*"), *base.glob(f".{PREFIX}*")):
         with contextlib.suppress(OSError):  # another's, or gone in the meantime
+            if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < UNLOCKED_S:
+                continue  # its process has not come to lock it yet
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -78,3 +78,25 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     finally:
         alive.communicate("\n", timeout=10)
         dead.communicate()
+
+
+def test_folders_that_come_and_go_meanwhile_disturb_nobody(scratch_folder: Path) -> None:
+    """Many processes make and remove scratch folders while each sweeps."""
+    script = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from data_pipeline.scratch import scratch_folder as one\n"
+        "for _ in range(150):\n"
+        "    with one() as folder: (folder / 'x').write_bytes(b'x')\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(scratch_folder)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert not any(scratch_folder.iterdir())
