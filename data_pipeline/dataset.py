@@ -62,6 +62,7 @@ from data_pipeline.storage import Storage
 OURS = re.compile(
     r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\.(?:train|eval)-\d{6}\..*\.part)$"
 )
+HALF_SHARD = re.compile(r"^\.(?:train|eval)-\d{6}\..*\.part$")
 HALF = re.compile(
     r"^\.(?:(?:manifest|videos|previews)\.parquet|dataset\.(?:json|html)|dead_letters\.jsonl)\..*\.part$"
 )
@@ -340,8 +341,12 @@ def _find_pieces(
 
 
 def pack_all(config: DataConfig, plans: Sequence[ShardPlan], progress: Progress) -> None:
+    """Build shards from their parts; what a killed worker left of one is removed."""
     storage = Storage(config.out)
     rates = Rates("pack", sum(len(plan.pieces) for plan in plans), "clips", progress)
     for _, item in stream(build_shard, plans, (_absolute(storage),), config.ray):
         if isinstance(item, tuple):
             rates.add(1, item[1])
+    if storage.is_local:  # a store shows no half object
+        halves = [name for name in storage.names(SHARDS_FOLDER) if HALF_SHARD.match(name)]
+        storage.remove_many([f"{SHARDS_FOLDER}/{name}" for name in halves])

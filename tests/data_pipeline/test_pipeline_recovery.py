@@ -404,3 +404,19 @@ def test_a_video_takes_no_more_memory_than_its_clip(tmp_path: Path, make_config:
         (2.0, "kept", ""),
         (40.0, "failed", "OutOfMemoryError"),
     ]
+
+
+def test_what_a_killed_worker_left_of_a_shard_is_gone_in_the_end(
+    videos: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(videos)
+    left = Path(config.out, SHARDS_FOLDER, ".eval-000000.tar.e342is3a.part")
+
+    def kill(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "pack" and not left.exists():
+            left.parent.mkdir(exist_ok=True)
+            left.write_bytes(b"half")
+
+    assert shard(config, kill).is_new
+    assert not left.exists()
+    assert verify(config.out).problems == ()
