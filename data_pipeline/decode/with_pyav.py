@@ -39,7 +39,7 @@ class PyAvDecoder:
         try:
             self._scan()
             first = self._frame(int(self._ticks[0]), frozenset())
-        except BaseException:
+        except BaseException:  # whatever it was, the file is not left open; the error goes on
             self.close()
             raise
         self.rotation = first.rotation
