@@ -253,16 +253,52 @@ def encode_index(members: list[Member]) -> bytes:
 
 def decode_index(data: bytes) -> list[Member]:
     """The members that an index lists; columns of later releases are passed over. Raises: DataError."""
+    try:
+        return [Member(**row) for row in _index_table(data).to_pylist()]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"an index cannot be read: {error}") from error
+
+
+def _index_table(data: bytes) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = [field.name for field in dataclasses.fields(Member)]
     try:
         # no threads: one that is still about when the process ends aborts it
-        table = pq.ParquetFile(io.BytesIO(data)).read(columns=names, use_threads=False)
-        return [Member(**row) for row in table.to_pylist()]
+        return pq.ParquetFile(io.BytesIO(data)).read(columns=names, use_threads=False).combine_chunks()
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"an index cannot be read: {error}") from error
+
+
+class ShardIndex:
+    """Where the members of one shard's samples lie, by columns: a hundred bytes a member.
+
+    keys: of the samples, in the order they lie in the tar. Raises: DataError when it is no index.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        import pyarrow.compute as pc
+
+        table = _index_table(data)
+        keys = table["key"]
+        if len(keys) == 0:
+            raise DataError("an index cannot be read: it lists nothing")
+        firsts = [0, *(pc.indices_nonzero(pc.not_equal(keys[1:], keys[:-1])).to_numpy() + 1).tolist()]
+        self.keys: list[str] = keys.take(firsts).to_pylist()
+        if len(set(self.keys)) != len(self.keys):
+            raise DataError("an index cannot be read: the members of a sample do not lie side by side")
+        self._firsts = [*firsts, len(keys)]
+        self._columns = [table[name] for name in ("key", "suffix", "offset", "size", "sha256")]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def members(self, row: int) -> dict[str, Member]:
+        """The members of the sample at `row`, by suffix."""
+        first, end = self._firsts[row], self._firsts[row + 1]
+        columns = [column.slice(first, end - first).to_pylist() for column in self._columns]
+        return {values[1]: Member(*values) for values in zip(*columns, strict=True)}
 
 
 def read_info(storage: Storage) -> DatasetInfo:
@@ -307,15 +343,43 @@ def read_shards(storage: Storage, records: Sequence[ShardDone]) -> list[Shard]:
     return [_decode_shard(storage, done, data) for done, data in zip(records, indexes, strict=True)]
 
 
-def _decode_shard(storage: Storage, done: ShardDone, index: bytes) -> Shard:
+def read_index(storage: Storage, done: ShardDone) -> bytes:
+    """A shard's index file, checked against its done record. Raises: DataError when it is another."""
+    return _checked_index(storage, done, storage.read(index_name(done.stem)))
+
+
+def _checked_index(storage: Storage, done: ShardDone, index: bytes) -> bytes:
     if sha256(index) != done.index_sha256:
         address = storage.address(index_name(done.stem))
         raise DataError(f"{address} is not the index that its done record names")
+    return index
+
+
+def _decode_shard(storage: Storage, done: ShardDone, index: bytes) -> Shard:
     members: dict[str, dict[str, Member]] = defaultdict(dict)
-    for member in decode_index(index):
+    for member in decode_index(_checked_index(storage, done, index)):
         members[member.key][member.suffix] = member
     samples = tuple(Sample(key, done.stem, found) for key, found in members.items())
     return Shard(done, samples)
+
+
+def check_files(storage: Storage, records: Sequence[ShardDone]) -> None:
+    """One listing: are the files of all shards there, and the tars of the size recorded?
+
+    Raises: DataError that names the first that are not.
+    """
+    sizes = {entry.name: entry.size_bytes for entry in storage.walk(SHARDS_FOLDER)}
+    bad = []
+    for done in records:
+        tar, index = tar_name(done.stem), index_name(done.stem)
+        bad += [f"{name} is missing" for name in (tar, index) if name not in sizes]
+        if sizes.get(tar, done.tar_bytes) != done.tar_bytes:
+            bad.append(f"{tar} has {sizes[tar]} bytes, not {done.tar_bytes}")
+    if bad:
+        raise DataError(
+            f"{storage.root} is not whole: {'; '.join(bad[:3])}{' …' if len(bad) > 3 else ''} ({len(bad)} in "
+            f"all): the same `foreframe shard` again makes what is missing anew"
+        )
 
 
 def finished_stems(storage: Storage) -> list[str]:

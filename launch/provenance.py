@@ -6,12 +6,13 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.format import DatasetInfo
-from pretrain.tracking.base import without_credentials
+from pretrain.tracking.base import DatasetFacts, without_credentials
 
 PACKAGES = (
     "foreframe",
@@ -66,7 +67,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
-def provenance(info: DatasetInfo, address: str, world_size: int, device: str) -> dict[str, Any]:
+def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -> dict[str, Any]:
     """Everything that another person needs to know which code and data made a run."""
     patch = git("diff", "HEAD")
     return {
@@ -78,11 +79,5 @@ def provenance(info: DatasetInfo, address: str, world_size: int, device: str) ->
         "command": [without_credentials(word) for word in sys.argv],
         "world_size": world_size,
         "device": device,
-        "dataset": {
-            "name": info.name,
-            "address": without_credentials(address),
-            "fingerprint": info.fingerprint,
-            "num_clips": info.num_clips,
-            "total_bytes": info.total_bytes,
-        },
+        "datasets": [{**asdict(data), "address": without_credentials(data.address)} for data in datasets],
     }

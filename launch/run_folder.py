@@ -23,6 +23,13 @@ LOCK_FILE = ".lock"
 OPERATIONAL = (
     "out",
     "data.shards",
+    "data.cache_bytes",
+    "data.cache_folder",
+    "data.decoder",
+    "data.exclude",
+    "data.prefetch",
+    "data.remote",
+    "data.timeout_s",
     "data.workers",
     "data.max_bad_samples",
     "model.attention",
@@ -169,28 +176,34 @@ def finished(run: Path, steps: int) -> TrainResult | None:
 
 
 def check_data(config: RunConfig) -> None:
-    """Open the data set and read one clip, before any rank is started.
+    """Open each data set and read one clip, before any rank is started.
 
-    Raises: DataError; ConfigError when clips are shorter than data.frames at data.fps.
+    Raises: DataError, also when a file of a shard is missing; ConfigError when clips are shorter than
+    data.frames at data.fps.
     """
+    for source in config.data.sources:
+        _check_source(config, source.shards)
+
+
+def _check_source(config: RunConfig, root: str) -> None:
     from pretrain.data.reader import ClipReader
 
-    reader = ClipReader(config.data.shards, config.data.split)
+    reader = ClipReader(root, config.data.split, decoder=config.data.decoder)
+    reader.check_files()
     meta = reader.meta(0)
-    seconds = meta.num_frames / meta.fps
-    if config.data.frames / config.data.fps > seconds + 0.5 / meta.fps:
+    seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
+    is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
+    if is_short and meta.num_frames > 1 and not holds:
         raise ConfigError(
             "data.frames",
             got=config.data.frames,
-            need=f"clips of at most {seconds:g} s as {config.data.shards} holds: "
+            need=f"clips of at most {seconds:g} s as {root} holds: "
             f"frames / fps {config.data.fps:g} ≤ {seconds:g}",
             try_=(
                 int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,
             ),
         )
     try:
-        reader.read(0, config.data.frames, config.data.fps)
+        reader.read(0, config.data.frames, config.data.fps, holds=holds)
     except DataError as error:
-        raise DataError(
-            f"{error}; run `foreframe verify {config.data.shards}` to see what else is damaged"
-        ) from error
+        raise DataError(f"{error}; run `foreframe verify {root}` to see what else is damaged") from error

@@ -187,9 +187,8 @@ class RenderedBatches:
             picked = self._clips[[position % NUM_RENDERED for position in positions]]
             masks = sample_masks(config.objective.masks, config.grid, config.seed, step, positions)
             keys = tuple(str(position) for position in positions)
-            yield Batch(step, keys, picked, masks).with_clips(
-                normalise(picked.to(self._device)), self._device
-            )
+            clips = normalise(picked.to(self._device))
+            yield Batch(step, tuple(positions), keys, clips, masks.to(self._device))
 
 
 def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:

@@ -209,24 +209,26 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
     batches = Batches(laid_out, world.rank, device)
     engine = build_engine(laid_out, world)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
-    info = batches.reader.info
-    checkpoints = Checkpoints(run, laid_out, info.fingerprint, display.say, tracker.flush)
+    fingerprint = batches.corpus.fingerprint
+    checkpoints = Checkpoints(run, laid_out, fingerprint, display.say, tracker.flush)
     with display:
         progress = checkpoints.resume(engine)
 
         def start_tracker() -> None:
             if not world.is_first:
                 return
-            facts = provenance(info, config.data.shards, world.size, device_name(device))
+            data = tuple(
+                DatasetFacts(r.info.name, each.shards, r.info.fingerprint, len(r), each.weight)
+                for each, r in zip(config.data.sources, batches.corpus.readers, strict=True)
+            )
+            facts = provenance(data, world.size, device_name(device))
             write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
             tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
-            data = DatasetFacts(info.name, config.data.shards, info.fingerprint, sum(info.num_clips.values()))
             tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)
             tracker.log_file(run / CONFIG_FILE)
             tracker.log_file(run / PROVENANCE_FILE)
 
-        history = progress.history
-        watch = Watch(run, laid_out, engine, batches, tracker, history, display.show, display.say)
+        watch = Watch(run, laid_out, engine, batches, tracker, progress, display.show, display.say)
         ended = False
         try:
             world.together(start_tracker)

@@ -30,21 +30,61 @@ def _ordered(low_high: Range, key: str, low: float, high: float) -> None:
         raise ValueError(f"{key} is {list(low_high)}: need [small, large] within [{low:g}, {high:g}]")
 
 
+class SourceConfig(Section):
+    """One data set of a mixture."""
+
+    shards: str = Field(description="data set folder or s3:// prefix written by `foreframe shard`")
+    weight: float = Field(1.0, gt=0, le=1e6, description="its share of the clips is weight over all weights")
+
+
 class DataConfig(Section):
     """Which clips, and how many frames of them, how large."""
 
-    shards: str = Field(description="data set folder or s3:// prefix written by `foreframe shard`")
-    split: Literal["train", "eval"] = Field("train", description="which split of the data set to train on")
-    frames: PositiveInt = Field(16, description="frames a clip")
+    shards: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(
+        description="data set folder or s3:// prefix written by `foreframe shard`; or a list of "
+        "{shards: …, weight: …}, each repeated by its own epochs"
+    )
+    split: Literal["train", "eval"] = Field("train", description="which split of the data sets to train on")
+    frames: PositiveInt = Field(16, description="frames a clip; a picture is shown in all of them")
     fps: float = Field(
         4.0, gt=0, description="frames a second that the model sees, from the clip's own clock"
     )
     size: PositiveInt = Field(256, description="height and width of a clip in pixels, after the crop")
+    short_clips: Literal["refuse", "hold"] = Field(
+        "refuse",
+        description="clips shorter than frames / fps: replaced as unreadable; or their last frame held",
+    )
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
+        "auto", description="of clips in mp4; auto is pyav, in one pass: the fastest measured"
+    )
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
+    prefetch: PositiveInt = Field(2, description="micro-batches that each worker keeps ready")
+    timeout_s: float = Field(
+        300.0, gt=0, description="seconds without a batch before the run stops and names its samples"
+    )
     shuffle_window: PositiveInt = Field(16, description="shards whose samples are shuffled together")
     max_bad_samples: int = Field(
-        100, ge=0, description="unreadable samples that a run replaces before it stops"
+        100, ge=0, description="different unreadable samples that a run replaces before it stops"
     )
+    exclude: tuple[str, ...] = Field((), description="ids of samples to be replaced without a look at them")
+    remote: Literal["cache", "ranges"] = Field(
+        "cache",
+        description="s3:// shards: brought whole to this machine's disk ahead of their use, or read "
+        "sample by sample",
+    )
+    cache_folder: str | None = Field(
+        None,
+        description="where remote shards are kept, shared by the ranks of a host; null: in the system's "
+        "temporary folder",
+    )
+    cache_bytes: PositiveInt = Field(
+        64 << 30, description="limit of that folder; the shards unused for longest go first"
+    )
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The data sets, one or several, with their weights."""
+        return (SourceConfig(shards=self.shards),) if isinstance(self.shards, str) else self.shards
 
 
 class AugmentConfig(Section):
@@ -246,7 +286,7 @@ class ProbeConfig(Section):
     """What is read out of frozen features, always beside the untrained encoder."""
 
     data: str | None = Field(
-        None, description="data set with train and eval splits; null: the run's own shards"
+        None, description="data set with train and eval splits; null: the run's own (first) data set"
     )
     train_clips: PositiveInt = Field(512, description="clips of the train split that the probe is fitted on")
     eval_clips: PositiveInt = Field(256, description="clips of the eval split that it is scored on")
@@ -293,7 +333,9 @@ class RunConfig(Section):
                 near = tuple(sorted({max(1, got // of) * of, (got // of + 1) * of}))
                 found.append((key, got, f"a multiple of {reason} = {of}", near))
 
-        for key, address in (("tracker.uri", self.tracker.uri), ("data.shards", self.data.shards)):
+        addresses = [("tracker.uri", self.tracker.uri)]
+        addresses += [("data.shards", source.shards) for source in self.data.sources]
+        for key, address in addresses:
             if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
                 need = "an address without user name and password: they belong in the environment"
                 found.append((key, "(an address with credentials)", need, ()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,16 +83,18 @@ class Masks:
         clips = places // self.num_tokens % self.num_clips
         return clips * self.num_tokens + places % self.num_tokens
 
+    @property
+    def shape(self) -> Masks:
+        """The same without places."""
+        nowhere = torch.empty(0, dtype=torch.int64)
+        return self.at(nowhere, nowhere)
+
+    def at(self, kept_M: Tensor, hidden_P: Tensor) -> Masks:
+        """The same with these places."""
+        return replace(self, kept_M=kept_M, hidden_P=hidden_P)
+
     def to(self, device: torch.device) -> Masks:
-        return Masks(
-            self.num_kinds,
-            self.num_clips,
-            self.num_tokens,
-            self.kept_M.to(device, non_blocking=True),
-            self.hidden_P.to(device, non_blocking=True),
-            self.kept_lengths,
-            self.hidden_lengths,
-        )
+        return self.at(self.kept_M.to(device, non_blocking=True), self.hidden_P.to(device, non_blocking=True))
 
 
 def sample_masks(

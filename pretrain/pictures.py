@@ -80,7 +80,7 @@ def config_of(run: Path) -> RunConfig:
 
 
 def _masks(config: RunConfig, folder: Path) -> list[Picture]:
-    reader = ClipReader(config.data.shards, config.data.split)
+    reader = ClipReader(config.data.sources[0].shards, config.data.split)
     clips = [_view(reader, index, config) for index in of_different_videos(reader, NUM_CLIPS)]
     return [draw_masks(clips, config, kind, folder) for kind in range(len(config.objective.masks))]
 
@@ -140,7 +140,7 @@ def shade(frame: Pixels, hidden_hw: NDArray[np.bool_], colour: NDArray[np.int64]
 
 def _features(run: Path, config: RunConfig) -> Picture:
     trained, config, step = load_encoder(run)
-    reader = list(open_splits(config.data.shards).values())[-1]
+    reader = list(open_splits(config.data.sources[0].shards).values())[-1]
     clip = _view(reader, 0, config)
     encoders = {"trained": trained, "untrained": untrained_encoder(config)}
     return draw_features(clip, encoders, config, step, run / FOLDER)
@@ -196,7 +196,7 @@ def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
     examples = (read_probe(run) or {}).get("examples", [])
     if not examples:
         return []
-    root = config.probe.data or config.data.shards
+    root = config.probe.data or config.data.sources[0].shards
     readers: dict[str, ClipReader] = {}
 
     def frame(clip: dict[str, Any]) -> Pixels:

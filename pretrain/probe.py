@@ -168,7 +168,7 @@ def run_probe(run: Path, *, step: int | None = None, progress: Progress | None =
     began = time.monotonic()
     trained, config, at_step = load_encoder(run, step)
     encoders = {"trained": trained, "untrained": untrained_encoder(config)}
-    root = config.probe.data or config.data.shards
+    root = config.probe.data or config.data.sources[0].shards
     readers = open_splits(root)
     info = next(iter(readers.values())).info
     limits = {"train": config.probe.train_clips, "eval": config.probe.eval_clips}

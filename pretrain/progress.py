@@ -14,7 +14,8 @@ from pretrain.strategy.base import Update
 class Progress:
     """How far a run is; all of its counters.
 
-    samples: clips consumed by the optimizer. bad_samples: unreadable ones that were replaced.
+    samples: clips consumed by the optimizer. bad_samples: how often another stood in for an unreadable one.
+    bad_ids: of the unreadable ones, in order.
     skipped_in_row, skipped: steps whose gradient was not finite.
     """
 
@@ -23,6 +24,7 @@ class Progress:
     skipped_in_row: int = 0
     skipped: int = 0
     bad_samples: int = 0
+    bad_ids: list[str] = field(default_factory=list)
     history: History = field(default_factory=History)
 
     def after(self, update: Update, plan: Plan) -> Progress:
@@ -33,6 +35,7 @@ class Progress:
             skipped_in_row=row,
             skipped=self.skipped + (not update.applied),
             bad_samples=self.bad_samples,
+            bad_ids=self.bad_ids,
             history=self.history,
         )
 
@@ -43,6 +46,7 @@ class Progress:
             "skipped_in_row": self.skipped_in_row,
             "skipped": self.skipped,
             "bad_samples": self.bad_samples,
+            "bad_ids": self.bad_ids,
             "history": self.history.state(),
         }
 

@@ -86,7 +86,7 @@ def tell(run: Path, progress: Progress | None = None) -> Story:
     provenance = read_json(run / "provenance.json", "remove it, the report does without") or {}
     if probe is None:
         missing.append(f"no probe yet: `foreframe probe {run}` says what the features know")
-    letters, num_letters = dead_letters(config.data.shards)
+    letters, num_letters = dead_letters(config.data.sources[0].shards)
     file = run / "config.yaml"
     text = (
         file.read_text(encoding="utf-8")
@@ -147,14 +147,16 @@ def say_what(config: RunConfig, metrics: Sequence[dict[str, Any]], provenance: d
         if step >= config.train.steps
         else f"{step:,} of {config.train.steps:,} steps so far"
     )
-    clips = (provenance.get("dataset") or {}).get("num_clips")
-    count = clips.get(config.data.split) if isinstance(clips, dict) else clips
-    data = (provenance.get("dataset") or {}).get("name") or without_credentials(config.data.shards)
+    known = provenance.get("datasets") or []
+    count = sum(data["num_clips"] for data in known) or None
+    names = [data["name"] for data in known] or [
+        without_credentials(source.shards) for source in config.data.sources
+    ]
     ranks = provenance.get("world_size")
     return (
         f"A {encoder.preset.replace('_', '-')} encoder (width {width}, {depth} blocks) learned by "
         f"predicting the features of hidden parts of {f'{count:,} ' if isinstance(count, int) else ''}clips "
-        f"of {data}, "
+        f"of {' and '.join(names)}, "
         f"{config.data.frames} frames of {config.data.size} × {config.data.size} at {config.data.fps:g} a "
         f"second, in {done} of {config.train.global_batch} clips"
         + (f" on {ranks} rank{'s' if ranks != 1 else ''}." if ranks else ".")

@@ -276,13 +276,14 @@ def _commands(story: Story) -> str:
 def _provenance(provenance: dict[str, Any]) -> str:
     if not provenance:
         return '<p class="soft">provenance.json is not in this run\'s folder.</p>'
-    data = provenance.get("dataset") or {}
-    clips = data.get("num_clips")
-    if isinstance(clips, dict):
-        clips = ", ".join(f"{count:,} {split}" for split, count in clips.items())
+    data = [
+        f"{found['name']}, {found['num_clips']:,} clips, fingerprint {found['fingerprint']}"
+        + (f", weight {found['weight']:g}" if len(provenance["datasets"]) > 1 else "")
+        for found in provenance.get("datasets") or []
+    ]
     commit = provenance.get("commit") or "not a git checkout"
     facts = {
-        "data set": f"{data.get('name', '?')}, {clips} clips, fingerprint {data.get('fingerprint', '?')}",
+        "data sets" if len(data) > 1 else "data set": "; ".join(data),
         "commit": f"{commit}{', with uncommitted changes' if provenance.get('patch') else ''}",
         "device": provenance.get("device"),
         "ranks": provenance.get("world_size"),

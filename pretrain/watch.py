@@ -5,7 +5,6 @@ Numbers are brought to the host only at logged steps; features are measured only
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import CollapsedError, DataError, DivergedError
+from data_pipeline.errors import CollapsedError, DivergedError
 from pretrain.config import Plan
+from pretrain.data.bad import BadSamples
+from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
-from pretrain.health import History, Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
+from pretrain.health import Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
 from pretrain.objective.base import Batch, Output
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
-
-SKIPPED_FILE = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,21 @@ class Watch:
         engine: Engine,
         batches: Batches,
         tracker: Tracker,
-        history: History,
+        progress: Progress,
         show: Show,
         say: Say,
     ) -> None:
-        self._run, self._plan, self._engine, self._batches = run, plan, engine, batches
+        self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
         self._fixed = fixed_positions(engine.target.num_tokens)
         self._losses: list[Tensor] = []
         self._last: tuple[Output, Tensor] | None = None
-        self._bad: list[tuple[str, str]] = []
+        self._bad = BadSamples(run, engine.world, plan.config.data.max_bad_samples, progress.step)
+        self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
         self._said = ""
-        self.verdict = verdict_of(history, plan.config.health)
+        self.verdict = verdict_of(progress.history, plan.config.health)
         self.line: Line | None = None
 
     @property
@@ -77,7 +77,8 @@ class Watch:
     def after_batch(self, batch: Batch, output: Output, targets: Tensor) -> None:
         self._losses.append(torch.cat([output.loss.detach()[None], output.kind_losses]))
         self._last = (output, targets)
-        self._bad.extend(batch.bad)
+        self._bad.note(batch.step + 1, batch.bad)
+        self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
     def after_step(self, progress: Progress, knobs: Knobs, update: Update, *, is_last: bool) -> None:
         """Measure, log and judge the step that just ended.
@@ -94,7 +95,7 @@ class Watch:
         if self._plan.logs_at(step) or values or is_last:
             self._log(progress, knobs, update, values)
         self._losses.clear()
-        self._last = None
+        self._last, self._digest = None, 0
         if not update.applied:
             self._say(f"step {step} skipped: a gradient was not finite ({progress.skipped_in_row} in a row)")
         if progress.skipped_in_row > train.max_skipped_steps:
@@ -144,12 +145,15 @@ class Watch:
         world, batches, config = self._engine.world, self._batches, self._plan.config
         now_s = time.perf_counter()
         elapsed_s, steps = now_s - self._mark_s, progress.step - (self._mark_step or 0)
-        local = [batches.take_wait_s() / elapsed_s, *torch.stack(self._losses).mean(0).tolist()]
-        wait_share, loss, *kind_losses = world.mean(local)
+        stages = batches.take_stage_ms()
+        losses = torch.stack(self._losses).mean(0).tolist()
+        local = [*stages.values(), batches.take_wait_s() / elapsed_s, *losses]
+        mean = world.mean(local)
+        stage_ms = {f"data/{stage}_ms": ms for stage, ms in zip(stages, mean, strict=False)}
+        wait_share, loss, *kind_losses = mean[len(stages) :]
         clips_per_s = steps * config.train.global_batch / elapsed_s
         self._mark_s, self._mark_step = now_s, progress.step
-        consumed = progress.samples - config.train.global_batch
-        self._gather_bad(progress)
+        self._bad.gather(progress)
         values |= {
             "loss": loss,
             **{f"loss/mask{kind}": value for kind, value in enumerate(kind_losses)},
@@ -161,29 +165,12 @@ class Watch:
             "perf/clips_per_s": clips_per_s,
             "perf/step_ms": 1000 * elapsed_s / steps,
             "data/wait_share": wait_share,
-            "data/epoch": progress.samples / batches.num_samples,
+            **stage_ms,
+            **{f"data/epoch{name}": value for name, value in batches.epochs(progress.samples).items()},
             "data/bad_samples": progress.bad_samples,
-            "batch_digest": batches.digest(consumed),
+            "batch_digest": world.digest(self._digest),
             "time_s": now_s - self._begin_s,
         }
         self._tracker.log_metrics(progress.step, values)
         self.line = Line(progress.step, self._plan.steps, loss, clips_per_s, wait_share, self.verdict)
         self._show(self.line)
-
-    def _gather_bad(self, progress: Progress) -> None:
-        """Write down replaced samples of all ranks; stop past the limit."""
-        world, limit = self._engine.world, self._plan.config.data.max_bad_samples
-        if not world.any(bool(self._bad)):
-            return
-        found = [bad for rank in world.gather_objects(self._bad) for bad in rank]
-        self._bad.clear()
-        progress.bad_samples += len(found)
-        if world.is_first:
-            with (self._run / SKIPPED_FILE).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"id": key, "reason": reason}) + "\n" for key, reason in found)
-        if progress.bad_samples > limit:
-            listed = "; ".join(f"{key}: {reason}" for key, reason in found[:3])
-            raise DataError(
-                f"{progress.bad_samples} samples could not be read, more than data.max_bad_samples = {limit}"
-                f": {listed}; all are in {self._run / SKIPPED_FILE}; check the shards with `foreframe verify`"
-            )

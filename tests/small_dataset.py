@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.encode import encode_frames
+from data_pipeline.encode import encode_frames, encode_jpegs
 from data_pipeline.format import (
     ACTIONS,
     DATASET_FILE,
@@ -19,6 +19,7 @@ from data_pipeline.format import (
     ClipMeta,
     DatasetInfo,
     dataset_fingerprint,
+    frame_suffix,
     shard_stem,
     tar_name,
     to_json,
@@ -44,9 +45,22 @@ def npy(rows: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int = 8) -> Path:
+def encoded(frames: np.ndarray, encoding: str) -> dict[str, bytes]:
+    """The members that hold a clip's frames."""
+    if encoding == "jpeg":
+        return {frame_suffix(k): jpeg for k, jpeg in enumerate(encode_jpegs(frames, 90))}
+    return {VIDEO: encode_frames([frames], SIZE, SIZE, FPS, gop=16, crf=18, preset="veryfast")}
+
+
+def write_dataset(
+    root: Path,
+    shard_sizes: dict[str, list[int]],
+    num_frames: int = 8,
+    encoding: str = "mp4",
+    first_number: int = 0,
+) -> Path:
     """A finished data set with the given numbers of samples in the shards of each split."""
-    storage, done, number = Storage(root), [], 0
+    storage, done, number = Storage(root), [], first_number
     root.mkdir(parents=True, exist_ok=True)
     for split, sizes in shard_sizes.items():
         for count, size in enumerate(sizes):
@@ -58,7 +72,6 @@ def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int
                     states, actions = simulate(rng, num_frames, FPS)
                     frames = render_frames(states, render_texture(rng, 2 * SIZE), SIZE)
                     key = f"{number:020x}"
-                    video = encode_frames([frames], SIZE, SIZE, FPS, gop=16, crf=18, preset="veryfast")
                     meta = ClipMeta(
                         clip_id=key,
                         video_id=f"{number // 2:020x}",
@@ -71,9 +84,10 @@ def write_dataset(root: Path, shard_sizes: dict[str, list[int]], num_frames: int
                         height=SIZE,
                         state_names=STATE_NAMES,
                         action_names=ACTION_NAMES,
+                        encoding=encoding,
                     )
-                    members = {VIDEO: video, META: to_json(meta), STATE: npy(states), ACTIONS: npy(actions)}
-                    file.add(key, members)
+                    members = {META: to_json(meta), STATE: npy(states), ACTIONS: npy(actions)}
+                    file.add(key, members | encoded(frames, encoding))
                     number += 1
                 members_written = file.finish()
             storage.publish(tar_name(stem), tar)

@@ -1,32 +1,43 @@
-"""Clips of a data set's shards, by number: a ranged read by the index, decoded at the clip's own times."""
+"""Clips of a data set's shards, by number: a ranged read by the index, decoded at the clip's own times.
+
+Only `dataset.json` is read at first; a shard's index when one of its samples is asked for.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import decode_jpegs, open_video
-from data_pipeline.errors import DataError
+from data_pipeline.decode import DecoderName, decode_clip, decode_jpegs
+from data_pipeline.errors import DataError, RefusedError, StorageError
 from data_pipeline.format import (
     ACTIONS,
     META,
     STATE,
     VIDEO,
     ClipMeta,
-    Sample,
+    Member,
+    ShardDone,
+    ShardIndex,
+    check_files,
     frame_suffix,
+    read_index,
     read_info,
-    read_shards,
+    sha256,
     tar_name,
 )
 from data_pipeline.storage import Storage
+from pretrain.data.cache import ShardCache
 
 Start = Callable[[float], float]
 """Spare seconds of a clip to the second at which the frames begin."""
+KEPT_INDEXES = 64  # of shards; some megabytes each with a JPEG a frame
 
 
 @dataclass(frozen=True)
@@ -45,71 +56,210 @@ class Clip:
     meta: ClipMeta
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The bytes of one sample as they lie in its shard, from offset `first` on."""
+
+    key: str
+    members: dict[str, Member]
+    first: int
+    data: bytes
+
+    def member(self, suffix: str) -> bytes:
+        """Raises: DataError when there is no such member, or it is not what the index says."""
+        if suffix not in self.members:
+            raise DataError(f"sample {self.key} has no .{suffix} member")
+        found = self.members[suffix]
+        data = self.data[found.offset - self.first : found.offset - self.first + found.size]
+        if sha256(data) != found.sha256:
+            raise DataError(f"sample {self.key}: its .{suffix} is damaged: it has another hash than indexed")
+        return data
+
+
 class ClipReader:
     """The samples of one split, in the order of their shards.
 
-    Raises: DataError when the data set is not finished, or has no shard of the split, or lacks one.
+    cache: where shards of a remote data set are kept; None reads the samples' ranges. decoder: of mp4.
+    It can be pickled.
+    Raises: DataError when the data set is not finished, or has no shard of the split.
     """
 
-    def __init__(self, root: str, split: str) -> None:
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        cache: ShardCache | None = None,
+        *,
+        decoder: DecoderName = "auto",
+        kept_indexes: int = KEPT_INDEXES,
+    ) -> None:
         self._storage = Storage(root)
+        self._cache = None if self._storage.is_local else cache
+        self._decoder, self._kept_indexes = decoder, kept_indexes
         self.info = read_info(self._storage)
-        shards = read_shards(self._storage, self.info.shards_of(split))
-        if not shards:
+        self.shards = self.info.shards_of(split)
+        if not self.shards:
             raise DataError(f"{root} has no {split} clips; its splits: {self.info.num_clips}")
-        self.shard_sizes = [len(shard.samples) for shard in shards]
-        self._samples = [sample for shard in shards for sample in shard.samples]
-        self.keys = [sample.key for sample in self._samples]
+        self.shard_sizes = np.array([shard.num_samples for shard in self.shards], np.int64)
+        self._ends = np.cumsum(self.shard_sizes)
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": OrderedDict()}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return int(self._ends[-1])
+
+    def check_files(self) -> None:
+        """Raises: DataError when a file of a shard is missing or has another size than recorded."""
+        check_files(self._storage, self.shards)
+
+    def key(self, number: int) -> str:
+        """The sample's id. Raises: DataError when the shard's index cannot be read."""
+        index, _, row = self._find(number)
+        return index.keys[row]
+
+    def name(self, number: int) -> str:
+        """The sample's id, or its place where that cannot be read."""
+        try:
+            return self.key(number)
+        except DataError:
+            shard, row = self._place(number)
+            return f"{self.shards[shard].stem}#{row}"
+
+    @property
+    def is_cached(self) -> bool:
+        return self._cache is not None
+
+    def cached_bytes(self, shards: int) -> int:
+        """What so many shards take in the cache at most."""
+        sizes = sorted((shard.tar_bytes for shard in self.shards), reverse=True)
+        return sum(sizes[:shards]) if self.is_cached else 0
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Begin to bring shards to this machine, in this order; nothing to do without a cache."""
+        if self._cache is not None:
+            self._cache.prefetch(self._storage, [self.shards[shard] for shard in shards])
 
     def meta(self, number: int) -> ClipMeta:
         """What the sample's `.json` member says."""
-        return ClipMeta.from_json(self._member(self._samples[number], META))
+        sample = self._fetch([number], only=META)[0]
+        return ClipMeta.from_json(sample.member(META))
 
-    def read(self, number: int, frames: int, fps: float, start: Start | None = None) -> Clip:
+    def read(
+        self, number: int, frames: int, fps: float, start: Start | None = None, *, holds: bool = False
+    ) -> Clip:
+        """`fetch` and `decode` of one sample. Raises: DataError."""
+        found = self.fetch([number])[0]
+        if isinstance(found, DataError):
+            raise found
+        return self.decode(found, frames, fps, start, holds=holds)
+
+    def fetch(self, numbers: Sequence[int]) -> list[Sample | DataError]:
+        """The bytes of samples; remotely several at once. What is wrong with one stands in its place.
+
+        Raises: StorageError, RefusedError, when the trouble is the store's, not a sample's.
+        """
+        try:
+            return list(self._fetch(numbers))
+        except (StorageError, RefusedError):
+            raise
+        except DataError:
+            return [self._fetch_one(number) for number in numbers]
+
+    def _fetch_one(self, number: int) -> Sample | DataError:
+        try:
+            return self._fetch([number])[0]
+        except (StorageError, RefusedError):
+            raise
+        except DataError as error:
+            return error
+
+    def _fetch(self, numbers: Sequence[int], only: str | None = None) -> list[Sample]:
+        wanted: list[tuple[int, int, Sample]] = []  # shard, size, sample without its bytes
+        for number in numbers:
+            index, shard, row = self._find(number)
+            members = index.members(row)
+            if only is not None:
+                members = {suffix: member for suffix, member in members.items() if suffix == only}
+            first = min((member.offset for member in members.values()), default=0)
+            end = max((member.offset + member.size for member in members.values()), default=0)
+            wanted.append((shard, end - first, Sample(index.keys[row], members, first, b"")))
+        if self._cache is None:
+            spans = [(tar_name(self.shards[shard].stem), s.first, size) for shard, size, s in wanted]
+            pieces = self._storage.read_spans(spans)
+        else:
+            pieces = [
+                self._cache.read(self._storage, self.shards[shard], [(s.first, size)])[0]
+                for shard, size, s in wanted
+            ]
+        return [
+            Sample(s.key, s.members, s.first, data) for (_, _, s), data in zip(wanted, pieces, strict=True)
+        ]
+
+    def decode(
+        self, sample: Sample, frames: int, fps: float, start: Start | None = None, *, holds: bool = False
+    ) -> Clip:
         """`frames` frames at `fps` a second, from the clip's beginning or from where `start` says.
 
-        Each frame is the one shown at its time by the clip's own clock.
-        Raises: DataError when a member cannot be read or decoded, or the clip is shorter than asked for.
+        Each frame is the one shown at its time by the clip's own clock. A clip of one frame, a picture, shows
+        it all the time.
+        holds: a clip that is too short shows its last frame until the end.
+        Raises: DataError when a member cannot be decoded, or the clip is shorter than asked for.
         """
-        sample = self._samples[number]
-        meta = self.meta(number)
+        meta = ClipMeta.from_json(sample.member(META))
         needed_s, length_s = frames / fps, meta.num_frames / meta.fps
         spare_s = length_s - needed_s
-        if spare_s < -0.5 / meta.fps:
+        if spare_s < -0.5 / meta.fps and not holds and meta.num_frames > 1:
             raise DataError(
                 f"clip {sample.key} lasts {length_s:.2f} s; "
                 f"{frames} frames at {fps:g} a second need {needed_s:.2f} s"
             )
         begin_s = start(max(0.0, spare_s)) if start is not None else 0.0
-        wanted_s = begin_s + np.arange(frames) / fps
+        # a quarter of a stored frame later: the container rounds times to its ticks
+        wanted_s = begin_s + np.arange(frames) / fps + 0.25 / meta.fps
         if meta.encoding == "jpeg":
-            shown = np.minimum(np.floor(wanted_s * meta.fps + 0.25).astype(np.int64), meta.num_frames - 1)
+            shown = np.minimum(np.floor(wanted_s * meta.fps).astype(np.int64), meta.num_frames - 1)
             order, back = np.unique(shown, return_inverse=True)
-            pictures = decode_jpegs([self._member(sample, frame_suffix(k)) for k in order])[back]
+            pictures = decode_jpegs([sample.member(frame_suffix(k)) for k in order])
+            pictures = pictures if len(order) == frames else pictures[back]
             times_s = shown / meta.fps
         else:
-            with open_video(self._member(sample, VIDEO)) as video:
-                shown = np.searchsorted(video.timestamps_s, wanted_s + 0.25 / meta.fps, side="right") - 1
-                pictures = video.frames(shown)
-                times_s = video.timestamps_s[shown]
+            pictures, times_s, shown = decode_clip(sample.member(VIDEO), wanted_s, self._decoder)
 
         def rows(suffix: str) -> NDArray[np.float32] | None:
             if suffix not in sample.members:
                 return None
             try:
-                table = np.load(io.BytesIO(self._member(sample, suffix)), allow_pickle=False)
+                table: NDArray[Any] = np.load(io.BytesIO(sample.member(suffix)), allow_pickle=False)
+                if table.ndim != 2 or len(table) != meta.num_frames:
+                    raise ValueError(f"shape {table.shape}, for {meta.num_frames} frames")
             except (ValueError, EOFError) as error:
                 raise DataError(f"clip {sample.key}: its .{suffix} cannot be read: {error}") from error
-            found: NDArray[np.float32] = table[np.minimum(shown, len(table) - 1)]
-            return found
+            return table[shown].astype(np.float32, copy=False)
 
         return Clip(sample.key, pictures, times_s, rows(STATE), rows(ACTIONS), meta)
 
-    def _member(self, sample: Sample, suffix: str) -> bytes:
-        if suffix not in sample.members:
-            raise DataError(f"sample {sample.key} in shard {sample.stem} has no .{suffix} member")
-        member = sample.members[suffix]
-        return self._storage.read(tar_name(sample.stem), member.offset, member.size)
+    def _place(self, number: int) -> tuple[int, int]:
+        """Shard, and row in it, of a sample."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._ends[shard] - self.shard_sizes[shard])
+
+    def _find(self, number: int) -> tuple[ShardIndex, int, int]:
+        """The index of the sample's shard, the shard, the row in it. Raises: DataError."""
+        shard, row = self._place(number)
+        index = self._indexes.get(shard)
+        if index is None:
+            done: ShardDone = self.shards[shard]
+            index = ShardIndex(read_index(self._storage, done))
+            if len(index) != done.num_samples:
+                raise DataError(
+                    f"shard {done.stem} has {len(index)} samples in its index, not {done.num_samples}"
+                )
+            if len(self._indexes) >= self._kept_indexes:
+                self._indexes.popitem(last=False)
+            self._indexes[shard] = index
+        self._indexes.move_to_end(shard)
+        return index, shard, row

@@ -1,128 +1,58 @@
-"""The batches of one rank: the global order, cut into ranks and micro-batches, decoded by workers.
+"""The batches of one rank: the global order, cut into ranks and micro-batches, loaded by workers.
 
 The global batch of step k is the samples at positions k G to (k + 1) G of the stream, whatever the world
-size; rank r of W takes the r-th part of it. A sample that cannot be read is replaced by one that seed and
-position name, the same on every run, and reported; a rank is never a sample short.
+size; rank r of W takes the r-th part of it.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections import deque
+from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.errors import DataError
-from pretrain.config import Plan, RunConfig
-from pretrain.data.augment import normalise, train_view
-from pretrain.data.order import Order, batch_digest
-from pretrain.data.reader import Clip, ClipReader
-from pretrain.masks import sample_masks
+from pretrain.config import Plan
+from pretrain.data.copies import Copies
+from pretrain.data.corpus import Corpus
+from pretrain.data.load import STAGES, Loaded, Loader, Request
+from pretrain.data.slots import Layout, Slots
+from pretrain.masks import Masks
 from pretrain.objective.base import Batch
-from pretrain.rng import stream
 
-MAX_REPLACEMENTS = 20
-
-Place = tuple[int, int]
-"""(optimizer step, position in the stream)."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One clip as it leaves a worker, before it is collated."""
-
-    place: Place
-    key: str
-    view_THWC: torch.Tensor
-    state: torch.Tensor | None
-    actions: torch.Tensor | None
-    bad: tuple[tuple[str, str], ...]
+WORKER_WORDS = "DataLoader worker"  # so torch begins its sentences about workers that ended
+GONE = (
+    "a loader worker was killed, most often for want of memory: set data.workers or data.prefetch lower; the "
+    "same command goes on from the last checkpoint"
+)
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Why there is no batch; told by a worker, raised in the training process."""
-
-    reason: str
+def num_outstanding(plan: Plan) -> int:
+    """Micro-batches that workers hold or work on; without workers, none."""
+    return plan.config.data.workers * plan.config.data.prefetch
 
 
-class Clips(Dataset[Item | Unreadable]):
-    """Decoded, cropped clips at places of the stream."""
+class RankRequests(Sampler[Request]):
+    """One rank's micro-batches from a position of the stream on, without end; slots in turn."""
 
-    def __init__(self, config: RunConfig, reader: ClipReader, order: Order) -> None:
-        self.config, self._reader, self._order = config, reader, order
-
-    def __getitem__(self, place: Place) -> Item | Unreadable:
-        _, position = place
-        config, number = self.config, self._order.at(place[1])
-        bad: list[tuple[str, str]] = []
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                clip = self._read(number, position)
-            except DataError as error:
-                bad.append((self._reader.keys[number], str(error)))
-                number = int(stream(config.seed, "replace", position, attempt).integers(len(self._reader)))
-                continue
-            rng = stream(config.seed, "crop", position)
-            view = train_view(clip.frames_THWC, config.data.size, config.augment, rng)
-            return Item(place, clip.key, view, _tensor(clip.state), _tensor(clip.actions), tuple(bad))
-        return Unreadable(f"{len(bad)} samples in a row cannot be read; the last, {bad[-1][0]}: {bad[-1][1]}")
-
-    def _read(self, number: int, position: int) -> Clip:
-        rng = stream(self.config.seed, "start", position)
-        data = self.config.data
-        return self._reader.read(number, data.frames, data.fps, start=lambda spare: rng.uniform(0.0, spare))
-
-
-def _tensor(rows: Any) -> torch.Tensor | None:
-    return None if rows is None else torch.from_numpy(rows)
-
-
-class Collate:
-    """Items of one micro-batch to a Batch with its masks; runs in the workers."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-
-    def __call__(self, found: Sequence[Item | Unreadable]) -> Batch | Unreadable:
-        def stack(rows: list[torch.Tensor | None]) -> torch.Tensor | None:
-            present = [row for row in rows if row is not None]
-            return torch.stack(present) if len(present) == len(rows) else None
-
-        items = [item for item in found if isinstance(item, Item)]
-        for item in found:
-            if isinstance(item, Unreadable):
-                return item
-        config, step = self._config, items[0].place[0]
-        positions = [item.place[1] for item in items]
-        return Batch(
-            step=step,
-            keys=tuple(item.key for item in items),
-            clips=torch.stack([item.view_THWC for item in items]),
-            masks=sample_masks(config.objective.masks, config.grid, config.seed, step, positions),
-            states=stack([item.state for item in items]),
-            actions=stack([item.actions for item in items]),
-            bad=tuple(found for item in items for found in item.bad),
-        )
-
-
-class RankPlaces(Sampler[list[Place]]):
-    """Places of one rank's micro-batches from a position of the stream on, without end."""
-
-    def __init__(self, plan: Plan, rank: int, step: int, samples: int) -> None:
+    def __init__(self, plan: Plan, rank: int, step: int, samples: int, num_slots: int) -> None:
         self._plan, self._rank, self._step, self._samples = plan, rank, step, samples
+        self._num_slots = num_slots
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[Request]:
         plan, micro = self._plan, self._plan.config.train.micro_batch
-        step, samples = self._step, self._samples
+        step, samples, count = self._step, self._samples, 0
         while True:
             first = samples + self._rank * plan.rank_batch
             for start in range(first, first + plan.rank_batch, micro):
-                yield [(step, position) for position in range(start, start + micro)]
+                yield Request(step, tuple(range(start, start + micro)), count % self._num_slots)
+                count += 1
             step, samples = step + 1, samples + plan.config.train.global_batch
 
 
@@ -133,26 +63,37 @@ def _begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _as_it_is(found: Loaded | DataError) -> Loaded | DataError:
+    return found
+
+
 class Batches:
-    """This rank's micro-batches on its device, resumable from the number of samples consumed."""
+    """This rank's micro-batches on its device, resumable from the number of samples consumed.
+
+    On a GPU the next micro-batch is copied and resized on a stream of its own while the last is computed.
+    Raises: DataError, ConfigError, as Corpus and Slots do.
+    """
 
     def __init__(self, plan: Plan, rank: int, device: torch.device) -> None:
         config = plan.config
         self._plan, self._rank, self._device = plan, rank, device
-        self._reader = ClipReader(config.data.shards, config.data.split)
-        self._order = Order(config.seed, self._reader.shard_sizes, config.data.shuffle_window)
-        self._clips = Clips(config, self._reader, self._order)
+        self.corpus = Corpus(config.data, config.seed)
+        frames, rows, columns = config.grid
+        self._layout = Layout(
+            clips=config.train.micro_batch,
+            frames=config.data.frames,
+            size=config.data.size,
+            places=config.train.micro_batch * frames * rows * columns * len(config.objective.masks),
+            on_gpu=device.type == "cuda",
+        )
+        self._slots: Slots | None = None
+        self._copies = Copies(device) if device.type == "cuda" else None
         self._step = self._samples = 0
-        self._iterator: Iterator[Batch | Unreadable] | None = None
+        self._iterator: Iterator[Loaded | DataError] | None = None
+        self._ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
         self._wait_s = 0.0
-
-    @property
-    def reader(self) -> ClipReader:
-        return self._reader
-
-    @property
-    def num_samples(self) -> int:
-        return self._order.num_samples
+        self._seconds = np.zeros(len(STAGES))
+        self._clips = 0
 
     def seek(self, step: int, samples: int) -> None:
         """Go on as after `step` steps that consumed `samples` samples."""
@@ -160,63 +101,123 @@ class Batches:
         self._step, self._samples = step, samples
 
     def take(self, count: int) -> Iterator[Batch]:
-        """The next `count` micro-batches, clips normalised on the device."""
+        """The next `count` micro-batches; each is valid until the next is taken.
+
+        Raises: DataError when no worker delivers, or past what can be replaced; StorageError and RefusedError
+        when a store is away.
+        """
         if self._iterator is None:
             self._iterator = self._start()
         for _ in range(count):
-            begin_s = time.perf_counter()
-            batch = self._next(self._iterator)
-            self._wait_s += time.perf_counter() - begin_s
-            clips = normalise(batch.clips.to(self._device, non_blocking=True))
-            yield batch.with_clips(clips, self._device)
+            if self._copies is None:
+                yield self._batch(self._next())
+                continue
+            if not self._ahead:
+                self._ahead.append(self._copy(self._copies))
+            batch, event = self._ahead.popleft()
+            self._ahead.append(self._copy(self._copies))
+            self._copies.hand_over(event, batch.clips, batch.masks)
+            yield batch
 
-    def _next(self, iterator: Iterator[Batch | Unreadable]) -> Batch:
-        try:
-            batch = next(iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                "a loader worker was killed, most often for want of memory: "
-                "set data.workers lower; the same command goes on from the last checkpoint"
-            ) from error
-        if isinstance(batch, Unreadable):
-            raise DataError(batch.reason)
-        return batch
+    def epochs(self, samples: int) -> dict[str, float]:
+        """How often the data was gone through by then; in a mixture, each data set, as `/name`."""
+        return self.corpus.epochs(samples)
 
     def take_wait_s(self) -> float:
         """Seconds spent waiting for batches since the last call."""
         waited_s, self._wait_s = self._wait_s, 0.0
         return waited_s
 
-    def digest(self, samples: int) -> str:
-        """Digest of the global batch that begins at a position of the stream, over all ranks."""
-        positions = range(samples, samples + self._plan.config.train.global_batch)
-        return batch_digest([self._reader.keys[self._order.at(p)] for p in positions])
+    def take_stage_ms(self) -> dict[str, float]:
+        """Milliseconds that a clip took in each stage of a worker, mean since the last call."""
+        means = 1000 * self._seconds / max(1, self._clips)
+        self._seconds, self._clips = np.zeros(len(STAGES)), 0
+        return dict(zip(STAGES, means.tolist(), strict=True))
 
     def close(self) -> None:
         """End the workers."""
         self._iterator = None
+        self._ahead.clear()
 
-    def _start(self) -> Iterator[Batch | Unreadable]:
-        workers = self._plan.config.data.workers
-        # spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
-        loader: DataLoader[Batch | Unreadable] = DataLoader(
-            self._clips,  # type: ignore[arg-type]
-            batch_sampler=RankPlaces(self._plan, self._rank, self._step, self._samples),
-            collate_fn=Collate(self._plan.config),
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_begin_worker if workers else None,
-            prefetch_factor=4 if workers else None,
-            pin_memory=self._device.type == "cuda",
+    def _start(self) -> Iterator[Loaded | DataError]:
+        data = self._plan.config.data
+        num_slots = num_outstanding(self._plan) + 2  # the one in use, and one that may still be copied
+        if self._slots is None:
+            self._slots = Slots(self._layout, num_slots, is_shared=data.workers > 0)
+            if self._copies is not None:
+                self._slots.pin()
+        # Spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
+        loader: DataLoader[Loaded | DataError] = DataLoader(
+            Loader(self._plan.config, self.corpus, self._slots),
+            sampler=RankRequests(self._plan, self._rank, self._step, self._samples, num_slots),
+            batch_size=None,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # of single elements, with batch_size None
+            num_workers=data.workers,
+            multiprocessing_context="spawn" if data.workers else None,
+            worker_init_fn=_begin_worker if data.workers else None,
+            prefetch_factor=data.prefetch if data.workers else None,
+            timeout=data.timeout_s if data.workers else 0,
         )
-        return iter(loader)
+        self._asked = iter(loader.sampler)
+        with warnings.catch_warnings():  # of more workers than cores, which is right for a remote store
+            warnings.simplefilter("ignore", UserWarning)
+            return iter(loader)
 
+    def _next(self) -> Loaded:
+        """What a worker put into the next slot."""
+        assert self._iterator is not None
+        begin_s, asked = time.perf_counter(), next(self._asked)
+        try:
+            found = next(self._iterator)
+        except RuntimeError as error:
+            raise self._named(error, asked) from error
+        self._wait_s += time.perf_counter() - begin_s
+        if isinstance(found, DataError):
+            raise found
+        self._seconds += found.seconds
+        self._clips += len(found.keys)
+        return found
 
-def check_first_clip(config: RunConfig, reader: ClipReader) -> None:
-    """Read one clip as training will, so that a wrong length or a missing decoder is said before any start.
+    def _named(self, error: RuntimeError, asked: Request) -> Exception:
+        """What DataLoader says of its workers, as one of our errors."""
+        if "timed out" in str(error):
+            names = [self.corpus.name(self.corpus.spot(position)) for position in asked.positions]
+            return DataError(
+                f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); the one "
+                f"awaited is of samples {', '.join(names)}: if one of them hangs the decoder each time, name it in "
+                f"data.exclude"
+            )
+        return DataError(GONE) if WORKER_WORDS in str(error) else error
 
-    Raises: DataError.
-    """
-    reader.read(0, config.data.frames, config.data.fps)
+    def _batch(self, found: Loaded) -> Batch:
+        """The slot's own memory as a batch."""
+        assert self._slots is not None
+        slot = found.request.slot
+        return self._with(found, self._slots.floats(slot), self._slots.masks(slot, found.masks))
+
+    def _copy(self, copies: Copies) -> tuple[Batch, torch.cuda.Event]:
+        """The next batch, on its way to the GPU."""
+        copies.settle()
+        found = self._next()
+        assert self._slots is not None
+        slot = found.request.slot
+        views = [self._slots.crop(slot, row, crop) for row, crop in enumerate(found.crops)]
+        mirrored = [crop.is_mirrored for crop in found.crops]
+        masks = self._slots.masks(slot, found.masks)
+        clips, masks, event = copies.begin(views, mirrored, self._layout.size, masks)
+        return self._with(found, clips, masks), event
+
+    def _with(self, found: Loaded, clips: Tensor, masks: Masks) -> Batch:
+        def tensor(rows: np.ndarray | None) -> Tensor | None:
+            return None if rows is None else torch.from_numpy(rows).to(self._device)
+
+        return Batch(
+            step=found.request.step,
+            positions=found.request.positions,
+            keys=found.keys,
+            clips=clips,
+            masks=masks,
+            states=tensor(found.states),
+            actions=tensor(found.actions),
+            bad=found.bad,
+        )

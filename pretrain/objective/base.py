@@ -5,10 +5,9 @@ Shapes: B clips, C channels, T frames, H×W pixels, N tokens a clip, M kept toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from pretrain.masks import Masks
@@ -17,23 +16,21 @@ from pretrain.model.vit import Encoder
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank.
+    """One micro-batch of one rank, on its device. Its tensors are valid until the next one is taken.
 
-    clips: uint8 (B, T, H, W, C) as collated, float (B, C, T, H, W) normalised once on the device.
-    step: the optimizer step it belongs to. keys: sample ids. bad: (id, reason) of replaced samples.
-    states (B, T, S), actions (B, T, A): float32, or None where the data set has none.
+    step: the optimizer step it belongs to. positions: in the stream of samples. keys: sample ids.
+    clips: float32 (B, C, T, H, W), normalised. bad: (id, reason) of samples that others stand in for.
+    states (B, T, S), actions (B, T, A): float32, or None where a clip has none.
     """
 
     step: int
+    positions: tuple[int, ...]
     keys: tuple[str, ...]
     clips: Tensor
     masks: Masks
     states: Tensor | None = None
     actions: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
-
-    def with_clips(self, clips: Tensor, device: torch.device) -> Batch:
-        return replace(self, clips=clips, masks=self.masks.to(device))
 
 
 class Output(NamedTuple):

@@ -47,6 +47,12 @@ class World:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def digest(self, value: int) -> str:
+        """The sum of every rank's number modulo 2⁶⁴, in hexadecimal."""
+        tensor = torch.tensor((value + (1 << 63)) % (1 << 64) - (1 << 63), device=self.device)
+        self.sum([tensor])
+        return f"{int(tensor) % (1 << 64):016x}"
+
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over ranks."""
         tensor = torch.tensor(values, dtype=torch.float32, device=self.device)

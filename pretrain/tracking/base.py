@@ -26,12 +26,13 @@ _SECRET_QUERY = re.compile(r"(?i)([?&;][^=&\s]*(?:password|passwd|pwd|secret|tok
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The data set that a run reads, as its tracker names it."""
+    """A data set that a run reads. num_clips: of the split that it reads."""
 
     name: str
     address: str
     fingerprint: str
     num_clips: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class RunFacts:
     name: str
     config: dict[str, Any]
     tags: dict[str, str] = field(default_factory=dict)
-    dataset: DatasetFacts | None = None
+    datasets: tuple[DatasetFacts, ...] = ()
 
 
 class Tracker(Protocol):

@@ -333,18 +333,16 @@ class MlflowTracker:
         for start in range(0, len(params), MAX_PARAMS):
             self._client.log_batch(self.run_id, params=params[start : start + MAX_PARAMS], synchronous=True)
         has_dataset = known.inputs is not None and bool(known.inputs.dataset_inputs)
-        if facts.dataset is not None and not has_dataset:
-            source = json.dumps({"uri": without_credentials(facts.dataset.address)})
-            profile = json.dumps(
-                {"num_clips": facts.dataset.num_clips, "fingerprint": facts.dataset.fingerprint}
-            )
-            dataset = Dataset(
-                facts.dataset.name,
-                facts.dataset.fingerprint,
-                "foreframe",
-                source,
-                schema=None,
-                profile=profile,
-            )
+        if facts.datasets and not has_dataset:
             used_for = InputTag("mlflow.data.context", "training")
-            self._client.log_inputs(self.run_id, [DatasetInput(dataset, [used_for])])
+            inputs = []
+            for data in facts.datasets:
+                source = json.dumps({"uri": without_credentials(data.address)})
+                profile = json.dumps(
+                    {"num_clips": data.num_clips, "fingerprint": data.fingerprint, "weight": data.weight}
+                )
+                dataset = Dataset(
+                    data.name, data.fingerprint, "foreframe", source, schema=None, profile=profile
+                )
+                inputs.append(DatasetInput(dataset, [used_for]))
+            self._client.log_inputs(self.run_id, inputs)

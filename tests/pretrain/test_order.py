@@ -1,45 +1,49 @@
-"""The stream of samples: complete, elastic, resumable."""
+"""The order of samples: complete, elastic, resumable, and the mixture of several data sets."""
 
 from __future__ import annotations
 
+import pickle
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.errors import DataError
-from data_pipeline.storage import Storage
-from pretrain.config import plan
-from pretrain.data.order import Order, batch_digest, epoch_order
-from pretrain.data.reader import ClipReader
-from pretrain.data.stream import Batches, RankPlaces
+from pretrain.config import Plan, plan
+from pretrain.data.mixture import Mixture
+from pretrain.data.order import Order, digest_of
+from pretrain.data.stream import RankRequests
+from pretrain.rng import stream
 from tests.small_dataset import tiny_config
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
 
-@settings(max_examples=50, deadline=None)
-@given(sizes=SIZES, window=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_an_epoch_holds_every_sample_once(sizes: list[int], window: int, seed: int, epoch: int) -> None:
-    order = epoch_order(seed, epoch, sizes, window)
-    assert sorted(order.tolist()) == list(range(sum(sizes)))
-    assert np.array_equal(order, epoch_order(seed, epoch, sizes, window))
+def whole_epoch(seed: int, epoch: int, sizes: list[int], window: int) -> list[int]:
+    """The order as its definition says it, without any thought for time or memory."""
+    starts = [sum(sizes[:shard]) for shard in range(len(sizes))]
+    shards = stream(seed, "order", epoch).permutation(len(sizes))
+    found: list[int] = []
+    for number, first in enumerate(range(0, len(sizes), window)):
+        inside = [starts[s] + row for s in shards[first : first + window] for row in range(sizes[s])]
+        array = np.array(inside)
+        stream(seed, "window", epoch, number).shuffle(array)
+        found += array.tolist()
+    return found
 
 
-def test_samples_stay_within_their_window_of_shards() -> None:
-    sizes = [10] * 6
-    shards = epoch_order(3, 0, sizes, 2) // 10
-    for first in range(0, 60, 20):
-        assert len(set(shards[first : first + 20])) == 2
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(epoch_order(s, e, [50], 1)) for s, e in [(0, 0), (0, 1), (1, 0)]}
-    assert len(orders) == 3
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, window=st.integers(1, 9), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_an_epoch_holds_every_sample_once_in_the_order_defined(
+    sizes: list[int], window: int, seed: int, epoch: int
+) -> None:
+    order, total = Order(seed, sizes, window), sum(sizes)
+    found = [order.at(position) for position in range(epoch * total, (epoch + 1) * total)]
+    assert sorted(found) == list(range(total))
+    assert found == whole_epoch(seed, epoch, sizes, window)
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,85 +52,105 @@ def test_a_position_means_one_sample_in_whatever_order_it_is_asked_for(
     sizes: list[int], positions: list[int]
 ) -> None:
     order, total = Order(0, sizes, 2), sum(sizes)
+    again = pickle.loads(pickle.dumps(order))
     for position in positions:
-        assert order.at(position) == epoch_order(0, position // total, sizes, 2)[position % total]
+        epoch, place = divmod(position, total)
+        assert order.at(position) == again.at(position) == whole_epoch(0, epoch, sizes, 2)[place]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
-def test_ranks_together_hold_the_global_batch_whatever_their_number(world: int) -> None:
-    config = tiny_config(
-        Path("x"), Path("y"), train={"global_batch": 12, "micro_batch": 1}, strategy={"kind": "deepspeed"}
-    )
-    laid_out = plan(config, world)
-    for step in range(3):
-        places = []
-        for rank in range(world):
-            batches = list(islice(RankPlaces(laid_out, rank, 0, 0), (step + 1) * laid_out.micro_batches))
-            places += batches[step * laid_out.micro_batches :]
-        assert [p for batch in places for p in batch] == [(step, p) for p in range(12 * step, 12 * step + 12)]
+def test_samples_stay_within_their_window_of_shards_and_the_next_window_is_known() -> None:
+    order = Order(3, [10] * 6, 2)
+    for first in range(0, 120, 20):
+        shards = {order.at(position) // 10 for position in range(first, first + 20)}
+        assert set(order.upcoming(first)[:2]) == set(order.upcoming(first + 19)[:2]) == shards
+        after = {order.at(position) // 10 for position in range(first + 20, first + 40)}
+        assert set(order.upcoming(first)) == shards | after
 
 
-def keys_of(config_changes: dict[str, int], small_dataset: Path, steps: int, start: int = 0) -> list[str]:
-    config = tiny_config(small_dataset, Path("runs"), data=config_changes)
-    laid_out = plan(config, 1)
-    batches = Batches(laid_out, 0, torch.device("cpu"))
-    batches.seek(start, start * config.train.global_batch)
-    found = [
-        key for _ in range(steps) for batch in batches.take(laid_out.micro_batches) for key in batch.keys
-    ]
-    batches.close()
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(Order(s, [50], 1).at(50 * e + k) for k in range(50)) for s, e in [(0, 0), (0, 1), (1, 0)]}
+    assert len(orders) == 3
+
+
+def test_a_replacement_comes_from_the_window_that_is_read() -> None:
+    order = Order(0, [5] * 8, 2)
+    inside = {order.at(position) for position in range(10, 20)}
+    drawn = {order.another(13, np.random.default_rng(k)) for k in range(200)}
+    assert drawn == inside
+
+
+def rank_batches(laid_out: Plan, step: int, samples: int, steps: int) -> list[list[int]]:
+    """The positions of each global batch, put together from all ranks' micro-batches."""
+    found: list[list[int]] = [[] for _ in range(steps)]
+    for rank in range(laid_out.world_size):
+        requests = RankRequests(laid_out, rank, step, samples, num_slots=3)
+        for number, request in enumerate(islice(requests, steps * laid_out.micro_batches)):
+            assert request.step == step + number // laid_out.micro_batches
+            assert request.slot == number % 3
+            found[number // laid_out.micro_batches] += request.positions
     return found
 
 
-def test_ids_do_not_depend_on_workers_and_a_resume_yields_the_next_unseen_clip(small_dataset: Path) -> None:
-    whole = keys_of({"workers": 0}, small_dataset, 8)
-    assert keys_of({"workers": 2}, small_dataset, 8) == whole
-    assert keys_of({"workers": 0}, small_dataset, 3, start=5) == whole[20:]
-    assert len(set(whole[:23])) == 23, "23 clips: the first epoch has no doubles"
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_world_any_stop_and_any_batch_see_every_sample_once_an_epoch(data: st.DataObject) -> None:
+    """Stops anywhere, goes on with other ranks, other micro-batches and another global batch."""
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    window, seed = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 99))
+    order, total = Order(seed, sizes, window), sum(sizes)
+    reference = [n for epoch in range(4) for n in whole_epoch(seed, epoch, sizes, window)]
+    step = samples = 0
+    seen: list[int] = []
+    while len(seen) < 2 * total and step < 200:
+        world = data.draw(st.integers(1, 8))
+        micro = data.draw(st.integers(1, 3))
+        batch = world * micro * data.draw(st.integers(1, 2))
+        config = tiny_config(
+            Path("x"),
+            Path("y"),
+            train={"global_batch": batch, "micro_batch": micro},
+            strategy={"kind": "deepspeed"},
+        )
+        steps = data.draw(st.integers(1, 6))
+        for positions in rank_batches(plan(config, world), step, samples, steps):
+            assert positions == list(range(samples, samples + batch))
+            seen += [order.at(position) for position in positions]
+            step, samples = step + 1, samples + batch
+    assume(len(seen) >= total)
+    seen = seen[: len(reference)]
+    assert seen == reference[: len(seen)]
+    assert sorted(seen[:total]) == list(range(total))
 
 
-def test_the_digest_is_that_of_the_global_batch(small_dataset: Path) -> None:
-    config = tiny_config(small_dataset, Path("runs"))
-    batches = Batches(plan(config, 1), 0, torch.device("cpu"))
-    assert batches.digest(8) == batch_digest(keys_of({"workers": 0}, small_dataset, 1, start=2))
-
-
-def test_an_unreadable_clip_is_replaced_the_same_way_every_time(
-    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=60, deadline=None)
+@given(weights=st.lists(st.integers(1, 1000).map(lambda n: n / 1000), min_size=1, max_size=7))
+def test_a_mixture_gives_each_data_set_its_weight_at_any_point_and_leaves_no_gap(
+    weights: list[float],
 ) -> None:
-    whole = keys_of({"workers": 0}, small_dataset, 5)
-    bad_key, read = whole[6], ClipReader.read
-
-    def fails(self: ClipReader, number: int, *args: object, **kwargs: object) -> object:
-        if self.keys[number] == bad_key:
-            raise DataError("planted")
-        return read(self, number, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ClipReader, "read", fails)
-    first = keys_of({"workers": 0}, small_dataset, 5)
-    assert first == keys_of({"workers": 0}, small_dataset, 5)
-    assert [n for n, (a, b) in enumerate(zip(whole, first, strict=True)) if a != b] == [6]
+    mixture, total = Mixture(weights), sum(weights)
+    given_by = [0] * len(weights)
+    for position in range(600):
+        assert mixture.counts(position) == given_by
+        source, place = mixture.at(position)
+        assert place == given_by[source], "its own stream goes on where it stopped"
+        given_by[source] += 1
+        for count, weight in zip(given_by, weights, strict=True):
+            assert abs(count - (position + 1) * weight / total) < 2
 
 
-def test_frames_follow_the_clips_own_clock_and_states_go_with_them(small_dataset: Path) -> None:
-    reader = ClipReader(str(small_dataset), "train")
-    every, half = reader.read(0, 8, 8.0), reader.read(0, 4, 4.0)
-    assert np.array_equal(half.frames_THWC, every.frames_THWC[::2])
-    assert half.state is not None and every.state is not None
-    assert np.array_equal(half.state, every.state[::2])
-    late = reader.read(0, 4, 8.0, start=lambda spare: spare)
-    assert np.array_equal(late.frames_THWC, every.frames_THWC[4:])
-    with pytest.raises(DataError, match=r"lasts 1.00 s; 16 frames at 8 a second need 2.00 s"):
-        reader.read(0, 16, 8.0)
+@pytest.mark.parametrize("batch", [8, 30, 3072])
+def test_every_batch_of_a_mixture_is_within_a_rounding_of_the_weights(batch: int) -> None:
+    weights = [0.056, 0.188, 0.318, 0.188, 0.250]
+    mixture = Mixture(weights)
+    for first in (0, 10**9, 7 * batch):
+        before, after = mixture.counts(first), mixture.counts(first + batch)
+        for b, a, weight in zip(before, after, weights, strict=True):
+            assert abs((a - b) - batch * weight) < 2
+    assert mixture.counts(10**12) == [10**12 * Fraction(str(weight)) for weight in weights], "no float drifts"
 
 
-def test_a_truncated_tar_is_an_error_not_a_picture(small_dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(small_dataset, copy)
-    tar = Storage(copy).local_path("shards/train-000000.tar")
-    assert tar is not None
-    tar.write_bytes(tar.read_bytes()[:2000])
-    with pytest.raises(DataError, match="cut short"):
-        ClipReader(str(copy), "train").read(6, 8, 8.0)
+def test_a_digest_knows_order_and_does_not_know_ranks() -> None:
+    batch = [(4, "a"), (5, "b"), (6, "c"), (7, "d")]
+    assert digest_of(batch) == digest_of(batch[:2]) + digest_of(batch[2:])
+    assert digest_of(batch) != digest_of([(4, "b"), (5, "a"), *batch[2:]])
+    assert digest_of(batch) != digest_of([(p + 4, key) for p, key in batch])

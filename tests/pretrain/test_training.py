@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.errors import CollapsedError, DataError, DivergedError
 from launch.train import run_train
-from pretrain.data.reader import ClipReader
+from pretrain.data.reader import Clip, ClipReader, Sample
 from pretrain.tracking.jsonl import read_metrics
 from tests.small_dataset import tiny_config
 
@@ -63,14 +64,14 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run(
 def test_too_many_unreadable_samples_end_the_run_with_their_list(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = ClipReader.read
+    decode = ClipReader.decode
 
-    def fails(self: ClipReader, number: int, *args: object, **kwargs: object) -> object:
-        if number % 2:
-            raise DataError(f"planted in {number}")
-        return read(self, number, *args, **kwargs)  # type: ignore[arg-type]
+    def fails(self: ClipReader, sample: Sample, *args: Any, **kwargs: Any) -> Clip:
+        if int(sample.key, 16) % 2:
+            raise DataError(f"planted in {sample.key}")
+        return decode(self, sample, *args, **kwargs)
 
-    monkeypatch.setattr(ClipReader, "read", fails)
+    monkeypatch.setattr(ClipReader, "decode", fails)
     with pytest.raises(DataError, match=r"more than data.max_bad_samples = 3.*planted"):
         run_train(tiny_config(small_dataset, tmp_path, data={"max_bad_samples": 3}), quiet=True)
     skipped = [json.loads(line) for line in (tmp_path / "tiny" / "skipped.jsonl").read_text().splitlines()]

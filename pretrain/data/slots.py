@@ -1,0 +1,119 @@
+"""Memory that workers write batches into and the training process reads, used again and again.
+
+A batch sent through a queue lies in fresh shared memory, whose pages cost more to make than the frames to
+decode. Here each request names the slot that it is to be answered in.
+Shapes: B clips a micro-batch, C channels, T frames, S side, N tokens a clip, K mask kinds.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import DataError
+from pretrain.data.augment import View, normalise_into, resize
+from pretrain.masks import Masks
+
+SHARED_MEMORY = "/dev/shm"
+LARGEST_CROP = 2  # times the pixels that the model sees; a larger one is resized by the worker
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a slot holds. on_gpu: uint8 crops that a GPU resizes, else normalised floats."""
+
+    clips: int
+    frames: int
+    size: int
+    places: int
+    on_gpu: bool
+
+    @property
+    def clip_bytes(self) -> int:
+        pixels = 3 * self.frames * self.size**2
+        return LARGEST_CROP * pixels if self.on_gpu else 4 * pixels
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How one clip lies in its slot: uint8 (T, height, width, C) still to be resized and mirrored."""
+
+    height: int
+    width: int
+    is_mirrored: bool
+
+
+class Slots:
+    """`count` slots, shared with spawned workers or of this process alone.
+
+    Raises: DataError when the machine's shared memory cannot hold them.
+    """
+
+    def __init__(self, layout: Layout, count: int, *, is_shared: bool) -> None:
+        self.layout = layout
+        if is_shared:
+            _check_room(count * layout.clips * layout.clip_bytes)
+        self._clips = torch.empty(count, layout.clips, layout.clip_bytes, dtype=torch.uint8)
+        self._places = torch.empty(count, layout.places, dtype=torch.int64)
+        if is_shared:
+            self._clips.share_memory_()
+            self._places.share_memory_()
+
+    def pin(self) -> bool:
+        """Lock the slots in memory, for a GPU to copy from while the CPU goes on; False if refused."""
+        runtime = torch.cuda.cudart()
+        return all(
+            int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
+            for memory in (self._clips, self._places)
+        )
+
+    def write_clip(self, slot: int, row: int, frames_THWC: np.ndarray, view: View) -> Crop:
+        """Put a view of a clip's frames into its place, resized and normalised where no GPU does it."""
+        layout = self.layout
+        cut = torch.from_numpy(view.cut(frames_THWC))
+        if not layout.on_gpu:
+            small = resize(cut, layout.size, layout.size)
+            normalise_into(self.floats(slot)[row], small, is_mirrored=view.is_mirrored)
+            return Crop(layout.size, layout.size, False)
+        if view.height * view.width > LARGEST_CROP * layout.size**2:
+            cut = resize(cut, layout.size, layout.size)
+        crop = Crop(cut.shape[1], cut.shape[2], view.is_mirrored)
+        self.crop(slot, row, crop).copy_(cut)
+        return crop
+
+    def floats(self, slot: int) -> Tensor:
+        """Normalised clips (B, C, T, S, S) of a slot."""
+        layout = self.layout
+        whole = self._clips[slot].view(torch.float32)
+        return whole.view(layout.clips, 3, layout.frames, layout.size, layout.size)
+
+    def crop(self, slot: int, row: int, crop: Crop) -> Tensor:
+        """One clip's uint8 frames (T, height, width, C) in a slot."""
+        shape = (self.layout.frames, crop.height, crop.width, 3)
+        return self._clips[slot, row, : int(np.prod(shape))].view(shape)
+
+    def write_masks(self, slot: int, masks: Masks) -> None:
+        """Kept places, then hidden ones: together they are every place of every mask."""
+        kept = masks.kept_M.numel()
+        self._places[slot, :kept].copy_(masks.kept_M)
+        self._places[slot, kept:].copy_(masks.hidden_P)
+
+    def masks(self, slot: int, shape: Masks) -> Masks:
+        """The masks written to a slot; shape: the same without their tensors."""
+        return shape.at(*self._places[slot].split((sum(shape.kept_lengths), sum(shape.hidden_lengths))))
+
+
+def _check_room(needed: int) -> None:
+    if not os.path.isdir(SHARED_MEMORY):
+        return
+    found = os.statvfs(SHARED_MEMORY)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise DataError(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free and the loader's workers need {needed >> 20} MiB: "
+            f"lower data.workers or data.prefetch, or give the container more shared memory (--shm-size)"
+        )

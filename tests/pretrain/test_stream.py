@@ -1,0 +1,334 @@
+"""The stream of batches: the same for any number of workers, never a sample short, never silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import ConfigError, DataError, StorageError
+from data_pipeline.format import tar_name
+from pretrain.config import RunConfig, plan
+from pretrain.data import stream as stream_module
+from pretrain.data.corpus import Corpus
+from pretrain.data.load import Request
+from pretrain.data.reader import ClipReader, Sample
+from pretrain.data.stream import Batches
+from pretrain.objective.base import Batch
+from tests.small_dataset import tiny_config, write_dataset
+
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def opened(config: RunConfig, *, world: int = 1, rank: int = 0, step: int = 0) -> Iterator[Batches]:
+    batches = Batches(plan(config, world), rank, CPU)
+    batches.seek(step, step * config.train.global_batch)
+    try:
+        yield batches
+    finally:
+        batches.close()
+
+
+def taken(config: RunConfig, steps: int, **where: int) -> list[list[dict[str, Any]]]:
+    """Everything in each step's micro-batches, copied before the next is taken."""
+    laid_out = plan(config, where.get("world", 1))
+    with opened(config, **where) as batches:
+        return [[copied(batch) for batch in batches.take(laid_out.micro_batches)] for _ in range(steps)]
+
+
+def copied(batch: Batch) -> dict[str, Any]:
+    found = {
+        "step": batch.step,
+        "positions": batch.positions,
+        "keys": batch.keys,
+        "bad": batch.bad,
+        "clips": batch.clips.clone(),
+        "kept": batch.masks.kept_M.clone(),
+        "hidden": batch.masks.hidden_P.clone(),
+        "lengths": (batch.masks.kept_lengths, batch.masks.hidden_lengths),
+    }
+    return found | {"states": batch.states, "actions": batch.actions}
+
+
+def assert_equal(ours: list[list[dict[str, Any]]], theirs: list[list[dict[str, Any]]]) -> None:
+    assert len(ours) == len(theirs)
+    for our, their in zip((b for s in ours for b in s), (b for s in theirs for b in s), strict=True):
+        for name, value in our.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, their[name]), name
+            else:
+                assert value == their[name]
+
+
+def keys_of(config: RunConfig, steps: int, **where: int) -> list[str]:
+    return [key for step in taken(config, steps, **where) for batch in step for key in batch["keys"]]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_batches_do_not_depend_on_the_number_of_workers(workers: int, small_dataset: Path) -> None:
+    """Nor on how many they keep ready; and slots written again do not change what was taken from them."""
+    alone = tiny_config(small_dataset, Path("runs"), data={"workers": 0})
+    several = tiny_config(small_dataset, Path("runs"), data={"workers": workers, "prefetch": 1 + workers % 2})
+    assert_equal(taken(several, 9), taken(alone, 9))
+
+
+def test_a_resume_goes_on_with_the_next_unseen_clip(small_dataset: Path) -> None:
+    config = tiny_config(small_dataset, Path("runs"), data={"workers": 0})
+    whole = taken(config, 8)
+    assert_equal(taken(config, 3, step=5), whole[5:])
+    keys = [key for step in whole for batch in step for key in batch["keys"]]
+    assert len(set(keys[:23])) == 23, "23 clips: the first epoch has no doubles"
+
+
+def test_ranks_together_see_what_one_sees(small_dataset: Path) -> None:
+    config = tiny_config(
+        small_dataset,
+        Path("runs"),
+        train={"global_batch": 12, "micro_batch": 1},
+        strategy={"kind": "deepspeed"},
+    )
+    alone = keys_of(config, 2)
+    for world in (2, 3, 4, 6):
+        ranks = [taken(config, 2, world=world, rank=rank) for rank in range(world)]
+        together = [b["keys"][0] for step in range(2) for rank in ranks for b in rank[step]]
+        assert together == alone
+
+
+def test_crops_starts_and_masks_belong_to_the_sample_not_to_its_place_in_a_batch(small_dataset: Path) -> None:
+    """The same clips in micro-batches of another size."""
+    small = tiny_config(small_dataset, Path("runs"), train={"micro_batch": 1}, data={"frames": 4})
+    large = tiny_config(small_dataset, Path("runs"), train={"micro_batch": 4}, data={"frames": 4})
+    ones = torch.cat([batch["clips"] for step in taken(small, 4) for batch in step])
+    fours = torch.cat([batch["clips"] for step in taken(large, 4) for batch in step])
+    assert torch.equal(ones, fours)
+
+
+def test_each_epoch_crops_a_clip_anew(small_dataset: Path) -> None:
+    config = tiny_config(small_dataset, Path("runs"), train={"global_batch": 23, "micro_batch": 23})
+    first, second = (dict(zip(b["keys"], b["clips"], strict=True)) for s in taken(config, 2) for b in s)
+    assert first.keys() == second.keys()
+    assert not any(torch.equal(first[key], second[key]) for key in first)
+
+
+def lose(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = ClipReader.decode
+
+    def fails(self: ClipReader, sample: Sample, *args: Any, **kwargs: Any) -> Any:
+        if sample.key == key:
+            raise DataError("planted")
+        return decode(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(ClipReader, "decode", fails)
+
+
+def test_an_unreadable_clip_is_replaced_the_same_way_every_time(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(small_dataset, Path("runs"))
+    whole = keys_of(config, 5)
+    lose(whole[6], monkeypatch)
+    first = taken(config, 5)
+    assert_equal(first, taken(config, 5))
+    keys = [key for step in first for batch in step for key in batch["keys"]]
+    assert [n for n, (a, b) in enumerate(zip(whole, keys, strict=True)) if a != b] == [6]
+    assert [b["bad"] for step in first for b in step if b["bad"]] == [((whole[6], "planted"),)]
+
+
+def test_a_sample_can_be_excluded_by_its_id(small_dataset: Path) -> None:
+    whole = keys_of(tiny_config(small_dataset, Path("runs")), 5)
+    without = keys_of(tiny_config(small_dataset, Path("runs"), data={"exclude": [whole[3]]}), 5)
+    assert [n for n, (a, b) in enumerate(zip(whole, without, strict=True)) if a != b] == [3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_lost_shard_costs_its_samples_alone(workers: int, small_dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+    config = tiny_config(
+        copy, Path("runs"), data={"workers": workers}, train={"global_batch": 23, "micro_batch": 23}
+    )
+    lost = [f"{number:020x}" for number in range(7, 12)]  # of the second shard
+    (copy / tar_name("train-000001")).unlink()
+    found = taken(config, 1)[0][0]
+    assert sorted({key for key, _ in found["bad"]}) == lost
+    assert not set(found["keys"]) & set(lost)
+    assert len(found["keys"]) == 23
+
+
+def test_nothing_readable_ends_with_a_sentence_not_with_a_loop(small_dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+    for tar in (copy / "shards").glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(DataError, match=r"20 samples in a row cannot be read; the last, \w+: .*\.tar"):
+        taken(tiny_config(copy, Path("runs")), 1)
+
+
+def test_a_store_that_is_away_stops_the_run_and_replaces_nothing(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise StorageError("s3://bucket/data does not answer")
+
+    monkeypatch.setattr(ClipReader, "_fetch", away)
+    with pytest.raises(StorageError, match="does not answer"):
+        taken(tiny_config(small_dataset, Path("runs")), 1)
+
+
+def mixture(first: Path, second: Path, **data: Any) -> RunConfig:
+    shards = [{"shards": str(first), "weight": 0.75}, {"shards": str(second), "weight": 0.25}]
+    return tiny_config(
+        first, Path("runs"), data={"shards": shards, **data}, train={"global_batch": 8, "micro_batch": 4}
+    )
+
+
+@pytest.fixture(scope="module")
+def stills(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures: clips of one frame, as JPEG."""
+    root = tmp_path_factory.mktemp("stills") / "stills"
+    return write_dataset(root, {"train": [3, 2]}, num_frames=1, encoding="jpeg", first_number=1000)
+
+
+def test_a_mixture_keeps_its_proportions_repeats_the_small_set_and_resumes(
+    small_dataset: Path, stills: Path
+) -> None:
+    config = mixture(small_dataset, stills)
+    whole = taken(config, 12)
+    for step in whole:
+        keys = [key for batch in step for key in batch["keys"]]
+        assert sum(int(key, 16) >= 1000 for key in keys) == 2
+    pictures = [key for step in whole for b in step for key in b["keys"] if int(key, 16) >= 1000]
+    assert [sorted(pictures[k : k + 5]) for k in (0, 5, 10)] == [sorted(set(pictures))] * 3, (
+        "epochs of its own"
+    )
+    assert_equal(taken(config, 4, step=8), whole[8:])
+
+
+def test_pictures_and_clips_share_a_batch(small_dataset: Path, stills: Path) -> None:
+    for batch in taken(mixture(small_dataset, stills), 2)[0]:
+        for key, clip in zip(batch["keys"], batch["clips"], strict=True):
+            is_still = torch.equal(clip, clip[:, :1].expand_as(clip))
+            assert is_still == (int(key, 16) >= 1000)
+
+
+def test_a_mixture_has_a_fingerprint_and_epochs_of_its_own(small_dataset: Path, stills: Path) -> None:
+    one = Corpus(tiny_config(small_dataset, Path("runs")).data, 0)
+    both = Corpus(mixture(small_dataset, stills).data, 0)
+    assert one.fingerprint == one.readers[0].info.fingerprint
+    assert one.epochs(46) == {"": 2.0}
+    assert both.epochs(92) == {"/small": 3.0, "/stills": 4.6}
+    swapped = mixture(small_dataset, stills).data.model_copy(
+        update={"shards": tuple(reversed(mixture(small_dataset, stills).data.sources))}
+    )
+    assert len({one.fingerprint, both.fingerprint, Corpus(swapped, 0).fingerprint}) == 3
+
+
+def test_a_killed_worker_ends_the_run_with_a_named_error(small_dataset: Path) -> None:
+    config = tiny_config(small_dataset, Path("runs"), data={"workers": 1, "prefetch": 1})
+    with opened(config) as batches:
+        next(batches.take(1))
+        worker = batches._iterator._workers[0]  # type: ignore[union-attr]
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(DataError, match="a loader worker was killed"):
+            list(batches.take(20))
+
+
+class Hangs:
+    """Unpickled in a worker, it waits: a decoder that never returns."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, slots: Any) -> None:
+        pass
+
+    def __getitem__(self, request: Request) -> None:
+        time.sleep(60)
+
+
+def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(small_dataset, Path("runs"), data={"workers": 1, "prefetch": 1})
+    wanted = keys_of(tiny_config(small_dataset, Path("runs")), 1)[:2]
+    monkeypatch.setattr(stream_module, "Loader", Hangs)
+    slow = config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": 1.0})})
+    with (
+        opened(slow) as batches,
+        pytest.raises(DataError, match=f"no batch came for 1 s .*{', '.join(wanted)}"),
+    ):
+        next(batches.take(1))
+
+
+def test_little_shared_memory_is_said_before_anything_starts(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = os.statvfs("/dev/shm")
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*found[:4], 3, *found[5:])))
+    config = tiny_config(small_dataset, Path("runs"), data={"workers": 1})
+    with pytest.raises(DataError, match=r"/dev/shm has 0 MiB free .* lower data.workers"):
+        taken(config, 1)
+
+
+def test_a_cache_too_small_for_two_windows_is_refused(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipReader, "is_cached", True)
+    with pytest.raises(ConfigError, match=r"data.cache_bytes is 1000: need at least \d+: two windows"):
+        Corpus(tiny_config(small_dataset, Path("runs"), data={"cache_bytes": 1000}).data, 0)
+
+
+def test_seconds_of_each_stage_and_of_waiting_are_told(small_dataset: Path) -> None:
+    with opened(tiny_config(small_dataset, Path("runs"))) as batches:
+        list(batches.take(4))
+        stages = batches.take_stage_ms()
+        assert list(stages) == ["read", "decode", "crop", "mask"]
+        assert all(ms > 0 for ms in stages.values())
+        assert 8 * sum(stages.values()) <= 1000 * batches.take_wait_s() * 1.01, (
+            "without workers it all is waited for"
+        )
+        assert not any(batches.take_stage_ms().values())
+
+
+def test_skipped_samples_are_written_once_whatever_is_taken_again(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    from pretrain.data.bad import BadSamples
+    from pretrain.progress import Progress
+    from pretrain.strategy.base import World
+
+    progress, world = Progress(), World(0, 1, CPU)
+    before = BadSamples(tmp_path, world, 5, resumed_at=0)
+    for step in (3, 7, 9):
+        before.note(step, ((f"id{step}", "planted"), ("twice", "planted")))
+    before.gather(progress)
+    assert (progress.bad_samples, progress.bad_ids) == (6, ["id3", "id7", "id9", "twice"])
+    with (tmp_path / "skipped.jsonl").open("a") as file:
+        file.write('{"step": 1')  # a crash
+    after = BadSamples(tmp_path, world, 5, resumed_at=7)
+    after.note(9, (("id9", "planted"),))
+    after.gather(progress)
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    kept = [(3, "id3"), (3, "twice"), (7, "id7"), (7, "twice")]
+    assert [(line["step"], line["id"]) for line in lines] == [*kept, (9, "id9")]
+    after.note(12, (("new", "planted"), ("newer", "planted")))
+    with pytest.raises(
+        DataError, match=r"6 samples could not be read, more than data.max_bad_samples = 5: new: planted"
+    ):
+        after.gather(progress)
+
+
+def test_states_come_with_the_clips_and_not_where_one_has_none(small_dataset: Path) -> None:
+    batch = taken(tiny_config(small_dataset, Path("runs")), 1)[0][0]
+    reader = ClipReader(str(small_dataset), "train")
+    numbers = [int(key, 16) for key in batch["keys"]]
+    expected = np.stack([reader.read(number, 8, 8.0).state for number in numbers])  # type: ignore[arg-type]
+    assert np.array_equal(batch["states"].numpy(), expected)
+    assert batch["actions"].shape[:2] == (2, 8)
