@@ -1,7 +1,8 @@
-"""Small real videos, rendered once, and one Ray for all tests of this folder."""
+"""For all tests of this folder: small real videos, rendered once; one Ray; a file that is sent in parts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 
 from data_pipeline.config import DataConfig, RayConfig
 from data_pipeline.encode import encode_frames
+from data_pipeline.s3 import objects
 from data_pipeline.synthetic import Look, render_videos
 
 LOOK = Look(size=64, fps=16.0, duration_s=2.5)
 NUM_VIDEOS = 5
+SMALLEST_PART_BYTES = 5 << 20  # that stores take
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +120,17 @@ def look() -> Look:
 def clip_bytes() -> bytes:
     """An encoded clip of 16 frames at 8 fps."""
     return encode_frames([draw_moving_bar(16)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads in parts of the smallest size that stores take."""
+    monkeypatch.setattr(objects, "PART_BYTES", SMALLEST_PART_BYTES)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of three such parts."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(os.urandom(2 * SMALLEST_PART_BYTES + (1 << 20)))
+    return path

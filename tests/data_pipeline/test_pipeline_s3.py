@@ -28,10 +28,9 @@ from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from pretrain.data.reader import ClipReader
 from tests.data_pipeline.conftest import tiny_config
-from tests.data_pipeline.test_storage import unfinished_uploads
 from tests.servers.faults import FaultProxy
 from tests.servers.process import Server
-from tests.servers.s3 import forget_s3, make_bucket, use_s3
+from tests.servers.s3 import forget_s3, make_bucket, unfinished_uploads, use_s3
 from tests.servers.swift import KEY, SECRET
 from tests.servers.workers import take_along
 
