@@ -1,8 +1,9 @@
-"""For all tests of this folder: small real videos, rendered once; one Ray; a file that is sent in parts."""
+"""Shared in this folder: small real videos, rendered once; one Ray; data sets and large files on S3."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from data_pipeline.config import DataConfig, RayConfig
 from data_pipeline.encode import encode_frames
-from data_pipeline.s3 import objects
 from data_pipeline.synthetic import Look, render_videos
+from tests.data_pipeline.s3_jobs import upload
+from tests.servers.faults import FaultProxy
+from tests.servers.s3 import forget_s3, make_bucket, use_s3
 
 LOOK = Look(size=64, fps=16.0, duration_s=2.5)
 NUM_VIDEOS = 5
@@ -125,7 +128,7 @@ def clip_bytes() -> bytes:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads in parts of the smallest size that stores take."""
-    monkeypatch.setattr(objects, "PART_BYTES", SMALLEST_PART_BYTES)
+    monkeypatch.setattr("data_pipeline.s3.objects.PART_BYTES", SMALLEST_PART_BYTES)
 
 
 @pytest.fixture
@@ -134,3 +137,54 @@ def large(tmp_path: Path) -> Path:
     path = tmp_path / "large.bin"
     path.write_bytes(os.urandom(2 * SMALLEST_PART_BYTES + (1 << 20)))
     return path
+
+
+@pytest.fixture(scope="module")
+def s3_proxy(s3_server: str) -> Iterator[FaultProxy]:
+    """A proxy before moto's server, with the settings to reach it from here and from workers.
+
+    A store that hangs is found out in two seconds, and shards go in parts.
+    """
+    from data_pipeline.s3 import objects, requests
+    from tests.servers.workers import take_along
+
+    proxy = FaultProxy(s3_server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "READ_TIMEOUT_S", 2)
+        patch.setattr(requests, "RETRY_FOR_S", 30.0)
+        patch.setattr(requests, "LONGEST_PAUSE_S", 0.1)
+        patch.setattr(objects, "PART_BYTES", 32 << 10)
+        use_s3(patch, proxy.endpoint)
+        take_along(patch)
+        yield proxy
+        proxy.close()
+    forget_s3()
+
+
+@pytest.fixture(scope="module")
+def videos_bucket(s3_proxy: FaultProxy, videos: Path) -> str:
+    """A bucket that holds the videos below videos/."""
+    address = make_bucket()
+    upload(videos, f"{address}/videos")
+    return address
+
+
+@pytest.fixture
+def s3_out(request: pytest.FixtureRequest, videos_bucket: str) -> str:
+    """An empty prefix for one test."""
+    return f"{videos_bucket}/{re.sub('[^a-z0-9]+', '-', request.node.name)}"
+
+
+def at_both_ends(bucket: str, out: str, **changes: object) -> DataConfig:
+    """`tiny_config` of the videos in `videos_bucket`, written to a prefix."""
+    return tiny_config(f"{bucket}/videos", Path("out"), **changes).model_copy(update={"out": out})
+
+
+@pytest.fixture(scope="module")
+def s3_finished(videos_bucket: str, ray_session: None) -> DataConfig:
+    """A data set with S3 at both ends; read only."""
+    from data_pipeline.dataset import shard
+
+    config = at_both_ends(videos_bucket, f"{videos_bucket}/both")
+    shard(config, lambda *_: None)
+    return config

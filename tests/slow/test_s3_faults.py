@@ -15,8 +15,9 @@ from data_pipeline.s3 import objects, requests
 from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from tests.data_pipeline.conftest import finished, ray_session, tiny_config, videos  # noqa: F401  fixtures
+from tests.data_pipeline.films import quiet
+from tests.data_pipeline.s3_jobs import contents, is_whole, shards, upload
 from tests.data_pipeline.test_dataset import start
-from tests.data_pipeline.test_pipeline_s3 import contents, is_whole, quiet, shards, upload
 from tests.servers.faults import FaultProxy
 from tests.servers.process import Server
 from tests.servers.s3 import make_bucket, unfinished_uploads
