@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     render_videos(folder, NUM_VIDEOS, seed=3, workers=1, look=LOOK)
     return folder
+
+
+@pytest.fixture
+def own_videos(videos: Path, tmp_path: Path) -> Path:
+    """A copy of the videos that a test may change."""
+    return shutil.copytree(videos, tmp_path / "set")
 
 
 @pytest.fixture(scope="session")

@@ -156,11 +156,8 @@ def test_a_clip_of_jpeg_frames_is_read_as_its_twin_in_mp4_is(videos: Path, make_
         assert np.abs(ours.frames_THWC.astype(int) - theirs.frames_THWC).mean() < 6
 
 
-def test_a_list_decides_spans_labels_and_splits(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    (folder / "list.csv").write_text(
+def test_a_list_decides_spans_labels_and_splits(own_videos: Path, make_config: MakeConfig) -> None:
+    (own_videos / "list.csv").write_text(
         "uri,start_s,end_s,label,split\n"
         "video-000000.mp4,0.5,1.5,jump,eval\n"
         "video-000001.mp4,,,run,train\n"
@@ -168,7 +165,9 @@ def test_a_list_decides_spans_labels_and_splits(
         "../outside.mp4,,,x,train\n"
         "video-000009.mp4,,,gone,train\n"
     )
-    config = make_config(folder / "list.csv", cut={"kind": "spans", "length_s": 0.5}, max_failed_fraction=0.6)
+    config = make_config(
+        own_videos / "list.csv", cut={"kind": "spans", "length_s": 0.5}, max_failed_fraction=0.6
+    )
     outcome = shard(config, quiet)
     kept = {
         (Path(c.uri).stem, c.start_s, c.end_s, c.label, c.split) for c in outcome.clips if c.status == "kept"
@@ -185,10 +184,9 @@ def test_a_list_decides_spans_labels_and_splits(
     assert (meta.label, meta.name, meta.num_frames) == ("jump", "video-000000.mp4", 8)
 
 
-def test_two_labels_for_one_clip_are_said(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
+def test_two_labels_for_one_clip_are_said(own_videos: Path, make_config: MakeConfig) -> None:
     rows = ["video-000000.mp4,0,0.5,cat,", "video-000000.mp4,0,1,dog,"]
-    outcome = shard(make_config(write_list(folder, rows), max_failed_fraction=0.9), quiet)
+    outcome = shard(make_config(write_list(own_videos, rows), max_failed_fraction=0.9), quiet)
     assert [(c.start_s, c.label, c.status) for c in outcome.clips if c.status == "kept"] == [
         (0.0, "cat", "kept"),
         (0.5, "dog", "kept"),
@@ -207,16 +205,14 @@ def test_where_videos_lie_does_not_change_a_byte_of_the_shards(
 
 
 def test_a_file_that_changes_under_the_job_is_a_dead_letter(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-
     def meddle(stage: str, done: int, total: int, note: str) -> None:
         if stage == "encode" and done == 0:
-            (folder / "video-000001.mp4").write_bytes((folder / "video-000000.mp4").read_bytes())
-            (folder / "video-000002.mp4").unlink()
+            (own_videos / "video-000001.mp4").write_bytes((own_videos / "video-000000.mp4").read_bytes())
+            (own_videos / "video-000002.mp4").unlink()
 
-    outcome = shard(make_config(folder, max_failed_fraction=0.5), meddle)
+    outcome = shard(make_config(own_videos, max_failed_fraction=0.5), meddle)
     classes = {Path(letter.uri).name: letter.error_class for letter in outcome.dead_letters}
     assert classes == {"video-000001.mp4": "ChangedError", "video-000002.mp4": "MissingError"}
     assert sum(outcome.info.num_clips.values()) == 15

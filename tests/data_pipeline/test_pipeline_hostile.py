@@ -1,6 +1,5 @@
 """The whole pipeline on files and texts that are made to harm: they cost themselves, and nothing else."""
 
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +19,12 @@ MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_one_lying_header_does_not_end_the_job(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+def test_one_lying_header_does_not_end_the_job(own_videos: Path, make_config: MakeConfig) -> None:
     """Matroska's duration is a float that anybody can write: a video of 2.5 s claims an hour."""
     import av
 
-    folder = shutil.copytree(videos, tmp_path / "set")
-    path = folder / "liar.mkv"
-    with av.open(str(folder / "video-000000.mp4")) as source, av.open(str(path), "w") as target:
+    path = own_videos / "liar.mkv"
+    with av.open(str(own_videos / "video-000000.mp4")) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size:
@@ -36,28 +34,27 @@ def test_one_lying_header_does_not_end_the_job(videos: Path, tmp_path: Path, mak
     place = data.index(b"\x44\x89\x88") + 3
     data[place : place + 8] = struct.pack(">d", 3_600_000.0)
     path.write_bytes(data)
-    outcome = shard(make_config(folder, max_failed_fraction=0.1, filters={"max_distance": None}), quiet)
+    outcome = shard(make_config(own_videos, max_failed_fraction=0.1, filters={"max_distance": None}), quiet)
     liar = [clip for clip in outcome.clips if clip.uri.endswith("liar.mkv")]
     assert [clip.status for clip in liar[:5]] == ["kept"] * 5
     assert {(clip.status, clip.error_class) for clip in liar[5:]} == {("failed", "EndedError")}
 
 
 def test_hostile_text_in_lists_and_sidecars_is_written_as_text(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    (folder / "list.jsonl").write_text(
+    (own_videos / "list.jsonl").write_text(
         '{"uri": "video-000000.mp4", "label": "\\ud800\\u001b[2J"}\n'
         '{"uri": "\\ud800.mp4"}\n'
         '{"uri": "s3://KEY:SECRET@bucket/x.mp4"}\n'
         '{"uri": "https://host/x.mp4?X-Amz-Signature=SECRET"}\n'
         '{"uri": "video-000001.mp4"}\n'
     )
-    with np.load(folder / "video-000001.npz") as found:
+    with np.load(own_videos / "video-000001.npz") as found:
         arrays = dict(found)
     arrays["action_names"] = np.array(["a\ud800", "b"])
-    np.savez(folder / "video-000001.npz", **arrays)
-    config = make_config(folder / "list.jsonl", max_failed_fraction=0.9)
+    np.savez(own_videos / "video-000001.npz", **arrays)
+    config = make_config(own_videos / "list.jsonl", max_failed_fraction=0.9)
     outcome = shard(config, quiet)
     assert len(outcome.dead_letters) == 3
     assert sum(outcome.info.num_clips.values()) == 10

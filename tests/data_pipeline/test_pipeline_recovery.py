@@ -24,51 +24,47 @@ MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_another_label_or_action_is_in_the_shards_too(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_another_label_or_action_is_in_the_shards_too(own_videos: Path, make_config: MakeConfig) -> None:
     """Members are padded to blocks: a tar of other labels can have the very same sizes."""
-    folder = shutil.copytree(videos, tmp_path / "set")
     names = [f"video-{k:06d}" for k in range(5)]
-    config = make_config(write_list(folder, [f"{name}.mp4,,,cat," for name in names]))
+    config = make_config(write_list(own_videos, [f"{name}.mp4,,,cat," for name in names]))
     before = shard(config, quiet).info
-    write_list(folder, [f"{name}.mp4,,,dog," for name in names])
+    write_list(own_videos, [f"{name}.mp4,,,dog," for name in names])
     with pytest.raises(UsageError, match="another set of videos"):
         shard(config, quiet)
     after = shard(config, quiet, force=True)
     assert after.num_kept_shards == 0
     assert after.info.fingerprint != before.fingerprint
     assert {ClipReader(config.out, "train").meta(k).label for k in range(10)} == {"dog"}
-    with np.load(folder / f"{names[0]}.npz") as found:
+    with np.load(own_videos / f"{names[0]}.npz") as found:
         arrays = dict(found)
     for name in names:
-        np.savez(folder / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + 7}))
+        np.savez(own_videos / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + 7}))
     assert shard(config, quiet, force=True).num_kept_shards == 0
     assert (ClipReader(config.out, "train").read(0, 2, 8.0).actions == 7).all()
 
 
-def test_which_sidecar_a_span_has_counts(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    with np.load(folder / "video-000000.npz") as found:
+def test_which_sidecar_a_span_has_counts(own_videos: Path, make_config: MakeConfig) -> None:
+    with np.load(own_videos / "video-000000.npz") as found:
         arrays = dict(found)
     for name, value in (("p", 1.0), ("q", 2.0)):
-        np.savez(folder / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + value}))
+        np.savez(own_videos / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + value}))
     rows = ["video-000000.mp4,0,0.5,,p.npz", "video-000000.mp4,0.5,1,,q.npz", "video-000000.mp4,1,1.5,,p.npz"]
-    config = make_config(write_list(folder, rows))
+    config = make_config(write_list(own_videos, rows))
     first = shard(config, quiet).info
-    write_list(folder, [*rows[:2], rows[2].replace("p.npz", "q.npz")])
+    write_list(own_videos, [*rows[:2], rows[2].replace("p.npz", "q.npz")])
     with pytest.raises(UsageError, match="another set of videos"):
         shard(config, quiet)
     assert shard(config, quiet, force=True).info.fingerprint != first.fingerprint
 
 
 def test_a_video_that_can_be_read_now_is_not_forgotten(
-    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    own_videos: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is killed behind its manifest; then a file that failed in passing is usable."""
     from data_pipeline import dataset, index
 
-    config = make_config(shutil.copytree(videos, tmp_path / "set"), max_failed_fraction=0.5)
+    config = make_config(own_videos, max_failed_fraction=0.5)
     true = index.look_at
 
     def one_hangs(*given: object) -> object:
@@ -92,17 +88,16 @@ def test_a_video_that_can_be_read_now_is_not_forgotten(
 
 
 def test_clips_that_failed_in_passing_are_made_by_the_next_run(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in own_videos.iterdir()}
 
     def touch(stage: str, done: int, total: int, note: str) -> None:
         if stage == "encode" and done == 0:
-            for path in folder.glob("*.mp4"):
+            for path in own_videos.glob("*.mp4"):
                 os.utime(path, ns=(1, 1))
 
-    config = make_config(folder, max_failed_fraction=0.5)
+    config = make_config(own_videos, max_failed_fraction=0.5)
     with pytest.raises(DataError, match="failed, more than"):
         shard(config, touch)
     for path, time_ns in times.items():
@@ -138,14 +133,13 @@ def test_a_limit_that_is_just_reached_is_not_passed(num_failed: int, total: int,
 
 
 def test_a_finished_set_is_not_decided_anew_because_dataset_json_is_gone(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    config = make_config(folder)
+    config = make_config(own_videos)
     shard(config, quiet)
     before = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
     Path(config.out, "dataset.json").unlink()
-    shutil.copy(folder / "video-000000.mp4", folder / "new.mp4")
+    shutil.copy(own_videos / "video-000000.mp4", own_videos / "new.mp4")
     with pytest.raises(UsageError, match=r"held a finished data set of another config, of other videos"):
         shard(config, quiet)
     assert {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()} == before

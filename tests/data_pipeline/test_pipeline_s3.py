@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,17 +46,16 @@ def test_a_prefix_gives_the_shards_that_a_folder_gives(
 
 @pytest.mark.parametrize("where", ["the list on S3", "the list here, its uris whole", "a root on S3"])
 def test_a_list_of_objects_gives_what_a_list_of_files_gives(
-    videos: Path, videos_bucket: str, tmp_path: Path, make_config: MakeConfig, where: str
+    own_videos: Path, videos_bucket: str, tmp_path: Path, make_config: MakeConfig, where: str
 ) -> None:
     lines = ["video-000000.mp4,0.5,1.5,jump,eval", "video-000003.mp4,,,run,train", "gone.mp4,,,run,train"]
     head = "uri,start_s,end_s,label,split"
-    folder = shutil.copytree(videos, tmp_path / "set")
-    (folder / "list.csv").write_text("\n".join([head, *lines]))
+    (own_videos / "list.csv").write_text("\n".join([head, *lines]))
     changes = {"cut": {"kind": "spans", "length_s": 0.5}, "max_failed_fraction": 0.5}
-    local = make_config(folder / "list.csv", "local", **changes)
+    local = make_config(own_videos / "list.csv", "local", **changes)
     shard(local, quiet)
     if where == "the list on S3":
-        Storage(f"{videos_bucket}/videos").publish("list.csv", (folder / "list.csv").read_bytes())
+        Storage(f"{videos_bucket}/videos").publish("list.csv", (own_videos / "list.csv").read_bytes())
         config = make_config(f"{videos_bucket}/videos/list.csv", **changes)
     else:
         whole = [f"{videos_bucket}/videos/{line}" if where != "a root on S3" else line for line in lines]

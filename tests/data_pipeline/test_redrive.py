@@ -20,17 +20,14 @@ MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_a_redrive_adds_shards_and_changes_none(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = {name: (folder / name).read_bytes() for name in ("video-000001.mp4", "video-000003.mp4")}
-    (folder / "video-000001.mp4").write_bytes(b"")
+def test_a_redrive_adds_shards_and_changes_none(own_videos: Path, make_config: MakeConfig) -> None:
+    good = {name: (own_videos / name).read_bytes() for name in ("video-000001.mp4", "video-000003.mp4")}
+    (own_videos / "video-000001.mp4").write_bytes(b"")
     hurt = bytearray(good["video-000003.mp4"])
     middle = len(hurt) * 3 // 4
     hurt[middle : middle + 3000] = bytes(3000)
-    (folder / "video-000003.mp4").write_bytes(hurt)
-    config = make_config(folder, max_failed_fraction=0.9)
+    (own_videos / "video-000003.mp4").write_bytes(hurt)
+    config = make_config(own_videos, max_failed_fraction=0.9)
     first = shard(config, quiet)
     failed = [clip for clip in first.clips if clip.status == "failed"]
     assert failed
@@ -43,8 +40,8 @@ def test_a_redrive_adds_shards_and_changes_none(
     assert {letter.attempts for letter in same.dead_letters} == {2}
     assert verify(config.out).problems == ()
 
-    (folder / "video-000001.mp4").write_bytes(good["video-000001.mp4"])
-    (folder / "new.mp4").write_bytes(
+    (own_videos / "video-000001.mp4").write_bytes(good["video-000001.mp4"])
+    (own_videos / "new.mp4").write_bytes(
         good["video-000003.mp4"]
     )  # not known to the set: no business of a redrive
     second = redrive(config, quiet)
@@ -62,19 +59,18 @@ def test_a_redrive_adds_shards_and_changes_none(
     assert {letter.attempts for letter in second.dead_letters} == {3}
     assert verify(config.out, deep=True).problems == ()
     assert len(ClipReader(config.out, "train")) == second.info.num_clips["train"]
-    (folder / "new.mp4").unlink()
+    (own_videos / "new.mp4").unlink()
     assert not shard(config, quiet).is_new
 
 
 def test_a_redrive_that_was_cut_short_is_finished_by_the_next(
-    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    own_videos: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = (folder / "video-000001.mp4").read_bytes()
-    (folder / "video-000001.mp4").write_bytes(b"")
-    config = make_config(folder, max_failed_fraction=0.9)
+    good = (own_videos / "video-000001.mp4").read_bytes()
+    (own_videos / "video-000001.mp4").write_bytes(b"")
+    config = make_config(own_videos, max_failed_fraction=0.9)
     first = shard(config, quiet)
-    (folder / "video-000001.mp4").write_bytes(good)
+    (own_videos / "video-000001.mp4").write_bytes(good)
     publish = Storage.publish
 
     def fail_at_the_end(self: Storage, name: str, data: bytes | Path) -> None:
@@ -115,15 +111,14 @@ def test_a_redrive_wants_the_sources_where_they_were(
 
 
 def test_a_redrive_after_the_raw_videos_were_deleted_changes_nothing_else(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = (folder / "video-000001.mp4").read_bytes()
-    (folder / "video-000001.mp4").write_bytes(b"")
-    config = make_config(folder, max_failed_fraction=0.9)
+    good = (own_videos / "video-000001.mp4").read_bytes()
+    (own_videos / "video-000001.mp4").write_bytes(b"")
+    config = make_config(own_videos, max_failed_fraction=0.9)
     first = shard(config, quiet)
-    (folder / "video-000001.mp4").write_bytes(good)
-    (folder / "video-000000.mp4").unlink()
+    (own_videos / "video-000001.mp4").write_bytes(good)
+    (own_videos / "video-000000.mp4").unlink()
     second = redrive(config, quiet)
     assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
     assert first.info.shards == tuple(s for s in second.info.shards if s in first.info.shards)
