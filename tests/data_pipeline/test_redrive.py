@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import shard
 from data_pipeline.errors import UsageError
+from data_pipeline.finish import Outcome
 from data_pipeline.format import SHARDS_FOLDER, read_info
 from data_pipeline.redrive import redrive
 from data_pipeline.storage import Storage
@@ -18,6 +19,18 @@ from tests.data_pipeline.films import quiet
 
 MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def one_mended(own_videos: Path, make_config: MakeConfig, ray_session: None) -> tuple[DataConfig, Outcome]:
+    """A data set made while one video was empty, which is whole again by now."""
+    path = own_videos / "video-000001.mp4"
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    config = make_config(own_videos, max_failed_fraction=0.9)
+    first = shard(config, quiet)
+    path.write_bytes(good)
+    return config, first
 
 
 def test_a_redrive_adds_shards_and_changes_none(own_videos: Path, make_config: MakeConfig) -> None:
@@ -64,13 +77,9 @@ def test_a_redrive_adds_shards_and_changes_none(own_videos: Path, make_config: M
 
 
 def test_a_redrive_that_was_cut_short_is_finished_by_the_next(
-    own_videos: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    one_mended: tuple[DataConfig, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = (own_videos / "video-000001.mp4").read_bytes()
-    (own_videos / "video-000001.mp4").write_bytes(b"")
-    config = make_config(own_videos, max_failed_fraction=0.9)
-    first = shard(config, quiet)
-    (own_videos / "video-000001.mp4").write_bytes(good)
+    config, first = one_mended
     publish = Storage.publish
 
     def fail_at_the_end(self: Storage, name: str, data: bytes | Path) -> None:
@@ -111,13 +120,9 @@ def test_a_redrive_wants_the_sources_where_they_were(
 
 
 def test_a_redrive_after_the_raw_videos_were_deleted_changes_nothing_else(
-    own_videos: Path, make_config: MakeConfig
+    own_videos: Path, one_mended: tuple[DataConfig, Outcome]
 ) -> None:
-    good = (own_videos / "video-000001.mp4").read_bytes()
-    (own_videos / "video-000001.mp4").write_bytes(b"")
-    config = make_config(own_videos, max_failed_fraction=0.9)
-    first = shard(config, quiet)
-    (own_videos / "video-000001.mp4").write_bytes(good)
+    config, first = one_mended
     (own_videos / "video-000000.mp4").unlink()
     second = redrive(config, quiet)
     assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
