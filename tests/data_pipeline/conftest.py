@@ -85,7 +85,7 @@ def finished(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def bad_files(tmp_path: Path, videos: Path) -> Path:
     """A folder of one good video and the files people have by mistake; good.mp4 alone is whole."""
-    import av
+    from tests.data_pipeline.hostile import write_sound
 
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -96,12 +96,7 @@ def bad_files(tmp_path: Path, videos: Path) -> Path:
     (folder / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     (folder / "moov-last.mp4").write_bytes(good[: len(good) // 2])
     (folder / "notes.txt").write_text("not a video")
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_sound(folder / "sound.mp4")
     return folder
 
 
