@@ -59,10 +59,9 @@ from data_pipeline.sources import SourceFile
 from data_pipeline.stages import PASSING, build_part
 from data_pipeline.storage import Storage
 
-OURS = re.compile(
-    r"^(?:(?P<stem>(?:train|eval)-\d{6})\.(?:tar|index\.parquet|done\.json)|\.(?:train|eval)-\d{6}\..*\.part)$"
-)
-HALF_SHARD = re.compile(r"^\.(?:train|eval)-\d{6}\..*\.part$")
+STEM = r"(?:train|eval)-\d{6}"
+OF_SHARD = re.compile(rf"^(?P<stem>{STEM})\.(?:tar|index\.parquet|done\.json)$")
+HALF_SHARD = re.compile(rf"^\.{STEM}\..*\.part$")
 HALF = re.compile(
     r"^\.(?:(?:manifest|videos|previews)\.parquet|dataset\.(?:json|html)|dead_letters\.jsonl)\..*\.part$"
 )
@@ -296,7 +295,11 @@ def sweep(storage: Storage, plans: Sequence[ShardPlan], standing: Iterable[str] 
             ):
                 kept.add(plan.stem)
     safe = kept.union(standing)
-    stray = [name for name in names if (match := OURS.match(name)) and match["stem"] not in safe]
+    stray = [
+        name
+        for name in names
+        if HALF_SHARD.match(name) or ((match := OF_SHARD.match(name)) and match["stem"] not in safe)
+    ]
     for ending in (".done.json", ""):  # done records go first
         storage.remove_many([f"{SHARDS_FOLDER}/{name}" for name in stray if name.endswith(ending)])
         stray = [name for name in stray if not name.endswith(".done.json")]

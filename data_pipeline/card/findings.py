@@ -103,24 +103,19 @@ def _splits(card: Card) -> Iterator[Finding]:
 
 def _pictures(card: Card) -> Iterator[Finding]:
     totals, encode = card.totals, card.config.encode
-
-    def of_hours(seconds: float) -> str:
-        return f"{duration(seconds)} of clips, {share(seconds, card.kept_s)}"
-
-    num, seconds = totals.upscaled
-    if seconds:
-        words = (
-            f"{number_of(num, 'videos')} ({of_hours(seconds)}) smaller than the short side of "
-            f"{encode.short_side} px: their clips are enlarged and hold no more detail."
-        )
-        yield Finding("bad" if seconds > 0.2 * card.kept_s else "fair", "Enlarged pictures", words)
-    num, seconds = totals.slow
-    if seconds:
-        words = (
-            f"{number_of(num, 'videos')} ({of_hours(seconds)}) with fewer than {encode.fps:g} frames "
-            f"a second: in their clips frames come twice."
-        )
-        yield Finding("bad" if seconds > 0.2 * card.kept_s else "fair", "Repeated frames", words)
+    enlarged = (
+        f"smaller than the short side of {encode.short_side} px: their clips are enlarged and hold no more "
+        f"detail"
+    )
+    repeated = f"with fewer than {encode.fps:g} frames a second: in their clips frames come twice"
+    for subject, (num, seconds), lack in (
+        ("Enlarged pictures", totals.upscaled, enlarged),
+        ("Repeated frames", totals.slow, repeated),
+    ):
+        if seconds:
+            of_hours = f"{duration(seconds)} of clips, {share(seconds, card.kept_s)}"
+            words = f"{number_of(num, 'videos')} ({of_hours}) {lack}."
+            yield Finding("bad" if seconds > 0.2 * card.kept_s else "fair", subject, words)
     if totals.num_vfr:
         words = (
             f"{number_of(totals.num_vfr, 'videos')} with unevenly spaced frames (VFR: phones, screen "

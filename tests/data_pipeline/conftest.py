@@ -1,7 +1,10 @@
-"""Small real videos, rendered once, and one Ray for all tests of this folder."""
+"""Shared in this folder: small real videos, rendered once; one Ray; data sets and large files on S3."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +14,13 @@ import pytest
 from data_pipeline.config import DataConfig, RayConfig
 from data_pipeline.encode import encode_frames
 from data_pipeline.synthetic import Look, render_videos
+from tests.data_pipeline.s3_jobs import upload
+from tests.servers.faults import FaultProxy
+from tests.servers.s3 import forget_s3, make_bucket, use_s3
 
 LOOK = Look(size=64, fps=16.0, duration_s=2.5)
 NUM_VIDEOS = 5
+SMALLEST_PART_BYTES = 5 << 20  # that stores take
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +29,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     render_videos(folder, NUM_VIDEOS, seed=3, workers=1, look=LOOK)
     return folder
+
+
+@pytest.fixture
+def own_videos(videos: Path, tmp_path: Path) -> Path:
+    """A copy of the videos that a test may change."""
+    return shutil.copytree(videos, tmp_path / "set")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +85,7 @@ def finished(videos: Path, ray_session: None, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def bad_files(tmp_path: Path, videos: Path) -> Path:
     """A folder of one good video and the files people have by mistake; good.mp4 alone is whole."""
-    import av
+    from tests.data_pipeline.hostile import write_sound
 
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -83,12 +96,7 @@ def bad_files(tmp_path: Path, videos: Path) -> Path:
     (folder / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     (folder / "moov-last.mp4").write_bytes(good[: len(good) // 2])
     (folder / "notes.txt").write_text("not a video")
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_sound(folder / "sound.mp4")
     return folder
 
 
@@ -117,3 +125,68 @@ def look() -> Look:
 def clip_bytes() -> bytes:
     """An encoded clip of 16 frames at 8 fps."""
     return encode_frames([draw_moving_bar(16)], 64, 48, 8.0, gop=16, crf=18, preset="veryfast")
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads in parts of the smallest size that stores take."""
+    monkeypatch.setattr("data_pipeline.s3.objects.PART_BYTES", SMALLEST_PART_BYTES)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of three such parts."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(os.urandom(2 * SMALLEST_PART_BYTES + (1 << 20)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def s3_proxy(s3_server: str) -> Iterator[FaultProxy]:
+    """A proxy before moto's server, with the settings to reach it from here and from workers.
+
+    A store that hangs is found out in two seconds, and shards go in parts.
+    """
+    from data_pipeline.s3 import objects, requests
+    from tests.servers.workers import take_along
+
+    proxy = FaultProxy(s3_server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "READ_TIMEOUT_S", 2)
+        patch.setattr(requests, "RETRY_FOR_S", 30.0)
+        patch.setattr(requests, "LONGEST_PAUSE_S", 0.1)
+        patch.setattr(objects, "PART_BYTES", 32 << 10)
+        use_s3(patch, proxy.endpoint)
+        take_along(patch)
+        yield proxy
+        proxy.close()
+    forget_s3()
+
+
+@pytest.fixture(scope="module")
+def videos_bucket(s3_proxy: FaultProxy, videos: Path) -> str:
+    """A bucket that holds the videos below videos/."""
+    address = make_bucket()
+    upload(videos, f"{address}/videos")
+    return address
+
+
+@pytest.fixture
+def s3_out(request: pytest.FixtureRequest, videos_bucket: str) -> str:
+    """An empty prefix for one test."""
+    return f"{videos_bucket}/{re.sub('[^a-z0-9]+', '-', request.node.name)}"
+
+
+def at_both_ends(bucket: str, out: str, **changes: object) -> DataConfig:
+    """`tiny_config` of the videos in `videos_bucket`, written to a prefix."""
+    return tiny_config(f"{bucket}/videos", Path("out"), **changes).model_copy(update={"out": out})
+
+
+@pytest.fixture(scope="module")
+def s3_finished(videos_bucket: str, ray_session: None) -> DataConfig:
+    """A data set with S3 at both ends; read only."""
+    from data_pipeline.dataset import shard
+
+    config = at_both_ends(videos_bucket, f"{videos_bucket}/both")
+    shard(config, lambda *_: None)
+    return config

@@ -49,6 +49,16 @@ def write_hostile(folder: Path) -> dict[str, Hostile]:
     return found
 
 
+def write_sound(path: Path) -> None:
+    """A second of silence: an mp4 without pictures."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def _save(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
@@ -56,12 +66,7 @@ def _save(path: Path, data: bytes) -> Path:
 
 def _no_videos(folder: Path) -> dict[str, Hostile]:
     rng = np.random.default_rng(0)
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_sound(folder / "sound.mp4")
     page = b"<!DOCTYPE html><html><body>404 not found</body></html>" * 5
     files = {
         "zero": (b"", "the file is empty"),

@@ -21,13 +21,10 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.format import finished_stems, read_info, read_shards, tar_name
 from data_pipeline.manifest import Clip, from_parquet
 from data_pipeline.storage import Storage
+from tests.data_pipeline.films import quiet
 
 MakeConfig = Callable[..., DataConfig]
 LISTED = ("manifest.parquet", "dataset.json", "dead_letters.jsonl")
-
-
-def quiet(stage: str, done: int, total: int, note: str) -> None:
-    pass
 
 
 def contents(out: str) -> dict[str, bytes]:

@@ -15,13 +15,12 @@ from data_pipeline.claim import alone
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import shard
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.format import SHARDS_FOLDER, read_info
+from data_pipeline.format import SHARDS_FOLDER
 from data_pipeline.manifest import Clip, from_parquet
-from data_pipeline.redrive import redrive
 from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from pretrain.data.reader import ClipReader
-from tests.data_pipeline.films import noise, quiet, write_video
+from tests.data_pipeline.films import noise, quiet, write_list, write_video
 
 MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -105,6 +104,28 @@ def test_black_bars_are_cut_off_and_the_crop_is_written_down(tmp_path: Path, mak
     assert shard(uncropped, quiet).clips[0].crop == ()
 
 
+@pytest.mark.parametrize("edges", [(26, 37, 360, 640, 128), (10, 0, 480, 854, 96), (33, 21, 540, 960, 128)])
+def test_a_crop_keeps_no_row_of_a_bar(
+    edges: tuple[int, ...], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    above, below, height, width, side = edges
+    frames = np.zeros((8, height, width, 3), np.uint8)
+    level = np.linspace(150, 250, 8).astype(np.uint8)[:, None, None, None]
+    frames[:, above : height - below] = level
+    write_video(tmp_path / "videos" / "bars.mp4", frames, fps=8.0)
+    encode = {"short_side": side, "fps": 8.0, "crf": 1}
+    config = make_config(
+        tmp_path / "videos",
+        cut={"length_s": 1.0, "stride_s": 1.0},
+        encode=encode,
+        split={"eval_fraction": 0.0},
+    )
+    (clip,) = shard(config, quiet).clips
+    assert clip.crop
+    pictures = ClipReader(config.out, "train").read(0, 8, 8.0).frames_THWC.astype(int)
+    assert abs(pictures - pictures[:, 8:9, 8:9]).max() < 12
+
+
 def test_no_clip_runs_through_a_cut_of_the_film(tmp_path: Path, make_config: MakeConfig) -> None:
     film = np.concatenate(
         [noise(1, seed=k).repeat(20, axis=0) for k in (10, 11, 12)]
@@ -135,11 +156,8 @@ def test_a_clip_of_jpeg_frames_is_read_as_its_twin_in_mp4_is(videos: Path, make_
         assert np.abs(ours.frames_THWC.astype(int) - theirs.frames_THWC).mean() < 6
 
 
-def test_a_list_decides_spans_labels_and_splits(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    (folder / "list.csv").write_text(
+def test_a_list_decides_spans_labels_and_splits(own_videos: Path, make_config: MakeConfig) -> None:
+    (own_videos / "list.csv").write_text(
         "uri,start_s,end_s,label,split\n"
         "video-000000.mp4,0.5,1.5,jump,eval\n"
         "video-000001.mp4,,,run,train\n"
@@ -147,7 +165,9 @@ def test_a_list_decides_spans_labels_and_splits(
         "../outside.mp4,,,x,train\n"
         "video-000009.mp4,,,gone,train\n"
     )
-    config = make_config(folder / "list.csv", cut={"kind": "spans", "length_s": 0.5}, max_failed_fraction=0.6)
+    config = make_config(
+        own_videos / "list.csv", cut={"kind": "spans", "length_s": 0.5}, max_failed_fraction=0.6
+    )
     outcome = shard(config, quiet)
     kept = {
         (Path(c.uri).stem, c.start_s, c.end_s, c.label, c.split) for c in outcome.clips if c.status == "kept"
@@ -164,6 +184,17 @@ def test_a_list_decides_spans_labels_and_splits(
     assert (meta.label, meta.name, meta.num_frames) == ("jump", "video-000000.mp4", 8)
 
 
+def test_two_labels_for_one_clip_are_said(own_videos: Path, make_config: MakeConfig) -> None:
+    rows = ["video-000000.mp4,0,0.5,cat,", "video-000000.mp4,0,1,dog,"]
+    outcome = shard(make_config(write_list(own_videos, rows), max_failed_fraction=0.9), quiet)
+    assert [(c.start_s, c.label, c.status) for c in outcome.clips if c.status == "kept"] == [
+        (0.0, "cat", "kept"),
+        (0.5, "dog", "kept"),
+    ]
+    (letter,) = outcome.dead_letters
+    assert letter.reason == "list.csv line 3 asks for the same seconds with label 'dog'; 'cat' stands"
+
+
 def test_where_videos_lie_does_not_change_a_byte_of_the_shards(
     videos: Path, tmp_path: Path, make_config: MakeConfig
 ) -> None:
@@ -174,16 +205,14 @@ def test_where_videos_lie_does_not_change_a_byte_of_the_shards(
 
 
 def test_a_file_that_changes_under_the_job_is_a_dead_letter(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-
     def meddle(stage: str, done: int, total: int, note: str) -> None:
         if stage == "encode" and done == 0:
-            (folder / "video-000001.mp4").write_bytes((folder / "video-000000.mp4").read_bytes())
-            (folder / "video-000002.mp4").unlink()
+            (own_videos / "video-000001.mp4").write_bytes((own_videos / "video-000000.mp4").read_bytes())
+            (own_videos / "video-000002.mp4").unlink()
 
-    outcome = shard(make_config(folder, max_failed_fraction=0.5), meddle)
+    outcome = shard(make_config(own_videos, max_failed_fraction=0.5), meddle)
     classes = {Path(letter.uri).name: letter.error_class for letter in outcome.dead_letters}
     assert classes == {"video-000001.mp4": "ChangedError", "video-000002.mp4": "MissingError"}
     assert sum(outcome.info.num_clips.values()) == 15
@@ -241,89 +270,6 @@ def test_one_damaged_shard_is_made_again_without_the_others(
     assert {total for stage, total in done if stage == "encode"} == {wanted}
     assert (out / "dataset.json").read_bytes() == Path(finished.out, "dataset.json").read_bytes()
     assert not (out / "parts").exists()
-
-
-def test_a_redrive_adds_shards_and_changes_none(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = {name: (folder / name).read_bytes() for name in ("video-000001.mp4", "video-000003.mp4")}
-    (folder / "video-000001.mp4").write_bytes(b"")
-    hurt = bytearray(good["video-000003.mp4"])
-    middle = len(hurt) * 3 // 4
-    hurt[middle : middle + 3000] = bytes(3000)
-    (folder / "video-000003.mp4").write_bytes(hurt)
-    config = make_config(folder, max_failed_fraction=0.9)
-    first = shard(config, quiet)
-    failed = [clip for clip in first.clips if clip.status == "failed"]
-    assert failed
-    assert [letter.stage for letter in first.dead_letters if not letter.clip_id] == ["inspect"]
-    before = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
-
-    same = redrive(config, quiet)
-    assert not same.is_new
-    assert same.info.revision == 0
-    assert {letter.attempts for letter in same.dead_letters} == {2}
-    assert verify(config.out).problems == ()
-
-    (folder / "video-000001.mp4").write_bytes(good["video-000001.mp4"])
-    (folder / "new.mp4").write_bytes(
-        good["video-000003.mp4"]
-    )  # not known to the set: no business of a redrive
-    second = redrive(config, quiet)
-    assert second.is_new
-    assert second.info.revision == 1
-    after = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
-    assert before.items() <= after.items()
-    assert first.info.shards == tuple(s for s in second.info.shards if s in first.info.shards)
-    rescued = [c for c in second.clips if c.status == "kept" and Path(c.uri).name == "video-000001.mp4"]
-    assert len(rescued) == 5
-    assert {clip.shard + ".tar" for clip in rescued}.isdisjoint(before)
-    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
-    sides = {clip.video_id: clip.split for clip in first.clips if clip.status == "kept"}
-    assert all(sides.get(c.video_id, c.split) == c.split for c in second.clips)
-    assert {letter.attempts for letter in second.dead_letters} == {3}
-    assert verify(config.out, deep=True).problems == ()
-    assert len(ClipReader(config.out, "train")) == second.info.num_clips["train"]
-    (folder / "new.mp4").unlink()
-    assert not shard(config, quiet).is_new
-
-
-def test_a_redrive_that_was_cut_short_is_finished_by_the_next(
-    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = (folder / "video-000001.mp4").read_bytes()
-    (folder / "video-000001.mp4").write_bytes(b"")
-    config = make_config(folder, max_failed_fraction=0.9)
-    first = shard(config, quiet)
-    (folder / "video-000001.mp4").write_bytes(good)
-    publish = Storage.publish
-
-    def fail_at_the_end(self: Storage, name: str, data: bytes | Path) -> None:
-        if name == "dataset.json":
-            raise KeyboardInterrupt
-        publish(self, name, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Storage, "publish", fail_at_the_end)
-        with pytest.raises(KeyboardInterrupt):
-            redrive(config, quiet)
-    assert read_info(Storage(config.out)) == first.info  # readers see what they saw
-    assert len(ClipReader(config.out, "train")) == first.info.num_clips["train"]
-    assert any("--redrive was cut short" in problem for problem in verify(config.out).problems)
-    second = redrive(config, quiet)
-    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
-    assert verify(config.out, deep=True).problems == ()
-
-
-def test_a_redrive_wants_a_finished_set_of_this_config(videos: Path, make_config: MakeConfig) -> None:
-    config = make_config(videos)
-    with pytest.raises(UsageError, match="no finished data set"):
-        redrive(config, quiet)
-    shard(config, quiet)
-    with pytest.raises(UsageError, match="another config"):
-        redrive(config.model_copy(update={"name": "other"}), quiet)
 
 
 def test_every_row_of_the_manifest_leads_to_its_second_and_back(finished: DataConfig) -> None:

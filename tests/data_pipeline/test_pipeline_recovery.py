@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,64 +15,56 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.finish import Limit
 from data_pipeline.format import SHARDS_FOLDER, read_info
 from data_pipeline.manifest import Clip
-from data_pipeline.redrive import redrive
-from data_pipeline.sources.base import printable
 from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from pretrain.data.reader import ClipReader
-from tests.data_pipeline.films import noise, quiet, write_list, write_video
-from tests.data_pipeline.hostile import write_hostile
-from tests.data_pipeline.tasks import UNFILTERED
+from tests.data_pipeline.films import quiet, write_list
 
 MakeConfig = Callable[..., DataConfig]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_another_label_or_action_is_in_the_shards_too(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_another_label_or_action_is_in_the_shards_too(own_videos: Path, make_config: MakeConfig) -> None:
     """Members are padded to blocks: a tar of other labels can have the very same sizes."""
-    folder = shutil.copytree(videos, tmp_path / "set")
     names = [f"video-{k:06d}" for k in range(5)]
-    config = make_config(write_list(folder, [f"{name}.mp4,,,cat," for name in names]))
+    config = make_config(write_list(own_videos, [f"{name}.mp4,,,cat," for name in names]))
     before = shard(config, quiet).info
-    write_list(folder, [f"{name}.mp4,,,dog," for name in names])
+    write_list(own_videos, [f"{name}.mp4,,,dog," for name in names])
     with pytest.raises(UsageError, match="another set of videos"):
         shard(config, quiet)
     after = shard(config, quiet, force=True)
     assert after.num_kept_shards == 0
     assert after.info.fingerprint != before.fingerprint
     assert {ClipReader(config.out, "train").meta(k).label for k in range(10)} == {"dog"}
-    with np.load(folder / f"{names[0]}.npz") as found:
+    with np.load(own_videos / f"{names[0]}.npz") as found:
         arrays = dict(found)
     for name in names:
-        np.savez(folder / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + 7}))
+        np.savez(own_videos / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + 7}))
     assert shard(config, quiet, force=True).num_kept_shards == 0
     assert (ClipReader(config.out, "train").read(0, 2, 8.0).actions == 7).all()
 
 
-def test_which_sidecar_a_span_has_counts(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    with np.load(folder / "video-000000.npz") as found:
+def test_which_sidecar_a_span_has_counts(own_videos: Path, make_config: MakeConfig) -> None:
+    with np.load(own_videos / "video-000000.npz") as found:
         arrays = dict(found)
     for name, value in (("p", 1.0), ("q", 2.0)):
-        np.savez(folder / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + value}))
+        np.savez(own_videos / f"{name}.npz", **(arrays | {"actions": arrays["actions"] * 0 + value}))
     rows = ["video-000000.mp4,0,0.5,,p.npz", "video-000000.mp4,0.5,1,,q.npz", "video-000000.mp4,1,1.5,,p.npz"]
-    config = make_config(write_list(folder, rows))
+    config = make_config(write_list(own_videos, rows))
     first = shard(config, quiet).info
-    write_list(folder, [*rows[:2], rows[2].replace("p.npz", "q.npz")])
+    write_list(own_videos, [*rows[:2], rows[2].replace("p.npz", "q.npz")])
     with pytest.raises(UsageError, match="another set of videos"):
         shard(config, quiet)
     assert shard(config, quiet, force=True).info.fingerprint != first.fingerprint
 
 
 def test_a_video_that_can_be_read_now_is_not_forgotten(
-    videos: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    own_videos: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is killed behind its manifest; then a file that failed in passing is usable."""
     from data_pipeline import dataset, index
 
-    config = make_config(shutil.copytree(videos, tmp_path / "set"), max_failed_fraction=0.5)
+    config = make_config(own_videos, max_failed_fraction=0.5)
     true = index.look_at
 
     def one_hangs(*given: object) -> object:
@@ -97,17 +88,16 @@ def test_a_video_that_can_be_read_now_is_not_forgotten(
 
 
 def test_clips_that_failed_in_passing_are_made_by_the_next_run(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in own_videos.iterdir()}
 
     def touch(stage: str, done: int, total: int, note: str) -> None:
         if stage == "encode" and done == 0:
-            for path in folder.glob("*.mp4"):
+            for path in own_videos.glob("*.mp4"):
                 os.utime(path, ns=(1, 1))
 
-    config = make_config(folder, max_failed_fraction=0.5)
+    config = make_config(own_videos, max_failed_fraction=0.5)
     with pytest.raises(DataError, match="failed, more than"):
         shard(config, touch)
     for path, time_ns in times.items():
@@ -142,72 +132,14 @@ def test_a_limit_that_is_just_reached_is_not_passed(num_failed: int, total: int,
         reached.stop()
 
 
-def test_one_lying_header_does_not_end_the_job(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    """Matroska's duration is a float that anybody can write: a video of 2.5 s claims an hour."""
-    import av
-
-    folder = shutil.copytree(videos, tmp_path / "set")
-    path = folder / "liar.mkv"
-    with av.open(str(folder / "video-000000.mp4")) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    data = bytearray(path.read_bytes())
-    place = data.index(b"\x44\x89\x88") + 3
-    data[place : place + 8] = struct.pack(">d", 3_600_000.0)
-    path.write_bytes(data)
-    outcome = shard(make_config(folder, max_failed_fraction=0.1, filters={"max_distance": None}), quiet)
-    liar = [clip for clip in outcome.clips if clip.uri.endswith("liar.mkv")]
-    assert [clip.status for clip in liar[:5]] == ["kept"] * 5
-    assert {(clip.status, clip.error_class) for clip in liar[5:]} == {("failed", "EndedError")}
-
-
-def test_hostile_text_in_lists_and_sidecars_is_written_as_text(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    (folder / "list.jsonl").write_text(
-        '{"uri": "video-000000.mp4", "label": "\\ud800\\u001b[2J"}\n'
-        '{"uri": "\\ud800.mp4"}\n'
-        '{"uri": "s3://KEY:SECRET@bucket/x.mp4"}\n'
-        '{"uri": "https://host/x.mp4?X-Amz-Signature=SECRET"}\n'
-        '{"uri": "video-000001.mp4"}\n'
-    )
-    with np.load(folder / "video-000001.npz") as found:
-        arrays = dict(found)
-    arrays["action_names"] = np.array(["a\ud800", "b"])
-    np.savez(folder / "video-000001.npz", **arrays)
-    config = make_config(folder / "list.jsonl", max_failed_fraction=0.9)
-    outcome = shard(config, quiet)
-    assert len(outcome.dead_letters) == 3
-    assert sum(outcome.info.num_clips.values()) == 10
-    for path in Path(config.out).rglob("*"):
-        assert path.is_dir() or b"SECRET" not in path.read_bytes()
-
-
-def test_two_labels_for_one_clip_are_said(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    rows = ["video-000000.mp4,0,0.5,cat,", "video-000000.mp4,0,1,dog,"]
-    outcome = shard(make_config(write_list(folder, rows), max_failed_fraction=0.9), quiet)
-    assert [(c.start_s, c.label, c.status) for c in outcome.clips if c.status == "kept"] == [
-        (0.0, "cat", "kept"),
-        (0.5, "dog", "kept"),
-    ]
-    (letter,) = outcome.dead_letters
-    assert letter.reason == "list.csv line 3 asks for the same seconds with label 'dog'; 'cat' stands"
-
-
 def test_a_finished_set_is_not_decided_anew_because_dataset_json_is_gone(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
+    own_videos: Path, make_config: MakeConfig
 ) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    config = make_config(folder)
+    config = make_config(own_videos)
     shard(config, quiet)
     before = {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()}
     Path(config.out, "dataset.json").unlink()
-    shutil.copy(folder / "video-000000.mp4", folder / "new.mp4")
+    shutil.copy(own_videos / "video-000000.mp4", own_videos / "new.mp4")
     with pytest.raises(UsageError, match=r"held a finished data set of another config, of other videos"):
         shard(config, quiet)
     assert {path.name: path.read_bytes() for path in (Path(config.out) / SHARDS_FOLDER).iterdir()} == before
@@ -238,34 +170,6 @@ def test_damage_to_a_part_is_named(
         tar.unlink()
     assert shard(config, quiet).is_new
     assert verify(config.out, deep=True).problems == ()
-
-
-def test_a_heap_of_hostile_files_comes_to_an_end(tmp_path: Path, make_config: MakeConfig) -> None:
-    corpus = write_hostile(tmp_path / "files")
-    config = make_config(
-        tmp_path / "files",
-        max_failed_fraction=1.0,
-        filters=UNFILTERED,
-        inspect={"timeout_s": 20.0, "memory_bytes": 512 << 20},
-    )
-    outcome = shard(config, quiet)
-    videos = {Path(video.uri).name: video for video in outcome.videos}
-    for name, hostile in corpus.items():
-        video = videos.get(printable(hostile.path.name))
-        if not hostile.is_listed or hostile.fate == "any":
-            continue
-        assert video is not None, name
-        if hostile.fate in ("whole", "refused"):
-            assert video.status == {"whole": "usable", "refused": "failed"}[hostile.fate], (
-                name,
-                video.reason,
-            )
-    assert verify(config.out, deep=True).problems == ()
-    assert {letter.error_class for letter in outcome.dead_letters} <= {
-        "DataError",
-        "EndedError",
-        "OutOfMemoryError",
-    }
 
 
 def test_nothing_of_the_users_is_ever_deleted(videos: Path, tmp_path: Path, make_config: MakeConfig) -> None:
@@ -334,76 +238,6 @@ def test_a_shard_is_kept_only_when_it_is_whole(finished: DataConfig, tmp_path: P
     config = finished.model_copy(update={"out": str(out)})
     assert shard(config, quiet).num_kept_shards == len(read_info(Storage(out)).shards) - 1
     assert verify(str(out), deep=True).problems == ()
-
-
-def test_a_redrive_wants_the_sources_where_they_were(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    config = make_config(videos)
-    shard(config, quiet)
-    before = Path(config.out, "dataset.json").read_bytes()
-    with pytest.raises(UsageError, match="wants the sources where they were"):
-        redrive(make_config(shutil.copytree(videos, tmp_path / "moved")), quiet)
-    assert Path(config.out, "dataset.json").read_bytes() == before
-
-
-def test_a_redrive_after_the_raw_videos_were_deleted_changes_nothing_else(
-    videos: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    folder = shutil.copytree(videos, tmp_path / "set")
-    good = (folder / "video-000001.mp4").read_bytes()
-    (folder / "video-000001.mp4").write_bytes(b"")
-    config = make_config(folder, max_failed_fraction=0.9)
-    first = shard(config, quiet)
-    (folder / "video-000001.mp4").write_bytes(good)
-    (folder / "video-000000.mp4").unlink()
-    second = redrive(config, quiet)
-    assert sum(second.info.num_clips.values()) == sum(first.info.num_clips.values()) + 5
-    assert first.info.shards == tuple(s for s in second.info.shards if s in first.info.shards)
-    assert verify(config.out, deep=True).problems == ()
-
-
-@pytest.mark.parametrize("edges", [(26, 37, 360, 640, 128), (10, 0, 480, 854, 96), (33, 21, 540, 960, 128)])
-def test_a_crop_keeps_no_row_of_a_bar(
-    edges: tuple[int, ...], tmp_path: Path, make_config: MakeConfig
-) -> None:
-    above, below, height, width, side = edges
-    frames = np.zeros((8, height, width, 3), np.uint8)
-    level = np.linspace(150, 250, 8).astype(np.uint8)[:, None, None, None]
-    frames[:, above : height - below] = level
-    write_video(tmp_path / "videos" / "bars.mp4", frames, fps=8.0)
-    encode = {"short_side": side, "fps": 8.0, "crf": 1}
-    config = make_config(
-        tmp_path / "videos",
-        cut={"length_s": 1.0, "stride_s": 1.0},
-        encode=encode,
-        split={"eval_fraction": 0.0},
-    )
-    (clip,) = shard(config, quiet).clips
-    assert clip.crop
-    pictures = ClipReader(config.out, "train").read(0, 8, 8.0).frames_THWC.astype(int)
-    assert abs(pictures - pictures[:, 8:9, 8:9]).max() < 12
-
-
-def test_a_video_takes_no_more_memory_than_its_clip(tmp_path: Path, make_config: MakeConfig) -> None:
-    """A span that needs too much fails alone: the next ones get a child of their own."""
-    folder = tmp_path / "set"
-    write_video(folder / "long.mp4", noise(640, seed=4, size=(128, 192)), fps=16.0)
-    (folder / "list.csv").write_text("uri,start_s,end_s\nlong.mp4,0,40\nlong.mp4,0,1\nlong.mp4,1,2\n")
-    config = make_config(
-        folder / "list.csv",
-        cut={"kind": "spans", "length_s": 0.5},
-        encode={"short_side": 512, "fps": 16.0, "preset": "ultrafast"},
-        inspect={"timeout_s": 60.0, "memory_bytes": 400 << 20},
-        max_failed_fraction=0.9,
-        filters=UNFILTERED,
-    )
-    clips = shard(config, quiet).clips
-    assert [(c.end_s, c.status, c.error_class) for c in sorted(clips, key=lambda c: c.end_s)] == [
-        (1.0, "kept", ""),
-        (2.0, "kept", ""),
-        (40.0, "failed", "OutOfMemoryError"),
-    ]
 
 
 def test_what_a_killed_worker_left_of_a_shard_is_gone_in_the_end(

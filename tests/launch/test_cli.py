@@ -34,6 +34,17 @@ def run(
     )
 
 
+def run_failing(raised: str, imports: str = "") -> subprocess.CompletedProcess[str]:
+    """A command that raises this, with these imports."""
+    script = (
+        f"import launch.ui; {imports}\n"
+        "from launch.cli import main\n"
+        f"def fail(*_): raise {raised}\n"
+        "launch.ui.run_ui = fail; main()"
+    )
+    return run("ui", "x", code=script)
+
+
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from launch.cli import main\n"
@@ -111,35 +122,20 @@ def test_a_wrong_command_line_is_a_sentence_with_exit_code_2(arguments: list[str
 def test_each_named_error_ends_with_its_exit_code(raised: str, code: int) -> None:
     name, said = raised.split("'")[0].strip("("), raised.split("'")[1]
     module = "launch.ranks" if name == "PreemptedError" else "data_pipeline.errors"
-    script = (
-        f"import launch.ui; from {module} import {name}; from launch.cli import main\n"
-        f"def fail(*_): raise {raised}\n"
-        "launch.ui.run_ui = fail; main()"
-    )
-    ended = run("ui", "x", code=script)
+    ended = run_failing(raised, f"from {module} import {name}")
     assert ended.returncode == code
     assert ended.stderr == f"error: {said}\n"
 
 
 def test_ctrl_c_is_a_sentence_and_130() -> None:
-    script = (
-        "import launch.ui; from launch.cli import main\n"
-        "def fail(*_): raise KeyboardInterrupt\n"
-        "launch.ui.run_ui = fail; main()"
-    )
-    ended = run("ui", "x", code=script)
+    ended = run_failing("KeyboardInterrupt")
     assert ended.returncode == 130
     assert "interrupted" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 def test_a_mistake_of_ours_shows_its_traceback() -> None:
-    script = (
-        "import launch.ui; from launch.cli import main\n"
-        "def fail(*_): raise ZeroDivisionError\n"
-        "launch.ui.run_ui = fail; main()"
-    )
-    ended = run("ui", "x", code=script)
+    ended = run_failing("ZeroDivisionError")
     assert ended.returncode == 1
     assert "ZeroDivisionError" in ended.stderr
 
@@ -154,12 +150,7 @@ def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -
 
 
 def test_a_full_disk_is_a_sentence_and_3() -> None:
-    script = (
-        "import errno, launch.ui; from launch.cli import main\n"
-        "def fail(*_): raise OSError(errno.ENOSPC, 'No space left on device', '/full/file')\n"
-        "launch.ui.run_ui = fail; main()"
-    )
-    ended = run("ui", "x", code=script)
+    ended = run_failing("OSError(errno.ENOSPC, 'No space left on device', '/full/file')", "import errno")
     assert ended.returncode == 3
     assert "/full/file could not be written: No space left on device: make room there" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -9,10 +9,14 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.servers.process import Server
+
+if TYPE_CHECKING:
+    from data_pipeline.storage import Storage
 
 # A bucket that is there from the start, since filling one takes longer than a test should.
 MANY_BUCKET = "many-objects"
@@ -53,6 +57,15 @@ def make_bucket() -> str:
     bucket = f"bucket-{os.getpid()}-{next(_numbers)}"
     filesystem(os.getpid()).call_s3("create_bucket", Bucket=bucket)
     return f"s3://{bucket}"
+
+
+def unfinished_uploads(storage: Storage) -> list[str]:
+    """Keys of uploads that were begun and not completed, as the store lists them."""
+    from data_pipeline.s3.requests import filesystem
+
+    bucket = storage.root.split("/")[2]
+    found = filesystem(os.getpid()).call_s3("list_multipart_uploads", Bucket=bucket)
+    return [upload["Key"] for upload in found.get("Uploads", ())]
 
 
 @pytest.fixture(scope="session")

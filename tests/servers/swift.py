@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.faults import FaultProxy
 from tests.servers.process import Server
 from tests.servers.s3 import forget_s3, make_bucket, use_s3
 
 # The one that apt's packages are for; -I, or this file would be taken for the package swift.
 PYTHON = ["/usr/bin/python3", "-I"]
 KEY, SECRET = "test:tester", "a-key-of-swift"
+# Fixtures that give an empty bucket: the parameters of what is to run on both stores.
+BUCKETS = (
+    pytest.param("s3_bucket", id="moto"),
+    pytest.param("swift_bucket", id="swift", marks=pytest.mark.cluster),
+)
 
 
 @functools.cache
@@ -47,3 +53,15 @@ def swift_bucket(swift_server: Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     use_s3(monkeypatch, swift_server.endpoint, KEY, SECRET)
     yield make_bucket()
     forget_s3()
+
+
+@pytest.fixture
+def swift_proxy(swift_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before Swift, with the AWS settings to reach it; Swift runs again afterwards."""
+    proxy = FaultProxy(swift_server.endpoint)
+    use_s3(monkeypatch, proxy.endpoint, KEY, SECRET)
+    yield proxy
+    proxy.close()
+    forget_s3()
+    if not swift_server.is_alive:
+        swift_server.start()

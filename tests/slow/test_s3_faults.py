@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,31 +15,23 @@ from data_pipeline.s3 import objects, requests
 from data_pipeline.storage import Storage
 from data_pipeline.verify import verify
 from tests.data_pipeline.conftest import finished, ray_session, tiny_config, videos  # noqa: F401  fixtures
+from tests.data_pipeline.films import quiet
+from tests.data_pipeline.s3_jobs import contents, is_whole, shards, upload
 from tests.data_pipeline.test_dataset import start
-from tests.data_pipeline.test_pipeline_s3 import contents, is_whole, quiet, shards, upload
-from tests.data_pipeline.test_storage import unfinished_uploads
 from tests.servers.faults import FaultProxy
 from tests.servers.process import Server
-from tests.servers.s3 import forget_s3, make_bucket, use_s3
-from tests.servers.swift import KEY, SECRET
+from tests.servers.s3 import make_bucket, unfinished_uploads
 from tests.servers.workers import take_along
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture
-def swift_proxy(swift_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before Swift, with the settings to reach it from here and from workers; Swift runs again
-    afterwards."""
-    proxy = FaultProxy(swift_server.endpoint)
+def swift_proxy(swift_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """It reaches the workers too, and shards go in parts."""
     monkeypatch.setattr(objects, "PART_BYTES", 32 << 10)
-    use_s3(monkeypatch, proxy.endpoint, KEY, SECRET)
     take_along(monkeypatch)
-    yield proxy
-    proxy.close()
-    forget_s3()
-    if not swift_server.is_alive:
-        swift_server.start()
+    return swift_proxy
 
 
 @pytest.mark.cluster

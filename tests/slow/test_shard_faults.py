@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import shard
 from data_pipeline.synthetic import Look, render_videos
 from data_pipeline.verify import verify
+from tests.data_pipeline.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]
 NUM_VIDEOS = 80
@@ -33,18 +34,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(180
 
 
 def make_config(videos: Path, out: Path, **changes: object) -> DataConfig:
-    plain: dict[str, object] = {
-        "name": "faults",
-        "out": str(out),
-        "sources": [str(videos)],
-        "cut": {"length_s": 0.5, "stride_s": 0.5},
+    """`tiny_config` of larger pictures in larger shards, with near-duplicates left out."""
+    larger: dict[str, object] = {
         "encode": {"short_side": 64, "fps": 8.0},
         "shards": {"target_bytes": 256 * 1024},
         "split": {"eval_fraction": 0.2},
         "filters": {"max_distance": 2},
-        "ray": {"workers": 2},
+        "inspect": {},
     }
-    return DataConfig.model_validate(plain | changes)
+    return tiny_config(videos, out, **(larger | changes))
 
 
 def start(config: DataConfig) -> subprocess.Popen[bytes]:

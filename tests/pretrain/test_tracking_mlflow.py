@@ -1,0 +1,319 @@
+"""MLflow gets each point of a run once, and holds no run up; with its own sqlite store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UsageError
+from pretrain.config import TrackerConfig
+from pretrain.tracking.base import add_results, make_tracker
+from tests.pretrain.tracked_run import FACTS, log_steps
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables made, to copy: making them takes seconds."""
+    pytest.importorskip("mlflow")
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    folder = tmp_path_factory.mktemp("store")
+    make_client(local_uri(folder)).search_experiments(max_results=1)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def run(tmp_path: Path, empty_store: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return folder
+
+
+def _history(run: Path, key: str) -> list[int]:
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
+    return [m.step for m in make_client(local_uri(run)).get_metric_history(run_id, key)]
+
+
+def _get_run(run: Path) -> Any:
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    run_id = json.loads((run / "mlflow_run.json").read_text())["run_id"]
+    return make_client(local_uri(run)).get_run(run_id)
+
+
+def _train(run: Path, resumed_at: int, steps: range, status: Any = "done") -> None:
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS, resumed_at)
+    log_steps(tracker, steps)
+    tracker.close(status)
+
+
+def test_mlflow_holds_parameters_tags_data_set_and_curves(run: Path) -> None:
+    _train(run, 0, range(1, 6))
+    found = _get_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "tiny"
+    assert found.data.params["masks.1.blocks"] == "2"
+    assert found.data.params["data.shards"] == "s3://***@bucket/x"
+    assert found.data.tags["commit"] == "abc123"
+    assert found.inputs.dataset_inputs[0].dataset.digest == "f00d"
+    assert _history(run, "loss") == [1, 2, 3, 4, 5]
+    assert "batch_digest" not in found.data.metrics
+
+
+def test_a_resumed_run_continues_its_curves_without_doubled_points(run: Path) -> None:
+    _train(run, 0, range(1, 8), "stopped")
+    first = _get_run(run)
+    assert first.info.status == "KILLED"
+    _train(run, 5, range(6, 11))
+    second = _get_run(run)
+    assert second.info.run_id == first.info.run_id
+    assert second.info.status == "FINISHED"
+    assert _history(run, "loss") == list(range(1, 11))
+    assert len(second.inputs.dataset_inputs) == 1
+
+
+def test_points_that_a_killed_process_left_unsent_come_at_resume(run: Path) -> None:
+    _train(run, 0, range(1, 3))
+    with (run / "metrics.jsonl").open("a") as file:  # logged to the file, never sent
+        file.write('{"step": 3, "loss": 0.5}\n{"step": 4, "loss": null}\n')
+    _train(run, 4, range(5, 7))
+    assert _history(run, "loss") == [1, 2, 3, 5, 6]
+
+
+def test_pictures_and_files_are_artifacts(run: Path) -> None:
+    from PIL import Image
+
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    (run / "a report.html").write_text("<p>x")
+    Image.new("RGB", (8, 8), "red").save(run / "masks.png")
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    tracker.log_file(run / "a report.html")
+    tracker.log_picture(run / "masks.png", 3)
+    tracker.close("done")
+    client = make_client(local_uri(run))
+    run_id = _get_run(run).info.run_id
+    assert "a report.html" in [file.path for file in client.list_artifacts(run_id)]
+    assert any("masks" in file.path for file in client.list_artifacts(run_id, "images"))
+    assert (run / "mlartifacts").is_dir()
+
+
+def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: Path) -> None:
+    from PIL import Image
+
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    _train(run, 0, range(1, 4), "stopped")
+    Image.new("RGB", (8, 8), "red").save(run / "masks.png")
+    (run / "report.html").write_text("<p>x")
+    before = (run / "metrics.jsonl").read_bytes()
+    add_results(
+        TrackerConfig(),
+        run,
+        step=3,
+        scores={"probe/trained/mean average precision": 0.5},
+        pictures=[run / "masks.png"],
+        files=[run / "report.html"],
+        say=pytest.fail,
+    )
+    found = _get_run(run)
+    assert found.info.status == "KILLED"
+    assert found.data.metrics["probe/trained/mean average precision"] == 0.5
+    assert _history(run, "loss") == [1, 2, 3]
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert [f.path for f in make_client(local_uri(run)).list_artifacts(found.info.run_id)] == [
+        "images",
+        "pictures",
+        "report.html",
+    ]
+
+
+def test_results_of_a_run_that_no_server_knows_are_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    add_results(TrackerConfig(), tmp_path, step=1, scores={"probe/x": 1.0}, say=pytest.fail)
+    add_results(TrackerConfig(kind="jsonl"), tmp_path, step=1, scores={"probe/x": 1.0}, say=pytest.fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_away_at_the_start_is_a_sentence_without_its_password(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://ann:hunter2@127.0.0.1:{port}"
+    tracker = make_tracker(TrackerConfig(uri=uri), tmp_path)
+    with pytest.raises(UsageError) as caught:
+        tracker.start(FACTS)
+    assert f"http://***@127.0.0.1:{port}" in str(caught.value)
+    assert "tracker.kind=jsonl" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_and_comes_back_loses_no_point(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from pretrain.tracking import mlflow as ours
+    from pretrain.tracking import sender
+
+    monkeypatch.setattr(sender, "GATHER_S", 0.01)
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.02)
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    real, failures = MlflowClient.log_batch, [3]
+
+    def flaky(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        if failures[0]:
+            failures[0] -= 1
+            raise MlflowException("connection refused")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    log_steps(tracker, range(1, 30))
+    tracker.close("done")
+    assert _history(run, "loss") == list(range(1, 30))
+    assert len(said) == 2
+    assert "does not answer" in said[0]
+    assert "answers again" in said[1]
+
+
+def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from pretrain.tracking import mlflow as ours
+    from pretrain.tracking import sender
+
+    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 0.2)
+    monkeypatch.setattr(sender, "GATHER_S", 0.01)
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    log_steps(tracker, range(1, 4))
+    tracker.flush()
+    tracker.close("done")
+    assert "does not answer" in said[0]
+    assert "when this run is resumed" in said[-1]
+
+
+def test_a_file_that_is_gone_or_damaged_holds_no_later_point_up(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.tracking import mlflow as ours
+
+    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 5.0)
+    (run / "cut.png").write_bytes(b"\x89PNG no more")
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    tracker.log_file(run / "gone.html")
+    tracker.log_picture(run / "cut.png", 1)
+    log_steps(tracker, range(1, 4))
+    tracker.close("done")
+    assert _history(run, "loss") == [1, 2, 3]
+    assert len(said) == 2, said
+    assert "left out in MLflow: the file gone.html" in said[0]
+    assert "left out in MLflow: the picture cut.png" in said[1]
+
+
+def test_what_nobody_foresaw_is_said_once_and_no_flush_waits_for_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    from pretrain.tracking import mlflow as ours
+
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker.start(FACTS)
+    waits: list[float] = []
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: {}["nothing"])
+    log_steps(tracker, range(1, 4))
+    thread = tracker._sender
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive()
+    real = thread._changed.wait_for
+    monkeypatch.setattr(
+        thread._changed, "wait_for", lambda done, timeout: waits.append(done()) or real(done, timeout)
+    )
+    tracker.flush()
+    assert waits == [True]  # there was nothing to wait for
+    tracker.close("done")
+    assert "unexpected KeyError" in said[0]
+    assert len([words for words in said if "unexpected" in words]) == 1
+    assert "when this run is resumed" in said[-1]
+
+
+@pytest.mark.parametrize("config", [FACTS.config, FACTS.config | {"seed": 1}], ids=["same", "mended"])
+def test_a_run_that_starts_over_gets_a_new_page_with_its_own_points(
+    run: Path, config: dict[str, Any]
+) -> None:
+    """Killed before its first checkpoint: the config may be mended, and every step comes again."""
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    first = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    first.start(FACTS)
+    log_steps(first, range(1, 6))
+    first.flush()  # and no close
+    old = _get_run(run).info.run_id
+    second = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    second.start(dataclasses.replace(FACTS, config=config))
+    log_steps(second, range(1, 4))
+    second.close("done")
+    new = _get_run(run)
+    assert new.info.run_id != old
+    assert new.data.params["seed"] == str(config["seed"])
+    assert _history(run, "loss") == [1, 2, 3]
+    assert make_client(local_uri(run)).get_run(old).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_without_points_is_begun_again_unless_its_config_was_mended(run: Path, seed: int) -> None:
+    _train(run, 0, range(0))
+    old = _get_run(run).info.run_id
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(dataclasses.replace(FACTS, config=FACTS.config | {"seed": seed}))
+    tracker.close("done")
+    assert (_get_run(run).info.run_id == old) == (seed == FACTS.config["seed"])
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlflow_run.json"])
+def test_damaged_files_of_a_run_are_named_with_what_to_do(run: Path, name: str) -> None:
+    _train(run, 0, range(1, 3))
+    (run / name).write_bytes(b'{"run_id": "' * 100)
+    with pytest.raises(UsageError, match=rf"{name}.*remove it"):
+        add_results(TrackerConfig(), run, step=2, scores={"probe/x": 1.0}, say=pytest.fail)
+
+
+def test_a_store_that_could_not_be_made_is_taken_away(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves half a database, which MLflow would refuse for ever."""
+    from sqlalchemy.exc import OperationalError
+
+    (run / "mlflow.db").unlink()
+
+    def full(_: str) -> None:
+        (run / "mlflow.db").write_bytes(b"half")
+        raise OperationalError("CREATE TABLE tags", None, Exception("database or disk is full"))
+
+    monkeypatch.setattr("pretrain.tracking.mlflow.make_client", full)
+    with pytest.raises(UsageError, match=r"disk is full.*\nmake room"):
+        make_tracker(TrackerConfig(), run).start(FACTS)
+    assert not (run / "mlflow.db").exists()

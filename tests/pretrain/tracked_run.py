@@ -1,0 +1,17 @@
+"""A run for trackers to tell of, and steps of it."""
+
+from __future__ import annotations
+
+from pretrain.tracking.base import DatasetFacts, RunFacts, Tracker
+
+FACTS = RunFacts(
+    name="tiny",
+    config={"seed": 0, "data": {"shards": "s3://ann:pw@bucket/x"}, "masks": [{"blocks": 8}, {"blocks": 2}]},
+    tags={"commit": "abc123", "world_size": "2"},
+    dataset=DatasetFacts("demo", "/data/demo", "f00d", 160),
+)
+
+
+def log_steps(tracker: Tracker, steps: range) -> None:
+    for step in steps:
+        tracker.log_metrics(step, {"loss": 1.0 / step, "optim/lr": 1e-3, "batch_digest": f"d{step}"})
