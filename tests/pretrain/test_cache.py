@@ -411,13 +411,17 @@ def test_a_byte_changed_on_its_way_is_brought_again(
     faulty.publish(tar_name(done.stem), bytes(done.tar_bytes))
     faults.counts.clear()
 
+    there: list[int] = []
+
     def mend(method: str, _: str) -> None:
         if method == "GET" and faults.counts[GET] == 1:
+            there.extend(path.stat().st_size for path in cache.folder.glob("*part"))
             put(faulty, 0)
 
     faults.before = mend
     assert cache.read(faulty, done, whole(done)) == [body_of(0)]
     assert faults.counts[GET] == 2
+    assert there == [0]  # the wrong one is gone before the next comes: there is room for one
 
 
 @pytest.mark.parametrize("change", [-1, 1])
