@@ -241,9 +241,9 @@ class ShardCache:
         try:
             yield
         except OSError as error:
+            less = f", or set data.cache_bytes below {self.max_bytes}" if error.errno in FULL_DISK else ""
             raise DataError(
-                f"{self.folder}, the cache of shards, cannot be used: {why(error)} (it may grow to "
-                f"{self.max_bytes} bytes, by data.cache_bytes)"
+                f"{self.folder}, the cache of shards, cannot be used: {why(error)}{less}"
             ) from error
 
 
