@@ -244,8 +244,8 @@ def test_who_waited_tries_itself_when_the_download_fails(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
-    reads=st.lists(st.integers(0, 7), max_size=40),
+    sizes=st.lists(st.integers(10, 40), min_size=4, max_size=7),
+    reads=st.lists(st.integers(0, 6), min_size=20, max_size=40),
     max_bytes=st.integers(40, 120),
 )
 def test_the_least_recently_used_goes(
