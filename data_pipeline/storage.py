@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -146,9 +147,7 @@ class Storage:
             with _local(address, "read"), open(address, "rb") as file:
                 file.seek(start or 0)
                 data = file.read() if start is None else file.read(size)
-        if size is not None and len(data) != size:
-            raise DataError(f"{address} is cut short: {len(data)} of {size} bytes at offset {start}")
-        return data
+        return data if size is None else _uncut(address, data, start or 0, size)
 
     def read_many(self, names: Iterable[str]) -> list[bytes]:
         """The bytes of each of `names`, whole and in their order; remotely several come at once."""
@@ -158,6 +157,27 @@ class Storage:
         for name in wanted:
             self.address(name)
         return self._remote.read_many(wanted)
+
+    def read_spans(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """The bytes of each span (name, start, size), in their order; remotely several come at once.
+
+        Locally a file is opened once for the spans of it that follow each other.
+        Raises: DataError also when a file ends before a span does.
+        """
+        addresses = {name: self.address(name) for name, _, _ in spans}
+        if self._remote:
+            found = self._remote.read_spans(spans)
+            return [
+                _uncut(addresses[name], data, start, size)
+                for (name, start, size), data in zip(spans, found, strict=True)
+            ]
+        found = []
+        for name, some in groupby(spans, key=lambda span: span[0]):
+            with _local(addresses[name], "read"), open(addresses[name], "rb") as file:
+                for _, start, size in some:
+                    file.seek(start)
+                    found.append(_uncut(addresses[name], file.read(size), start, size))
+        return found
 
     def download(self, name: str, target: Path) -> None:
         """Copy `name` to the local path `target`, whole or not at all."""
@@ -274,6 +294,13 @@ def _objects(root: str) -> Objects:
     from data_pipeline.s3.objects import Objects  # a second of imports, which a local run need not wait for
 
     return Objects(root.rstrip("/"))
+
+
+def _uncut(address: str, data: bytes, start: int, size: int) -> bytes:
+    """What was read of a file, if it is all that was asked for. Raises: DataError."""
+    if len(data) != size:
+        raise DataError(f"{address} is cut short: {len(data)} of {size} bytes at offset {start}")
+    return data
 
 
 @contextmanager

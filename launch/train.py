@@ -167,6 +167,10 @@ def _train_or_say_why(config: RunConfig, stops: StopRequests, *, quiet: bool) ->
         where = error.filename or run_folder(config)
         raise DataError(f"{where} could not be written: {why(error)}") from error
     except RuntimeError as error:
+        from pretrain.data.stream import gone
+
+        if (without_worker := gone(error)) is not None:
+            raise without_worker from error
         if not any(words in str(error) for words in LOST_PEER_WORDS):
             raise
         raise LostPeerError(f"another rank went away; {how_to_go_on(run_folder(config))}") from error

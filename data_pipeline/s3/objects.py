@@ -61,6 +61,10 @@ class Objects:
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         return run(each([functools.partial(self._read, name) for name in names], IN_FLIGHT))
 
+    def read_spans(self, spans: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """What there is of each span (name, start, size)."""
+        return run(each([functools.partial(self._read, *span) for span in spans], IN_FLIGHT))
+
     def names(self, folder: str) -> Iterator[str]:
         """Names of the objects directly in `folder`, relative to it."""
         below = f"{folder}/" if folder else ""

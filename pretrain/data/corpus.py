@@ -34,7 +34,9 @@ class Corpus:
 
     def __init__(self, data: DataConfig, seed: int) -> None:
         self._seed, window = seed, data.shuffle_window
-        cache = ShardCache(cache_folder(data), data.cache_bytes) if data.remote == "cache" else None
+        is_remote = any("://" in each.shards for each in data.sources)
+        is_cached = is_remote and data.remote == "cache"
+        cache = ShardCache(cache_folder(data), data.cache_bytes) if is_cached else None
         kept = max(KEPT_INDEXES, 2 * window)
         self.readers = [
             ClipReader(each.shards, data.split, cache, decoder=data.decoder, kept_indexes=kept)
@@ -45,7 +47,7 @@ class Corpus:
         self._mixture = Mixture(self.weights)
         self._asked: dict[int, list[int]] = {}
         needed = sum(reader.cached_bytes(2 * window) for reader in self.readers)
-        if cache is not None and needed > data.cache_bytes:
+        if needed > data.cache_bytes:
             raise ConfigError(
                 "data.cache_bytes",
                 got=data.cache_bytes,

@@ -26,7 +26,7 @@ from pretrain.data.slots import Layout, Slots
 from pretrain.masks import Masks
 from pretrain.objective.base import Batch
 
-WORKER_WORDS = "DataLoader worker"  # so torch begins its sentences about workers that ended
+WORKER_WORDS = "DataLoader worker"  # so torch begins its sentence, raised wherever the rank is at the time
 GONE = (
     "a loader worker was killed, most often for want of memory: set data.workers or data.prefetch lower; the "
     "same command goes on from the last checkpoint"
@@ -61,6 +61,11 @@ def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def gone(error: RuntimeError) -> DataError | None:
+    """What torch raises of a worker that was killed, as one of our errors; None of another error."""
+    return DataError(GONE) if WORKER_WORDS in str(error) else None
 
 
 def _as_it_is(found: Loaded | DataError) -> Loaded | DataError:
@@ -147,20 +152,21 @@ class Batches:
             if self._copies is not None:
                 self._slots.pin()
         # Spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
-        loader: DataLoader[Loaded | DataError] = DataLoader(
-            Loader(self._plan.config, self.corpus, self._slots),
-            sampler=RankRequests(self._plan, self._rank, self._step, self._samples, num_slots),
-            batch_size=None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # of single elements, with batch_size None
-            num_workers=data.workers,
-            multiprocessing_context="spawn" if data.workers else None,
-            worker_init_fn=_begin_worker if data.workers else None,
-            prefetch_factor=data.prefetch if data.workers else None,
-            timeout=data.timeout_s if data.workers else 0,
-        )
-        self._asked = iter(loader.sampler)
+        requests = RankRequests(self._plan, self._rank, self._step, self._samples, num_slots)
+        self._asked = iter(requests)
         with warnings.catch_warnings():  # of more workers than cores, which is right for a remote store
             warnings.simplefilter("ignore", UserWarning)
+            loader: DataLoader[Loaded | DataError] = DataLoader(
+                Loader(self._plan.config, self.corpus, self._slots),
+                sampler=requests,
+                batch_size=None,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]  # of single elements, with batch_size None
+                num_workers=data.workers,
+                multiprocessing_context="spawn" if data.workers else None,
+                worker_init_fn=_begin_worker if data.workers else None,
+                prefetch_factor=data.prefetch if data.workers else None,
+                timeout=data.timeout_s if data.workers else 0,
+            )
             return iter(loader)
 
     def _next(self) -> Loaded:
@@ -181,13 +187,12 @@ class Batches:
     def _named(self, error: RuntimeError, asked: Request) -> Exception:
         """What DataLoader says of its workers, as one of our errors."""
         if "timed out" in str(error):
-            names = [self.corpus.name(self.corpus.spot(position)) for position in asked.positions]
+            names = ", ".join(self.corpus.name(self.corpus.spot(position)) for position in asked.positions)
             return DataError(
-                f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); the one "
-                f"awaited is of samples {', '.join(names)}: if one of them hangs the decoder each time, name it in "
-                f"data.exclude"
+                f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); awaited are the "
+                f"samples {names}: if one of them hangs the decoder each time, name it in data.exclude"
             )
-        return DataError(GONE) if WORKER_WORDS in str(error) else error
+        return gone(error) or error
 
     def _batch(self, found: Loaded) -> Batch:
         """The slot's own memory as a batch."""

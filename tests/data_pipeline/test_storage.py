@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,44 @@ def test_many_are_read_in_the_order_they_were_named(storage: Storage) -> None:
     assert storage.read_many([]) == []
 
 
+def test_spans_are_the_slices_in_the_order_they_were_named(storage: Storage) -> None:
+    bodies = {f"n/{number}": BODY[number:] for number in range(3)}
+    for name, body in bodies.items():
+        storage.publish(name, body)
+    rng = random.Random(0)
+    spans = [(f"n/{rng.randrange(3)}", rng.randrange(10_000), rng.randrange(200)) for _ in range(50)]
+    spans += [("n/1", 5, 10), ("n/1", 15, 7), ("n/0", 0, 10240), ("n/1", 22, 0), ("n/1", 5, 10)]
+    expected = [bodies[name][start : start + size] for name, start, size in spans]
+    assert storage.read_spans(spans) == expected
+    assert storage.read_spans([]) == []
+
+
+def test_one_span_cut_short_or_missing_is_told(storage: Storage) -> None:
+    storage.publish("a", BODY)
+    for start in (10239, 10240, 50000):
+        told = f"root/a is cut short: {max(0, 10240 - start)} of 5 bytes at offset {start}"
+        with pytest.raises(DataError, match=told):
+            storage.read_spans([("a", 0, 5), ("a", start, 5), ("a", 3, 5)])
+    with pytest.raises(MissingError, match="root/gone"):
+        storage.read_spans([("a", 0, 5), ("gone", 0, 5)])
+
+
+def test_a_local_file_is_opened_once_for_spans_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, opened = Storage(tmp_path), []
+    for name in "ab":
+        storage.publish(name, BODY)
+
+    def watched(path: str, mode: str) -> Any:
+        opened.append(Path(path).name)
+        return open(path, mode)
+
+    monkeypatch.setattr("data_pipeline.storage.open", watched, raising=False)
+    storage.read_spans([("a", 9, 2), ("a", 0, 3), ("b", 1, 1), ("b", 2, 1), ("a", 5, 5)])
+    assert opened == ["a", "b", "a"]
+
+
 def test_a_walk_tells_of_every_file_in_the_order_of_the_bytes(storage: Storage) -> None:
     sizes = {"b": 3, "a/b": 1, "a.txt": 2, "a/c/d": 0, "a-b/x": 4, "z/y": 5, "ab": 6, "å": 7}
     for name, size in sizes.items():
@@ -119,11 +158,12 @@ def test_the_root_exists_once_something_is_in_it(storage: Storage) -> None:
     assert storage.exists() and storage.exists("a/b") and not storage.exists("a/c")
 
 
-@pytest.mark.parametrize("ask", ["read", "info", "download", "read_many"])
+@pytest.mark.parametrize("ask", ["read", "info", "download", "read_many", "read_spans"])
 def test_what_is_not_there_is_missing(storage: Storage, ask: str, tmp_path: Path) -> None:
     target = tmp_path / "here" / "target"
     target.parent.mkdir()
-    asked = {"download": ("gone", target), "read_many": (["gone"],)}.get(ask, ("gone",))
+    many = {"download": ("gone", target), "read_many": (["gone"],), "read_spans": ([("gone", 0, 1)],)}
+    asked = many.get(ask, ("gone",))
     with pytest.raises(MissingError, match=r"root/gone .*(No such file|no such object)"):
         getattr(storage, ask)(*asked)
     assert list(target.parent.iterdir()) == []
@@ -205,6 +245,7 @@ def test_a_name_that_leaves_the_root_is_refused(tmp_path: Path, name: str) -> No
     asks: list[Callable[[Storage], Any]] = [
         lambda s: s.read(name),
         lambda s: s.read_many([name]),
+        lambda s: s.read_spans([("a", 0, 1), (name, 0, 1)]),
         lambda s: s.info(name),
         lambda s: s.exists(name),
         lambda s: s.download(name, tmp_path / "x"),

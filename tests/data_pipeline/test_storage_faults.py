@@ -74,6 +74,7 @@ def test_reading_comes_through_faults(
         lambda: faulty.read("a"),
         lambda: faulty.read("a", 0, len(BODY)),
         lambda: faulty.read_many(["a", "a"])[1],
+        lambda: b"".join(faulty.read_spans([("a", 0, 9), ("a", 9, len(BODY) - 9)])),
         lambda: (faulty.download("a", tmp_path / "copy"), (tmp_path / "copy").read_bytes())[1],
     ]
     for ask in asks:
@@ -128,6 +129,7 @@ def test_a_store_that_stays_broken_is_reported_and_shows_nothing(
         (lambda: faulty.publish("small", BODY), "PUT", "object"),
         (lambda: faulty.publish("large", large), "PUT", "part"),
         (lambda: list(faulty.walk()), "GET", "list"),
+        (lambda: faulty.read_spans([("a", 0, 1), ("a", 1, 1)]), "GET", "object"),
     ):
         faults.inject(fault, method, kind, times=None)
         with pytest.raises(StorageError, match=told) as caught:
@@ -210,6 +212,7 @@ def test_each_call_costs_the_requests_that_it_needs(
         (lambda: faulty.read("a"), {("GET", "object"): 1}),
         (lambda: faulty.read("a", 3, 4), {("GET", "object"): 1}),
         (lambda: faulty.read_many(["a"] * 20), {("GET", "object"): 20}),
+        (lambda: faulty.read_spans([("a", 3, 4)] * 20), {("GET", "object"): 20}),
         (lambda: faulty.download("a", tmp_path / "copy"), {("GET", "object"): 1}),
         (lambda: faulty.exists("a"), {("HEAD", "object"): 1}),
         (lambda: faulty.exists("b"), {("HEAD", "object"): 1}),

@@ -9,28 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.format import DatasetInfo
 from launch import provenance as ours
+from pretrain.tracking.base import DatasetFacts
 
-INFO = DatasetInfo(
-    format_version=2,
-    name="demo",
-    fingerprint="f00d",
-    revision=0,
-    num_videos=1,
-    num_clips={"train": 1, "eval": 0},
-    num_shards={"train": 1, "eval": 0},
-    num_filtered=0,
-    num_failed=0,
-    total_bytes=9,
-    config_fingerprint="c",
-    source_fingerprint="s",
-    manifest_sha256="",
-    versions={},
-    state_names=(),
-    action_names=(),
-    shards=(),
-)
+DATA = DatasetFacts("demo", "s3://key:hunter2@bucket/data", "f00d", 160, weight=0.5)
 
 
 @pytest.mark.parametrize(("place", "is_ours"), [("launch", True), (".venv/lib/site-packages/launch", False)])
@@ -49,7 +31,8 @@ def test_git_answers_for_our_own_tree_only(
 
 def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["foreframe", "train", "tracker.uri=http://ann:hunter2@host:5000"])
-    found = ours.provenance(INFO, "s3://key:hunter2@bucket/data", 1, "cpu")
+    found = ours.provenance([DATA], 1, "cpu")
+    found["patch"] = None  # of this file, while it is being changed
     assert "hunter2" not in json.dumps(found)
     assert found["command"][-1] == "tracker.uri=http://***@host:5000"
-    assert found["dataset"]["address"] == "s3://***@bucket/data"
+    assert found["datasets"][0]["address"] == "s3://***@bucket/data"

@@ -35,7 +35,7 @@ def make() -> MaskedLatent:
 def make_batch(clips: int = 3, first: int = 0) -> Batch:
     x = torch.randn(6, 3, 4, 32, 32, generator=torch.Generator().manual_seed(4))[first : first + clips]
     masks = sample_masks(KINDS, CONFIG.grid, 0, 0, range(first, first + clips))
-    return Batch(0, tuple(map(str, range(clips))), x, masks)
+    return Batch(0, tuple(range(clips)), tuple(map(str, range(clips))), x, masks)
 
 
 def test_the_loss_sends_no_gradient_to_the_target() -> None:

@@ -129,7 +129,11 @@ def test_nothing_that_comes_from_data_can_act(run: Path) -> None:
     (run / "probe.json").write_text(json.dumps(PROBE))
     (run / "provenance.json").write_text(
         json.dumps(
-            {"host": EVIL, "versions": {EVIL: EVIL}, "dataset": {"name": EVIL, "num_clips": {EVIL: 3}}}
+            {
+                "host": EVIL,
+                "versions": {EVIL: EVIL},
+                "datasets": [{"name": EVIL, "num_clips": 3, "fingerprint": EVIL, "weight": 1.0}],
+            }
         )
     )
     letters = run.parent / "data" / "dead_letters.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import torch
 
 from data_pipeline.errors import ConfigError, DataError, StorageError
 from data_pipeline.format import tar_name
+from launch.train import run_train
 from pretrain.config import RunConfig, plan
 from pretrain.data import stream as stream_module
 from pretrain.data.corpus import Corpus
@@ -25,6 +27,7 @@ from pretrain.data.load import Request
 from pretrain.data.reader import ClipReader, Sample
 from pretrain.data.stream import Batches
 from pretrain.objective.base import Batch
+from pretrain.strategy.base import Engine
 from tests.small_dataset import tiny_config, write_dataset
 
 CPU = torch.device("cpu")
@@ -232,15 +235,31 @@ def test_a_mixture_has_a_fingerprint_and_epochs_of_its_own(small_dataset: Path, 
     assert len({one.fingerprint, both.fingerprint, Corpus(swapped, 0).fingerprint}) == 3
 
 
-def test_a_killed_worker_ends_the_run_with_a_named_error(small_dataset: Path) -> None:
-    config = tiny_config(small_dataset, Path("runs"), data={"workers": 1, "prefetch": 1})
-    with opened(config) as batches:
-        next(batches.take(1))
-        worker = batches._iterator._workers[0]  # type: ignore[union-attr]
-        os.kill(worker.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
-        with pytest.raises(DataError, match="a loader worker was killed"):
-            list(batches.take(20))
+@pytest.mark.parametrize("when", ["while it waits", "in a step"])
+def test_a_killed_worker_ends_the_run_with_a_named_error(
+    when: str, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch says so wherever the training process is at the time."""
+    take = Batches.take
+
+    def kill() -> None:
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGKILL)
+
+    def killed_before(self: Batches, count: int) -> Iterator[Batch]:
+        yield from take(self, count)
+        kill()
+
+    def killed_within(self: Engine, momentum: float) -> None:
+        kill()
+        time.sleep(10)
+
+    if when == "in a step":
+        monkeypatch.setattr(Engine, "update_target", killed_within)
+    else:
+        monkeypatch.setattr(Batches, "take", killed_before)
+    with pytest.raises(DataError, match="a loader worker was killed, most often for want of memory"):
+        run_train(tiny_config(small_dataset, tmp_path, data={"workers": 1}), quiet=True)
 
 
 class Hangs:

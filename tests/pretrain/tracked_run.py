@@ -8,7 +8,7 @@ FACTS = RunFacts(
     name="tiny",
     config={"seed": 0, "data": {"shards": "s3://ann:pw@bucket/x"}, "masks": [{"blocks": 8}, {"blocks": 2}]},
     tags={"commit": "abc123", "world_size": "2"},
-    dataset=DatasetFacts("demo", "/data/demo", "f00d", 160),
+    datasets=(DatasetFacts("demo", "/data/demo", "f00d", 160),),
 )
 
 

@@ -1,0 +1,679 @@
+"""One download for all who want a shard, within the limit, and its right bytes or a named error."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError, MissingError, RefusedError, StorageError
+from data_pipeline.format import ShardDone, sha256, shard_stem, tar_name
+from data_pipeline.storage import Storage
+from pretrain.data.cache import ShardCache
+from tests.servers.faults import FaultProxy
+from tests.servers.s3 import forget_s3
+
+SPAWN = multiprocessing.get_context("spawn")
+KIB = 1 << 10
+GET = ("GET", "object")
+
+
+@pytest.fixture
+def faulty(faulty_bucket: str) -> Storage:
+    """An empty root behind the `faults` proxy."""
+    return Storage(f"{faulty_bucket}/set")
+
+
+@pytest.fixture
+def steadfast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that hangs is found out in a second, and asked again for half a minute."""
+    from data_pipeline.s3 import requests
+
+    for name, value in {"READ_TIMEOUT_S": 1, "RETRY_FOR_S": 30.0, "LONGEST_PAUSE_S": 0.1}.items():
+        monkeypatch.setattr(requests, name, value)
+    forget_s3()
+    yield
+    forget_s3()
+
+
+@pytest.fixture
+def impatient(steadfast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that stays broken is told of within seconds."""
+    monkeypatch.setattr("data_pipeline.s3.requests.RETRY_FOR_S", 1.0)
+
+
+def body_of(number: int, size: int = 30 * KIB) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def record(number: int, body: bytes) -> ShardDone:
+    return ShardDone(shard_stem("train", number), "train", 1, len(body), sha256(body), "")
+
+
+def put(storage: Storage, number: int, size: int = 30 * KIB) -> ShardDone:
+    """A shard of random bytes, as `body_of` gives them."""
+    body = body_of(number, size)
+    storage.publish(tar_name(shard_stem("train", number)), body)
+    return record(number, body)
+
+
+def whole(done: ShardDone) -> list[tuple[int, int]]:
+    return [(0, done.tar_bytes)]
+
+
+def is_here(cache: ShardCache, done: ShardDone) -> bool:
+    return (cache.folder / f"{done.tar_sha256}.tar").exists()
+
+
+def leftovers(cache: ShardCache) -> list[str]:
+    """What lies in the folder beside shards and the lock on it."""
+    return sorted(p.name for p in cache.folder.iterdir() if p.suffix != ".tar" and p.name != "lock")
+
+
+def until(is_so: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+def spawn(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    process = SPAWN.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def read_and_tell(cache: ShardCache, storage: Storage, done: ShardDone, told: Path) -> None:
+    """In a process of its own: say that it begins, read the shard, write down what was read."""
+    told.with_suffix(".begins").touch()
+    (data,) = cache.read(storage, done, whole(done))
+    told.with_suffix(".part").write_bytes(data)
+    told.with_suffix(".part").rename(told)
+
+
+def test_spans_are_those_of_the_object(s3_bucket: str, tmp_path: Path) -> None:
+    storage = Storage(f"{s3_bucket}/set")
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    for number, size in enumerate([1, 10_240, 100_000]):
+        done, body = put(storage, number, size), body_of(number, size)
+        rng = random.Random(number)
+        starts = [rng.randrange(size) for _ in range(20)]
+        spans = [(start, rng.randrange(size - start + 1)) for start in starts]
+        for _ in range(2):
+            assert cache.read(storage, done, spans) == [body[start : start + n] for start, n in spans]
+        with pytest.raises(
+            DataError, match=rf"{done.stem}.tar is cut short: 1 of 2 bytes at offset {size - 1}"
+        ):
+            cache.read(storage, done, [(size - 1, 2)])
+        assert cache.read(storage, done, []) == []
+    assert leftovers(cache) == []
+
+
+def test_equal_names_of_several_data_sets_do_not_mix(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    one, two = Storage(tmp_path / "one"), Storage(tmp_path / "two")
+    of_one = put(one, 0, 100)
+    two.publish(tar_name(of_one.stem), b"other")
+    of_two = record(0, b"other")
+    for _ in range(2):
+        assert cache.read(one, of_one, whole(of_one)) == [body_of(0, 100)]
+        assert cache.read(two, of_two, whole(of_two)) == [b"other"]
+
+
+def test_a_shard_that_is_here_costs_no_request(faulty: Storage, faults: FaultProxy, tmp_path: Path) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    cache.read(faulty, done, whole(done))
+    faults.counts.clear()
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.read(faulty, done, [(7, 9)]) == [body_of(0)[7:16]]
+    assert not faults.counts
+
+
+def test_processes_that_want_one_shard_download_it_once(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faults.counts.clear()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET":
+            until(lambda: len(list(tmp_path.glob("*.begins"))) == 4)
+            time.sleep(0.5)  # in which the other three come to wait
+
+    faults.before = hold
+    processes = [spawn(read_and_tell, cache, faulty, done, tmp_path / f"{k}.told") for k in range(4)]
+    for process in processes:
+        process.join()
+    assert [(tmp_path / f"{k}.told").read_bytes() for k in range(4)] == [body_of(0)] * 4
+    assert faults.counts == {GET: 1, ("HEAD", "object"): 1}
+    assert leftovers(cache) == []
+
+
+def test_another_takes_over_when_the_process_that_downloads_is_killed(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    """Half of it has come: nothing of that half may be used, or stay."""
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faults.counts.clear()
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET" and faults.counts[GET] == 1:
+            hangs.set()
+            goes_on.wait(60)
+
+    faults.inject("short body", "GET")
+    faults.before = hold
+    first = spawn(read_and_tell, cache, faulty, done, tmp_path / "first.told")
+    assert hangs.wait(60)
+    second = spawn(read_and_tell, cache, faulty, done, tmp_path / "second.told")
+    until(lambda: (tmp_path / "second.begins").exists())
+    time.sleep(0.5)
+    assert any(name.endswith("part") for name in leftovers(cache))
+    assert not (tmp_path / "second.told").exists()
+    first.kill()
+    first.join()
+    faults.before = None
+    second.join()
+    goes_on.set()
+    assert (tmp_path / "second.told").read_bytes() == body_of(0)
+    assert not (tmp_path / "first.told").exists()
+    assert leftovers(cache) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_download(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    """Its room too: both shards fit only if what it reserved is given back."""
+    dones = [put(faulty, number) for number in range(2)]
+    cache = ShardCache(tmp_path / "cache", 40 * KIB)
+    faults.counts.clear()
+    faults.inject("hang", "GET")
+    process = spawn(read_and_tell, cache, faulty, dones[0], tmp_path / "told")
+    until(lambda: faults.counts[GET])
+    assert any(name.endswith("part") for name in leftovers(cache))
+    process.kill()
+    process.join()
+    assert len(leftovers(cache)) == 2
+    assert cache.read(faulty, dones[1], [(0, 9)]) == [body_of(1)[:9]]
+    assert leftovers(cache) == []
+
+
+def test_who_waited_tries_itself_when_the_download_fails(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET" and not held.is_set():
+            held.set()
+            goes_on.wait(60)
+
+    faults.before = hold
+    faults.inject("403", "GET")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.read, faulty, done, whole(done))
+        assert held.wait(60)
+        second = pool.submit(cache.read, faulty, done, whole(done))
+        time.sleep(0.2)
+        goes_on.set()
+        with pytest.raises(RefusedError, match=rf"{done.stem}.tar"):
+            first.result()
+        assert second.result() == [body_of(0)]
+    assert leftovers(cache) == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(10, 40), min_size=4, max_size=7),
+    reads=st.lists(st.integers(0, 6), min_size=20, max_size=40),
+    max_bytes=st.integers(40, 120),
+)
+def test_the_least_recently_used_goes(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], reads: list[int], max_bytes: int
+) -> None:
+    folder = tmp_path_factory.mktemp("lru")
+    storage, cache = Storage(folder / "set"), ShardCache(folder / "cache", max_bytes)
+    dones = [put(storage, number, size) for number, size in enumerate(sizes)]
+    kept: OrderedDict[str, int] = OrderedDict()
+    for done in (dones[number % len(dones)] for number in reads):
+        assert cache.read(storage, done, [(0, 1)]) == [body_of(dones.index(done), done.tar_bytes)[:1]]
+        if done.tar_sha256 not in kept:
+            while sum(kept.values()) + done.tar_bytes > max_bytes:
+                kept.popitem(last=False)
+        kept[done.tar_sha256] = done.tar_bytes
+        kept.move_to_end(done.tar_sha256)
+        assert {path.stem for path in cache.folder.glob("*.tar")} == set(kept)
+    assert leftovers(cache) == []
+
+
+class SlowStorage(Storage):
+    """A local root whose downloads take a while, as over a network."""
+
+    def download(self, name: str, target: Path) -> None:
+        data = self.read(name)
+        temporary = target.with_name(f".{target.name}.slow.part")
+        with open(temporary, "wb", buffering=0) as file:
+            for start in range(0, len(data), len(data) // 4 or 1):
+                file.write(data[start : start + (len(data) // 4 or 1)])
+                time.sleep(0.003)
+        temporary.rename(target)
+
+
+def read_at_random(
+    cache: ShardCache, storage: Storage, dones: list[ShardDone], seed: int, folder: Path
+) -> None:
+    """In a process of its own, until `folder` has a file `stop`: compare spans of shards at random."""
+    rng = random.Random(seed)
+    bodies = [body_of(number, done.tar_bytes) for number, done in enumerate(dones)]
+    (folder / f"{seed}.begins").touch()
+    while not (folder / "stop").exists():
+        if rng.random() < 0.05:
+            cache.prefetch(storage, rng.sample(dones, 3))
+        number = rng.randrange(len(dones))
+        spans = [(start, rng.randrange(200)) for start in rng.sample(range(800), 3)]
+        expected = [bodies[number][start : start + size] for start, size in spans]
+        assert cache.read(storage, dones[number], spans) == expected
+
+
+def bytes_of(cache: ShardCache) -> int:
+    """What shards and downloads under way have now, while none of them can appear or go."""
+    with open(cache.folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        total = 0
+        for path in cache.folder.iterdir():
+            if path.suffix != ".lock":
+                try:
+                    total += path.stat().st_size
+                except FileNotFoundError:  # renamed by the download
+                    continue
+        return total
+
+
+def test_the_limit_holds_at_every_moment_with_killed_processes_too(tmp_path: Path) -> None:
+    """Shards are removed under the hands of those that read them, all the time."""
+    storage = SlowStorage(tmp_path / "set")
+    rng = random.Random(0)
+    dones = [put(storage, number, rng.randrange(1000, 3000)) for number in range(12)]
+    cache = ShardCache(tmp_path / "cache", 9000)
+    lasting = [spawn(read_at_random, cache, storage, dones, seed, tmp_path) for seed in (100, 101)]
+    largest = 0
+    for seed in range(5):
+        victim = spawn(read_at_random, cache, storage, dones, seed, tmp_path)
+        end = time.monotonic() + 60
+        while not (tmp_path / f"{seed}.begins").exists():
+            largest = max(largest, bytes_of(cache))
+            assert time.monotonic() < end
+        for _ in range(50):
+            largest = max(largest, bytes_of(cache))
+        victim.kill()
+        victim.join()
+        assert victim.exitcode == -signal.SIGKILL  # and not of a comparison
+    (tmp_path / "stop").touch()
+    for process in lasting:
+        process.join()
+    assert [process.exitcode for process in lasting] == [0, 0]
+    assert 6000 < largest <= 9000
+    cache.read(storage, put(storage, 12, 900), [])
+    assert leftovers(cache) == []
+
+
+def test_a_shard_that_is_being_read_may_go(tmp_path: Path) -> None:
+    storage, cache = Storage(tmp_path / "set"), ShardCache(tmp_path / "cache", 30 * KIB)
+    dones = [put(storage, number) for number in range(2)]
+    with cache._open(storage, dones[0]) as file:
+        cache.read(storage, dones[1], [])
+        assert not is_here(cache, dones[0])
+        assert os.pread(file.fileno(), 50 * KIB, 0) == body_of(0)
+
+
+def test_a_download_waits_for_room_that_another_needs(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 40 * KIB)
+    dones = [put(faulty, number) for number in range(2)]
+    faults.counts.clear()
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET" and not held.is_set():
+            held.set()
+            goes_on.wait(60)
+
+    faults.before = hold
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.read, faulty, dones[0], whole(dones[0]))
+        assert held.wait(60)
+        cache.prefetch(faulty, [dones[1]])  # which does not wait
+        until(lambda: cache._thread is None)
+        second = pool.submit(cache.read, faulty, dones[1], whole(dones[1]))
+        time.sleep(0.3)
+        assert len(list(cache.folder.glob("*.lock"))) == 2
+        assert faults.counts[GET] == 0 and not second.done()  # the first is counted once it is let go on
+        goes_on.set()
+        assert first.result() == [body_of(0)]
+        assert second.result() == [body_of(1)]
+    assert not is_here(cache, dones[0])
+
+
+@pytest.mark.parametrize("max_bytes", [0, 30 * KIB - 1])
+def test_a_shard_larger_than_the_cache_is_told(tmp_path: Path, max_bytes: int) -> None:
+    storage, cache = Storage(tmp_path / "set"), ShardCache(tmp_path / "cache", max_bytes)
+    done = put(storage, 0)
+    told = rf"set/shards/train-000000.tar has 30720 bytes .* may have {max_bytes}: raise data.cache_bytes, or"
+    with pytest.raises(DataError, match=told):
+        cache.read(storage, done, whole(done))
+    assert leftovers(cache) == []
+
+
+def test_a_changed_byte_in_the_bucket_is_never_read(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faults.counts.clear()
+    body = bytearray(body_of(0))
+    body[20_000] ^= 1
+    faulty.publish(tar_name(done.stem), bytes(body))
+    told = (
+        rf"{faulty.root}/shards/train-000000.tar is not the tar that its done record names \(30720 bytes of "
+        rf"30720, sha256 {sha256(bytes(body))[:12]}…, twice\).*`foreframe verify {faulty.root}`"
+    )
+    for tries in (1, 2):
+        with pytest.raises(DataError, match=told):
+            cache.read(faulty, done, [(0, 10)])
+        assert faults.counts[GET] == 2 * tries
+    assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+
+
+def test_a_byte_changed_on_its_way_is_brought_again(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faulty.publish(tar_name(done.stem), bytes(done.tar_bytes))
+    faults.counts.clear()
+
+    there: list[int] = []
+
+    def mend(method: str, _: str) -> None:
+        if method == "GET" and faults.counts[GET] == 1:
+            there.extend(path.stat().st_size for path in cache.folder.glob("*part"))
+            put(faulty, 0)
+
+    faults.before = mend
+    assert cache.read(faulty, done, whole(done)) == [body_of(0)]
+    assert faults.counts[GET] == 2
+    assert there == [0]  # the wrong one is gone before the next comes: there is room for one
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_size_is_told_before_anything_comes(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path, change: int
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faulty.publish(tar_name(done.stem), bytes(done.tar_bytes + change))
+    with pytest.raises(
+        DataError, match=rf"train-000000.tar is not the tar .*\({30720 + change} bytes of 30720\)"
+    ):
+        cache.read(faulty, done, [(0, 10)])
+    assert faults.counts[GET] == 0
+    faulty.remove(tar_name(done.stem))
+    with pytest.raises(MissingError, match=r"train-000000.tar"):
+        cache.read(faulty, done, [(0, 10)])
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [("503", 2), ("500", 1), ("reset", 2), ("hang", 1), ("short body", 3), ("slow first byte", 1)],
+)
+def test_a_download_comes_through_faults(
+    faulty: Storage, faults: FaultProxy, steadfast: None, tmp_path: Path, fault: str, times: int
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faults.counts.clear()
+    if fault == "slow first byte":
+        faults.before = lambda method, _: time.sleep(2 if method == "GET" and not faults.counts[GET] else 0)
+    else:
+        faults.inject(fault, "GET", times=times)
+    assert cache.read(faulty, done, whole(done)) == [body_of(0)]
+    assert faults.counts[GET] > times
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "hang", "short body"])
+def test_a_store_that_stays_broken_is_told_and_leaves_nothing(
+    faulty: Storage, faults: FaultProxy, impatient: None, tmp_path: Path, fault: str
+) -> None:
+    """A body that is cut in half ever again arrives all the same, half after half."""
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    faults.inject(fault, "GET", times=None)
+    if fault == "short body":
+        assert cache.read(faulty, done, whole(done)) == [body_of(0)]
+    else:
+        with pytest.raises(StorageError, match=rf"{faulty.root}/shards/train-000000.tar: the store does not"):
+            cache.read(faulty, done, whole(done))
+        assert not is_here(cache, done)
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("where", ["remote download", "local download", "fsync"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    storage = Storage(tmp_path / "set" if where == "local download" else f"{s3_bucket}/set")
+    cache = ShardCache(tmp_path / "cache", 100 * KIB)
+    dones = [put(storage, number) for number in range(2)]
+    cache.read(storage, dones[0], [])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full:
+        """A file on a disk that fills up after some bytes."""
+
+        def __init__(self, path: Path, mode: str) -> None:
+            self._file = open(path, mode)  # noqa: SIM115  closed in __exit__
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def write(self, data: bytes) -> None:
+            self._file.write(data[:100])
+            full()
+
+    with monkeypatch.context() as patch:
+        if where == "remote download":
+            patch.setattr("data_pipeline.storage.open", Full, raising=False)
+        elif where == "local download":
+            patch.setattr("data_pipeline.storage.shutil.copyfileobj", full)
+        else:
+            patch.setattr("pretrain.data.cache.os.fsync", full)
+        told = rf"{cache.folder}, the cache .* No space left .*: make room .* data.cache_bytes below 102400"
+        with pytest.raises(DataError, match=told):
+            cache.read(storage, dones[1], [])
+    assert leftovers(cache) == []
+    assert is_here(cache, dones[0]) and not is_here(cache, dones[1])
+    assert cache.read(storage, dones[1], whole(dones[1])) == [body_of(1)]
+
+
+def test_who_reads_while_a_shard_is_prefetched_waits_for_it(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    dones = [put(faulty, number) for number in range(3)]
+    faults.counts.clear()
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET":
+            held.set()
+            goes_on.wait(60)
+
+    faults.before = hold
+    cache.prefetch(faulty, dones)
+    assert held.wait(60)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(cache.read, faulty, dones[0], whole(dones[0]))
+        time.sleep(0.3)
+        assert not reading.done()
+        goes_on.set()
+        assert reading.result() == [body_of(0)]
+    until(lambda: is_here(cache, dones[2]))
+    stems = [path.rpartition("/")[2] for method, path in faults.paths if method == "GET"]
+    assert stems == [f"{done.stem}.tar" for done in dones]
+
+
+def test_processes_that_prefetch_the_same_share_the_work(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    """Two that are pickled from one: what the first brings, the second passes over."""
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    other = pickle.loads(pickle.dumps(cache))
+    dones = [put(faulty, number) for number in range(4)]
+    faults.counts.clear()
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET" and not held.is_set():
+            held.set()
+            goes_on.wait(60)
+
+    faults.before = hold
+    cache.prefetch(faulty, dones)
+    assert held.wait(60)
+    other.prefetch(faulty, dones)
+    until(lambda: all(is_here(cache, done) for done in dones[1:]))
+    assert not is_here(cache, dones[0])
+    goes_on.set()
+    until(lambda: is_here(cache, dones[0]))
+    assert faults.counts[GET] == 4
+
+
+def test_a_later_prefetch_replaces_what_has_not_begun(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    dones = [put(faulty, number) for number in range(4)]
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(method: str, _: str) -> None:
+        if method == "GET":
+            held.set()
+            goes_on.wait(60)
+
+    faults.before = hold
+    cache.prefetch(faulty, dones[:3])
+    assert held.wait(60)
+    cache.prefetch(faulty, dones[2:])
+    goes_on.set()
+    until(lambda: cache._thread is None)
+    assert [is_here(cache, done) for done in dones] == [True, False, True, True]
+    held.clear()
+    goes_on.clear()
+    cache.folder.joinpath(f"{dones[0].tar_sha256}.tar").unlink()
+    cache.prefetch(faulty, dones[:2])
+    assert held.wait(60)
+    cache.close()
+    goes_on.set()
+    until(lambda: cache._thread is None)
+    assert [is_here(cache, done) for done in dones] == [True, False, True, True]
+
+
+def test_a_prefetch_keeps_what_it_names_and_leaves_out_what_does_not_fit(tmp_path: Path) -> None:
+    storage, cache = Storage(tmp_path / "set"), ShardCache(tmp_path / "cache", 3 * 30 * KIB)
+    dones = [put(storage, number) for number in range(6)]
+    for number in (1, 4, 5):
+        cache.read(storage, dones[number], [])
+    storage.remove(tar_name(dones[1].stem))  # it was unused for longest, and could not be brought again
+    cache.prefetch(storage, [dones[0], dones[0], *dones[1:4]])
+    until(lambda: cache._thread is None)
+    assert [is_here(cache, done) for done in dones] == [True, True, True, False, False, False]
+
+
+def test_trouble_of_a_prefetch_is_met_by_who_reads(tmp_path: Path) -> None:
+    storage, cache = Storage(tmp_path / "set"), ShardCache(tmp_path / "cache", 1 << 20)
+    dones = [put(storage, number) for number in range(2)]
+    storage.remove(tar_name(dones[0].stem))
+    cache.prefetch(storage, dones)
+    until(lambda: is_here(cache, dones[1]))
+    with pytest.raises(MissingError, match=r"train-000000.tar"):
+        cache.read(storage, dones[0], [])
+
+
+def test_a_process_that_ends_amid_a_prefetch_ends_in_silence(
+    faulty: Storage, faults: FaultProxy, tmp_path: Path
+) -> None:
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(faulty, 0)
+    script = (
+        "import pickle, sys, time\n"
+        "cache, storage, done = pickle.load(sys.stdin.buffer)\n"
+        "cache.prefetch(storage, [done])\n"
+        "while not list(cache.folder.glob('*part')): time.sleep(0.01)\n"
+        "cache.close()\n"
+    )
+    faults.inject("hang", "GET", times=None)
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        input=pickle.dumps((cache, faulty, done)),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    faults.heal()
+    assert cache.read(faulty, done, whole(done)) == [body_of(0)]
+    assert leftovers(cache) == []
+
+
+def test_the_folder_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "deep" / "cache"
+    cache = ShardCache(folder, 1 << 20)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    told = rf"{folder}, the cache of shards, is another user's, or can be written by others.*chmod 700"
+    folder.chmod(0o770)
+    with pytest.raises(DataError, match=told):
+        ShardCache(folder, 1 << 20)
+    folder.chmod(0o755)
+    ShardCache(folder, 1 << 20)
+    stranger = os.geteuid() + 1
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrain.data.cache.os.geteuid", lambda: stranger)
+        with pytest.raises(DataError, match=told):
+            pickle.loads(pickle.dumps(cache))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file, the cache of shards, cannot be used: File exists"):
+        ShardCache(tmp_path / "file", 1 << 20)
+
+
+def test_a_folder_or_a_shard_that_somebody_removed_or_cut_comes_back(tmp_path: Path) -> None:
+    storage, cache = Storage(tmp_path / "set"), ShardCache(tmp_path / "cache", 1 << 20)
+    done = put(storage, 0)
+    cache.read(storage, done, [])
+    os.truncate(cache.folder / f"{done.tar_sha256}.tar", 100)
+    assert cache.read(storage, done, whole(done)) == [body_of(0)]
+    for path in cache.folder.iterdir():
+        path.unlink()
+    cache.folder.rmdir()
+    assert cache.read(storage, done, whole(done)) == [body_of(0)]
