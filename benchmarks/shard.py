@@ -13,11 +13,8 @@ warm page cache. They take turns, and which begins changes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -26,33 +23,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import Quiet, Row, publish, row, short, tell
 from benchmarks.shard_parts import profile
 from benchmarks.shard_rows import measure_rows
+from benchmarks.videos import Source, copy_sources, find_sources, warm
 from data_pipeline.config import CutConfig, DataConfig, EncodeConfig, FilterConfig, RayConfig, SplitConfig
 from data_pipeline.dataset import shard
-from data_pipeline.decode import VideoFacts, inspect
-from data_pipeline.errors import DataError
 from data_pipeline.execute import cluster
 from data_pipeline.format import MANIFEST_FILE
 from data_pipeline.manifest import Clip, read_parquet
 from data_pipeline.storage import Storage
-from launch.provenance import git, versions
 from pretrain.data.reader import ClipReader
 
-RESULTS = Path(__file__).with_name("results")
 ROOT = Path(__file__).parents[1]
 NUM_CLIPS = 200
 WORKERS = 2
 LENGTH_S, FPS = 4.0, 16.0
 ENCODE = EncodeConfig(fps=FPS)  # and short side 256, GOP 16, crf 18, veryfast, as in configs/data/folder.yaml
 KEEP_ALL = FilterConfig(max_black=None, max_frozen=None)
-QUIET = 0.1  # share of the cores that others may take while something is timed
-Row = dict[str, Any]
 
 # `foreframe shard` with the seconds that Ray takes to start and stop, as its last line.
 COMMAND = """
@@ -76,49 +67,6 @@ finally:
 """
 
 
-@dataclass(frozen=True)
-class Source:
-    """A video of the user's folder, and how often it is in the set."""
-
-    path: Path
-    facts: VideoFacts
-    copies: int
-    clips: int
-
-    def __str__(self) -> str:
-        kind = f"{self.facts.width}x{self.facts.height} {self.facts.codec}, {self.facts.duration_s:.0f} s"
-        return f"{self.path.name} ({kind}) x {self.copies}: {self.copies * self.clips} clips"
-
-
-def find_sources(folder: Path) -> list[Source]:
-    """The videos of `folder` that are measured. Raises: SystemExit when there are none."""
-    found: list[tuple[Path, VideoFacts]] = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with contextlib.suppress(DataError):
-            facts = inspect(path)
-            side = min(facts.width, facts.height)
-            if 480 <= side <= 1080 and facts.duration_s >= LENGTH_S and _decodes(path):
-                found.append((path, facts))
-    if not found:
-        raise SystemExit(f"{folder} holds no whole video of 480 to 1080 rows and {LENGTH_S:g} s or more")
-    share = -(-NUM_CLIPS // len(found))
-    whole = [int(facts.duration_s / LENGTH_S) for _, facts in found]
-    return [Source(*each, -(-share // n), n) for each, n in zip(found, whole, strict=True)]
-
-
-def _decodes(path: Path) -> bool:
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", str(path), "-f", "null", "-"]
-    done = subprocess.run(command, capture_output=True)
-    return done.returncode == 0 and not done.stderr
-
-
-def copy_sources(sources: Sequence[Source], folder: Path, most: int | None = None) -> None:
-    folder.mkdir()
-    for source in sources:
-        for number in range(min(source.copies, most or source.copies)):
-            shutil.copyfile(source.path, folder / f"{source.path.stem}-{number:03d}{source.path.suffix}")
-
-
 def config_of(videos: Path, out: Path, **changes: Any) -> DataConfig:
     return DataConfig(
         name="bench",
@@ -135,11 +83,6 @@ def clips_of(config: DataConfig) -> list[Clip]:
     if any(clip.status != "kept" for clip in clips):
         raise SystemExit(f"a clip of {config.out} was not kept; both sides must do the same work")
     return clips
-
-
-def warm(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.read_bytes()
 
 
 def run_ours(config: DataConfig) -> tuple[float, float]:
@@ -178,55 +121,6 @@ def run_ffmpeg(clips: Sequence[Clip], videos: Path, out: Path) -> float:
     return time.perf_counter() - start
 
 
-def _busy() -> tuple[int, int]:
-    """(busy, all) ticks of all cores since the machine started."""
-    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-
-
-class Quiet:
-    """Waits until others leave the machine alone, up to a limit, and notes what they took."""
-
-    def __init__(self, longest_s: float) -> None:
-        self._left_s = longest_s
-        self.loads: list[float] = []
-
-    def wait(self) -> None:
-        while True:
-            before = _busy()
-            time.sleep(3)
-            after = _busy()
-            share = (after[0] - before[0]) / max(1, after[1] - before[1])
-            if share <= QUIET or self._left_s <= 0:
-                self.loads.append(round(share, 2))
-                return
-            self._left_s -= 3
-
-
-def row(
-    case: str, metric: str, unit: str, ours: Sequence[float], reference: Sequence[float] = (), name: str = ""
-) -> Row:
-    """A row of pairs. For rates; invert both to compare times. min, max: of the ratio where there is one."""
-    ratios = [a / b for a, b in zip(ours, reference, strict=True)] if reference else []
-    spread = ratios or list(ours)
-    return {
-        "case": case,
-        "metric": metric,
-        "unit": unit,
-        "ours": _short(statistics.median(ours)),
-        "reference": _short(statistics.median(reference)) if reference else None,
-        "reference_name": name or None,
-        "ratio": _short(statistics.median(ratios)) if ratios else None,
-        "min": _short(min(spread)),
-        "max": _short(max(spread)),
-        "n": len(ours),
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
 def measure_pipeline(sources: Sequence[Source], scratch: Path, pairs: int, quiet: Quiet) -> Iterator[Row]:
     """The whole command against the loop, with black bars left and cut off."""
     videos = scratch / "videos"
@@ -259,7 +153,7 @@ def measure_pipeline(sources: Sequence[Source], scratch: Path, pairs: int, quiet
             statistics.mean(clip.size_bytes or 0 for clip in clips_of(config)),
             statistics.mean(p.stat().st_size for p in (scratch / "ffmpeg").iterdir()),
         )
-        _tell(f"pair {pair + 1}, {case}: {ours[case][-1][0]:.1f} s, ffmpeg {theirs[case][-1]:.1f} s")
+        tell(f"pair {pair + 1}, {case}: {ours[case][-1][0]:.1f} s, ffmpeg {theirs[case][-1]:.1f} s")
     name = "two ffmpeg processes at a time"
     for case in cases:
         n = len(clips[case])
@@ -331,17 +225,7 @@ def _inverse(times_s: dict[str, list[float]]) -> tuple[list[float], list[float]]
 
 def _times(found: Row) -> Row:
     """A row whose rates are told as times; the ratio stays that of the rates."""
-    return found | {key: _short(1 / found[key]) for key in ("ours", "reference")}
-
-
-def device() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU: {next(models, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _tell(words: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+    return found | {key: short(1 / found[key]) for key in ("ours", "reference")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -353,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wait", type=float, default=120.0, help="longest wait for a quiet machine, s")
     asked = parser.parse_args(arguments)
     quiet = Quiet(asked.wait)
-    sources = find_sources(asked.videos)
+    sources = find_sources(asked.videos, LENGTH_S, NUM_CLIPS)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="be-shard-") as folder:
         scratch = Path(folder)
@@ -367,32 +251,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if asked.only in (None, part):
                 for found in measure():
                     rows.append(found)
-                    _tell(json.dumps(found, ensure_ascii=False))
-    ffmpeg = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout.split()[2]
-    found = {
-        "benchmark": "shard",
-        "date": date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "device": device(),
-        "versions": versions() | {"ffmpeg": ffmpeg},
-        "config": {
-            "videos": [str(source) for source in sources],
-            "clips": f"{LENGTH_S:g} s at {FPS:g} fps, short side {ENCODE.short_side}, GOP {ENCODE.gop}, "
-            f"crf {ENCODE.crf}, {ENCODE.preset}",
-            "workers": WORKERS,
-            "pairs": asked.pairs,
-            "min_max": "of the ratio, pair by pair; of ours where there is no reference",
-            "busy_with_other_work": quiet.loads,
-        },
-        "rows": rows,
+                    tell(json.dumps(found, ensure_ascii=False))
+    config = {
+        "videos": [str(source) for source in sources],
+        "clips": f"{LENGTH_S:g} s at {FPS:g} fps, short side {ENCODE.short_side}, GOP {ENCODE.gop}, "
+        f"crf {ENCODE.crf}, {ENCODE.preset}",
+        "workers": WORKERS,
+        "pairs": asked.pairs,
+        "min_max": "of the ratio, pair by pair; of ours where there is no reference",
+        "busy_with_other_work": quiet.loads,
     }
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    if asked.only:
-        print(text)
-        return
-    path = RESULTS / "shard.json"
-    path.write_text(text)
-    print(f"wrote {path}")
+    ffmpeg = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout.split()[2]
+    publish("shard", config, rows, {"ffmpeg": ffmpeg}, is_whole=asked.only is None)
 
 
 if __name__ == "__main__":

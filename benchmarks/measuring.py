@@ -1,0 +1,101 @@
+"""What benchmarks share: a quiet machine, rows of pairs, a result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from launch.provenance import git, versions
+
+RESULTS = Path(__file__).with_name("results")
+QUIET = 0.1  # share of the cores that others may take while something is timed
+Row = dict[str, Any]
+
+
+def _busy() -> tuple[int, int]:
+    """(busy, all) ticks of all cores since the machine started."""
+    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
+class Quiet:
+    """Waits until others leave the machine alone, up to a limit, and notes what they took."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._left_s = longest_s
+        self.loads: list[float] = []
+
+    def wait(self) -> None:
+        while True:
+            before = _busy()
+            time.sleep(3)
+            after = _busy()
+            share = (after[0] - before[0]) / max(1, after[1] - before[1])
+            if share <= QUIET or self._left_s <= 0:
+                self.loads.append(round(share, 2))
+                return
+            self._left_s -= 3
+
+
+def row(
+    case: str, metric: str, unit: str, ours: Sequence[float], reference: Sequence[float] = (), name: str = ""
+) -> Row:
+    """A row of pairs. For rates; invert both to compare times. min, max: of the ratio where there is one."""
+    ratios = [a / b for a, b in zip(ours, reference, strict=True)] if reference else []
+    spread = ratios or list(ours)
+    return {
+        "case": case,
+        "metric": metric,
+        "unit": unit,
+        "ours": short(statistics.median(ours)),
+        "reference": short(statistics.median(reference)) if reference else None,
+        "reference_name": name or None,
+        "ratio": short(statistics.median(ratios)) if ratios else None,
+        "min": short(min(spread)),
+        "max": short(max(spread)),
+        "n": len(ours),
+    }
+
+
+def short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def device() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {next(models, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
+
+
+def tell(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
+def publish(
+    name: str, config: dict[str, Any], rows: list[Row], more: dict[str, str] | None = None, *, is_whole: bool
+) -> None:
+    """Write results/NAME.json; a part of a benchmark is printed, and nothing written."""
+    found = {
+        "benchmark": name,
+        "date": date.today().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "device": device(),
+        "versions": versions() | (more or {}),
+        "config": config,
+        "rows": rows,
+    }
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    if not is_whole:
+        print(text)
+        return
+    path = RESULTS / f"{name}.json"
+    path.write_text(text)
+    print(f"wrote {path}")
