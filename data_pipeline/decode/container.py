@@ -51,12 +51,27 @@ NO_VIDEO = (
     (b"v=0", "it is a session description (sdp): it only names a stream elsewhere"),
     (b"ID3", "it holds no video, only audio (MP3)"),
     (b"fLaC", "it holds no video, only audio (FLAC)"),
-    (b"\xff\xd8\xff", "it is a JPEG picture, not a video"),
-    (b"\x89PNG", "it is a PNG picture, not a video"),
     (b"GIF8", "it is a GIF picture, not a video"),
     (b"PK\x03\x04", "it is a zip archive, not a video"),
     (b"%PDF", "it is a PDF, not a video"),
 )
+PICTURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+BMP_HEADERS = (
+    12,
+    40,
+    52,
+    56,
+    64,
+    108,
+    124,
+)  # bytes of what follows a BMP's own 14, in its little-endian word
 HEAD_BYTES = 512
 SMALLEST_BYTES = 64  # no container with one frame in it is smaller
 BAD_TYPES = (
@@ -81,11 +96,10 @@ class Packets:
     is_counted: bool
 
 
-def refuse_early(source: Source) -> bytes:
-    """What can be refused without libav, in microseconds: what is no regular file, empty, or no video at
-    first sight. Never waits, as opening a named pipe would.
+def read_head(source: Source) -> tuple[bytes, int]:
+    """The first bytes of a file (512 at most), and how many it has. Never waits, as opening a pipe would.
 
-    Returns: the first bytes (512 at most). Raises: DataError with the reason.
+    Raises: DataError when it is no regular file, cannot be opened or is empty.
     """
     if isinstance(source, bytes):
         head, size_bytes = source[:HEAD_BYTES], len(source)
@@ -105,21 +119,49 @@ def refuse_early(source: Source) -> bytes:
             raise DataError(f"{what}: {error.strerror or error}") from error
     if not head:
         raise DataError("the file is empty (0 bytes)")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for beginning, words in NO_VIDEO:
-        if text.startswith(beginning):
-            raise DataError(words)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        raise DataError("it holds no video, only audio (WAV)")
-    if text.lower().startswith((b"<!doctype html", b"<html")):
-        raise DataError("it is an HTML page, not a video")
-    if text.startswith(b"<") and b"<MPD" in text:
-        raise DataError("it is a playlist (dash): it only names other files, and those are not followed")
+    return head, size_bytes
+
+
+def picture_format(head: bytes) -> str:
+    """JPEG, PNG, WEBP, BMP or TIFF, by the first bytes of a file; empty for anything else."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in BMP_HEADERS:
+        return "BMP"
+    return next((name for beginning, name in PICTURES if head.startswith(beginning)), "")
+
+
+def refuse_early(source: Source) -> bytes:
+    """What can be refused without libav, in microseconds: what is no regular file, empty, or no video at
+    first sight.
+
+    Returns: the first bytes (512 at most). Raises: DataError with the reason.
+    """
+    head, size_bytes = read_head(source)
+    if words := known_at_sight(head):
+        raise DataError(words)
     if not head.strip(b"\0"):
         raise DataError("no video container is recognised in it: it begins with zeros alone")
     if size_bytes < SMALLEST_BYTES:
         raise DataError(f"no video container is recognised in it: {size_bytes} bytes hold none")
     return head
+
+
+def known_at_sight(head: bytes) -> str:
+    """What a file is by its first bytes, in a sentence, where that is certain and no video; else empty."""
+    if kind := picture_format(head):
+        return f"it is a {kind} picture, not a video"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for beginning, words in NO_VIDEO:
+        if text.startswith(beginning):
+            return words
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return "it holds no video, only audio (WAV)"
+    if text.lower().startswith((b"<!doctype html", b"<html")):
+        return "it is an HTML page, not a video"
+    if text.startswith(b"<") and b"<MPD" in text:
+        return "it is a playlist (dash): it only names other files, and those are not followed"
+    return ""
 
 
 def refuse_for_others(source: Source) -> None:

@@ -1,4 +1,4 @@
-"""The facts of a video file: what its headers say, and that its first frame decodes."""
+"""The facts of a video file: what its headers say, and that its first frame decodes; those of a picture."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.decode.container import last_words, open_container
+from data_pipeline.decode.with_pillow import PictureDecoder
 from data_pipeline.errors import DataError
 
+PICTURE = "picture"  # the container of a still picture
 MAX_BAD_PACKETS = 64  # damaged packets passed over while looking for the first frame
 
 
@@ -82,6 +84,29 @@ def inspect(path: str | Path) -> VideoFacts:
             duration_s=duration_s,
             num_frames=stream.frames,
             has_audio=bool(container.streams.audio),
+        )
+
+
+def inspect_picture(path: str | Path, shown_s: float) -> VideoFacts:
+    """Of a still picture, all of which is decoded: one frame that is shown for `shown_s` seconds.
+
+    It has no frame rate (0), and its pixels count as square. Raises: as PictureDecoder does.
+    """
+    with PictureDecoder(path) as picture:
+        return VideoFacts(
+            container=PICTURE,
+            codec=picture.codec,
+            pixel_format=picture.pixel_format,
+            width=picture.width,
+            height=picture.height,
+            rotation=picture.rotation,
+            pixel_aspect=1.0,
+            average_fps=0.0,
+            nominal_fps=0.0,
+            is_vfr=False,
+            duration_s=shown_s,
+            num_frames=1,
+            has_audio=False,
         )
 
 
