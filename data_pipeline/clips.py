@@ -65,6 +65,9 @@ def _regions(video: Video, span: Span, cut: CutConfig) -> Iterator[tuple[int, in
 
 def _spans_of(video: Video, span: Span, cut: CutConfig) -> Iterator[tuple[int, int, str]]:
     """(start, end, reason): the clips of one span in milliseconds; a reason says why it is none."""
+    if video.is_picture:  # all of it, whatever a list calls its end
+        yield round(span.start_s * 1000), round((span.start_s + video.duration_s) * 1000), ""
+        return
     if cut.kind == "spans":
         end_s = video.duration_s if span.end_s is None else span.end_s
         start_ms, end_ms = round(span.start_s * 1000), round(end_s * 1000)
@@ -95,6 +98,7 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
     """The clips of a usable video; a span without one gives a single filtered clip, with the reason.
 
     A span that begins or ends behind the video's end is a failed clip, when a clip must be all of it.
+    A still picture is one clip of one frame however videos are cut; a span that begins later fails.
     """
     width, height = encoded_size(video.width, video.height, config.encode.short_side, video.pixel_aspect)
     clips: dict[str, Clip] = {}
@@ -104,8 +108,11 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
         is_beyond = span.start_s >= video.duration_s or (
             config.cut.kind == "spans" and end_s > video.duration_s + OVERSHOOT_S
         )
+        if video.is_picture:
+            is_beyond = span.start_s > 0
         for start_ms, end_ms, reason in _spans_of(video, span, config.cut):
-            name = clip_id(video.video_id, start_ms, end_ms)
+            # How long a picture is shown is the encoder's setting, of which no id knows.
+            name = clip_id(video.video_id, start_ms, start_ms if video.is_picture else end_ms)
             if name in clips:  # two spans of a list that overlap
                 if clips[name].label != span.label:
                     rivals.append((clips[name], span))
@@ -129,7 +136,8 @@ def cut_video(video: Video, spans: Sequence[Span], config: DataConfig) -> list[C
             if is_beyond:
                 asked = f"{span.start_s:g} s" + (f" to {span.end_s:g} s" if span.end_s is not None else "")
                 who = span.origin or "its span"
-                words = f"{who} asks for {asked}; the video ends at {video.duration_s:.2f} s"
+                ends = f"the video ends at {video.duration_s:.2f} s"
+                words = f"{who} asks for {asked}; {'a picture has no times' if video.is_picture else ends}"
                 clip = _set_aside(clip, "failed", words, "DataError")
             elif reason:
                 clip = _set_aside(clip, "filtered", reason)

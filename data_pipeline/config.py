@@ -146,6 +146,11 @@ class DataConfig(Section):
         None,
         description="Folder or s3:// prefix that no uri of a list may leave; null: the list's own folder.",
     )
+    pictures: bool = Field(
+        False,
+        description="Also take still pictures (.jpg .jpeg .png .webp .bmp .tif .tiff), each as a clip of one "
+        "frame.",
+    )
     inspect: InspectConfig = Field(default_factory=InspectConfig, description="Limits on unknown files.")
     cut: CutConfig = Field(default_factory=CutConfig, description="Which spans become clips.")
     filters: FilterConfig = Field(default_factory=FilterConfig, description="Which clips are left out.")
@@ -166,13 +171,22 @@ class DataConfig(Section):
         """Frames in a clip of that length: length times rate, rounded to the nearest whole frame."""
         return max(1, round(length_s * self.encode.fps))
 
+    @property
+    def picture_s(self) -> float | None:
+        """Seconds that a still picture stands for, those of one frame; None where pictures are refused."""
+        return 1 / self.encode.fps if self.pictures else None
+
     def encode_fingerprint(self) -> str:
         """16 hex digits of what decides a clip's bytes once its span is given."""
         return self._digest({"encode", "filters"})
 
     def fingerprint(self) -> str:
-        """16 hex digits of what shapes the data: not where it runs, is written, or when it gives up."""
-        return self._digest({"name", "cut", "filters", "encode", "shards", "split"})
+        """16 hex digits of what shapes the data: not where it runs, is written, or when it gives up.
+
+        `pictures` counts when it is on: without it the sets of earlier releases keep their fingerprint.
+        """
+        sections = {"name", "cut", "filters", "encode", "shards", "split"}
+        return self._digest(sections | ({"pictures"} if self.pictures else set()))
 
     def _digest(self, sections: set[str]) -> str:
         plain = self.model_dump(mode="json", include=sections)

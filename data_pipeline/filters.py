@@ -26,18 +26,21 @@ MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: any odd number serves
 
 
 def reason_to_leave_out(scores: Scores, config: FilterConfig) -> str | None:
-    """One sentence that starts with the rule's name, of the first rule that a clip fails; None to keep it."""
+    """One sentence that starts with the rule's name, of the first rule that a clip fails; None to keep it.
+
+    A score that is None, as frozen and motion of a picture, fails no rule.
+    """
     if config.max_black is not None and scores.black > config.max_black:
         return (
             f"black: {_percent(scores.black)} of its frames are black, "
             f"filters.max_black is {config.max_black:g}"
         )
-    if config.max_frozen is not None and scores.frozen > config.max_frozen:
+    if config.max_frozen is not None and scores.frozen is not None and scores.frozen > config.max_frozen:
         return (
             f"frozen: {_percent(scores.frozen)} of its frames equal the one before, "
             f"filters.max_frozen is {config.max_frozen:g}"
         )
-    if config.min_motion is not None and scores.motion < config.min_motion:
+    if config.min_motion is not None and scores.motion is not None and scores.motion < config.min_motion:
         return (
             f"motion: its brightness changes by {scores.motion:.4g} a second, "
             f"filters.min_motion is {config.min_motion:g}"

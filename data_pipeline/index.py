@@ -84,7 +84,7 @@ def build_index(config: DataConfig, progress: Progress, force: bool = False) -> 
     force: look at every file, whatever `out` holds.
     Raises: UsageError, DataError as `list_sources` does.
     """
-    listing = list_sources(config.sources, config.root)
+    listing = list_sources(config.sources, config.root, config.pictures)
     storage = Storage(config.out)
     known = {} if force else known_videos(storage, config)
     if not storage.exists(DATASET_FILE):  # what failed is part of a finished set; --redrive looks again
@@ -147,7 +147,8 @@ def known_videos(storage: Storage, config: DataConfig) -> dict[str, Video]:
 def _look(config: DataConfig) -> str:
     """Of the settings that decide what a look at a file finds."""
     scenes = config.cut.scene_threshold if config.cut.kind == "scenes" else None
-    return stable_id("look", config.inspect.model_dump_json(), scenes)
+    pictures = (config.picture_s,) if config.pictures else ()
+    return stable_id("look", config.inspect.model_dump_json(), scenes, *pictures)
 
 
 def _next_note(storage: Storage) -> int:

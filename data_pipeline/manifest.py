@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data_pipeline.decode import VideoFacts
+from data_pipeline.decode import PICTURE, VideoFacts
 from data_pipeline.errors import DataError
 from data_pipeline.storage import Storage
 
@@ -25,7 +25,9 @@ ROWS_AT_ONCE = 1 << 16  # as columns in memory beside the records; a row group
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One source file. When `status` is not usable, `reason` says why and the facts are empty.
+    """One source file: a video, or a still picture.
+
+    When `status` is not usable, `reason` says why and the facts are empty.
 
     video_id: from name (relative to its source) and content; see docs/data-format.md.
     Sizes in pixels as displayed; facts the headers do not tell are 0 or None.
@@ -64,6 +66,11 @@ class Video:
     cuts_s: tuple[float, ...] | None = None
     asked: str = ""
     listing: str = ""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a still picture: one frame, which is one clip."""
+        return self.container == PICTURE
 
     def with_facts(self, facts: VideoFacts) -> Video:
         return dataclasses.replace(self, status="usable", reason="", **dataclasses.asdict(facts))

@@ -36,7 +36,7 @@ JPEG_QUALITY = 80
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Three frames of a clip side by side, as one JPEG.
+    """Three frames of a clip side by side, or its only one, as one JPEG.
 
     rule: that left the clip out, empty for a kept one. width, height: of the JPEG in pixels.
     """
@@ -100,7 +100,7 @@ def _choose(rows: Iterable[Clip], rules: dict[str, str], before: Sequence[Previe
 
 
 def _preview(storage: Storage, row: Clip, rule: str) -> Preview:
-    frames = [_small(frame) for frame in _three_frames(_members(storage, row))]
+    frames = [_small(frame) for frame in _shown_frames(_members(storage, row), row.num_frames)]
     strip = _side_by_side(frames)
     sink = io.BytesIO()
     strip.save(sink, "JPEG", quality=JPEG_QUALITY)
@@ -121,8 +121,9 @@ def _members(storage: Storage, row: Clip) -> dict[str, bytes]:
         ) from error
 
 
-def _three_frames(members: dict[str, bytes]) -> list[Image]:
-    """Of a kept clip its frames at three moments; of one that was left out the thirds of its picture."""
+def _shown_frames(members: dict[str, bytes], num_frames: int) -> list[Image]:
+    """Of a kept clip its frames at three moments, or the one that it has; of one that was left out the thirds
+    of its picture, or the whole where the clip has one frame."""
     from PIL import Image
 
     if VIDEO in members:
@@ -132,12 +133,14 @@ def _three_frames(members: dict[str, bytes]) -> list[Image]:
     if len(pictures) != 1 or pictures[0][0].isdigit():
         return [Image.open(io.BytesIO(members[pictures[k]])).convert("RGB") for k in _moments(len(pictures))]
     strip = Image.open(io.BytesIO(members[pictures[0]])).convert("RGB")
+    if num_frames == 1:
+        return [strip]
     width = strip.width // len(MOMENTS)
     return [strip.crop((k * width, 0, (k + 1) * width, strip.height)) for k in range(len(MOMENTS))]
 
 
 def _moments(num_frames: int) -> list[int]:
-    return [num_frames * moment // 6 for moment in MOMENTS]
+    return [num_frames * moment // 6 for moment in MOMENTS] if num_frames > 1 else [0]
 
 
 def _small(frame: Image) -> Image:

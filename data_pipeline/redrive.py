@@ -85,7 +85,7 @@ def _look_again(config: DataConfig, progress: Progress) -> Index:
     storage = Storage(config.out)
     videos = known_videos(storage, config)
     by_uri = {video.uri: video for video in videos.values()}
-    listing = list_sources(config.sources, config.root)
+    listing = list_sources(config.sources, config.root, config.pictures)
     files = tuple(file for file in listing.files if file.uri in by_uri)
     if not files:
         raise UsageError(

@@ -49,15 +49,16 @@ class Scores:
     """Of one clip; numbers are rounded to 6 digits.
 
     brightness: mean luma, 0..1. black: share of frames that are black. frozen: share of consecutive pairs
-    of frames that are equal, noise apart. motion: mean change of luma in a second, full scale 1.
+    of frames that are equal, noise apart. motion: mean change of luma in a second, full scale 1. Both are
+    None of a still picture, which is neither frozen nor moving.
     phash: 48 hex digits, three perceptual hashes of 64 bits.
     Exact definitions: docs/data-format.md.
     """
 
     brightness: float
     black: float
-    frozen: float
-    motion: float
+    frozen: float | None
+    motion: float | None
     phash: str
 
 

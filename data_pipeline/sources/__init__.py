@@ -1,4 +1,5 @@
 from data_pipeline.sources.base import (
+    PICTURE_ENDINGS,
     VIDEO_ENDINGS,
     Ignored,
     Listing,
@@ -7,5 +8,17 @@ from data_pipeline.sources.base import (
     Span,
 )
 from data_pipeline.sources.listing import list_sources
+from data_pipeline.sources.match import is_picture, is_video
 
-__all__ = ["VIDEO_ENDINGS", "Ignored", "Listing", "SidecarFile", "SourceFile", "Span", "list_sources"]
+__all__ = [
+    "PICTURE_ENDINGS",
+    "VIDEO_ENDINGS",
+    "Ignored",
+    "Listing",
+    "SidecarFile",
+    "SourceFile",
+    "Span",
+    "is_picture",
+    "is_video",
+    "list_sources",
+]

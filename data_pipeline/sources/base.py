@@ -18,6 +18,7 @@ VIDEO_ENDINGS = frozenset(
         *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv"),
     )
 )
+PICTURE_ENDINGS = frozenset("." + name for name in ("bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"))
 SIDECAR_ENDINGS = (".npz", ".npy", ".parquet")  # where a video has several, the first counts
 KINDS_OF_FILE = {
     stat.S_IFDIR: "folder",

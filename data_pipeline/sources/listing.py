@@ -1,4 +1,4 @@
-"""Which files are videos to look at: of folders, files, globs, s3:// prefixes and lists, in a fixed order."""
+"""Which files are to be looked at: of folders, files, globs, s3:// prefixes and lists, in a fixed order."""
 
 from __future__ import annotations
 
@@ -9,21 +9,30 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError, UsageError, why
 from data_pipeline.sources import remote
-from data_pipeline.sources.base import VIDEO_ENDINGS, Found, Ignored, Listing, SourceFile, printable
+from data_pipeline.sources.base import (
+    PICTURE_ENDINGS,
+    VIDEO_ENDINGS,
+    Found,
+    Ignored,
+    Listing,
+    SourceFile,
+    printable,
+)
 from data_pipeline.sources.folders import find_file, walk_folder
 from data_pipeline.sources.globs import compile_glob, depth_of, has_magic, split_glob
 from data_pipeline.sources.lists import is_list, match_lists
-from data_pipeline.sources.match import Tree, is_video, match_videos
+from data_pipeline.sources.match import Tree, is_picture, is_video, match_videos
 from data_pipeline.sources.robots import match_robots
 
 # What is known of a file by being named there: the more says more.
 FOLDER, ROBOTS, LIST = range(3)
 
 
-def list_sources(sources: tuple[str, ...], root: str | None = None) -> Listing:
+def list_sources(sources: tuple[str, ...], root: str | None = None, pictures: bool = False) -> Listing:
     """All files that the sources hold, each once, sorted by name.
 
-    root: folder or s3:// prefix that no line of a list may leave; None: the list's own folder.
+    root: folder or s3:// prefix that no line of a list may leave; None: the list's own folder. pictures:
+    folders, prefixes and globs give still pictures too.
     A file that several sources hold is taken from a list before a LeRobot folder before anything else, then
     under its longest name: the order of the sources does not matter.
     Raises: UsageError when a source does not exist; DataError when no video is found in any, or a list or
@@ -36,14 +45,15 @@ def list_sources(sources: tuple[str, ...], root: str | None = None) -> Listing:
         tree, pattern = _open(source)
         if pattern == "":
             ranked += [(ROBOTS, file) for file in match_robots(tree)]
-        ranked += [(FOLDER, file) for file in match_videos(tree, _is_asked(tree, pattern), pattern is None)]
+        found = match_videos(tree, _is_asked(tree, pattern), pattern is None, pictures)
+        ranked += [(FOLDER, file) for file in found]
         ignored += tree.ignored
     files, passed = match_lists(lists, root)
     ranked += [(LIST, file) for file in files]
     ignored += passed
     chosen = _each_once(ranked)
     if not chosen:
-        raise DataError(_nothing(sources, ignored))
+        raise DataError(_nothing(sources, ignored, pictures))
     used = {file.uri for file in chosen}
     return Listing.of(chosen, {entry for entry in ignored if entry.is_wanted or entry.uri not in used})
 
@@ -78,7 +88,7 @@ def _open_remote(source: str) -> tuple[Tree, str | None]:
         if folder == "s3://":
             raise UsageError(f"{source} has a sign of a glob in its bucket; name one bucket")
         return _tree(source, *remote.walk_prefix(folder)), pattern
-    if is_video(source) and (found := remote.find_object(source)):
+    if (is_video(source) or is_picture(source)) and (found := remote.find_object(source)):
         return _tree(source, found, []), None
     found, ignored = remote.walk_prefix(source)
     if not found and not ignored:
@@ -130,14 +140,21 @@ def _each_once(ranked: Iterable[tuple[int, SourceFile]]) -> list[SourceFile]:
     return [file for _, file in best.values()]
 
 
-def _nothing(sources: tuple[str, ...], ignored: list[Ignored]) -> str:
+def _nothing(sources: tuple[str, ...], ignored: list[Ignored], pictures: bool) -> str:
     where = printable(", ".join(sources))
     wanted = sorted(entry.reason for entry in ignored if entry.is_wanted)
     if wanted:
         first = "".join(f"\n  {reason}" for reason in wanted[:5])
         return f"none of the {len(wanted)} videos asked for in {where} can be used. The first:{first}"
     passed = f" (files passed over: {len(ignored)})" if ignored else ""
+    num_pictures = sum(is_picture(entry.uri) for entry in ignored)
+    if num_pictures and not pictures:
+        return (
+            f"no video is in {where}{passed}: `pictures: true` takes the {num_pictures} still pictures there"
+        )
+    kinds = ("video", "picture") if pictures else ("video",)
+    endings = VIDEO_ENDINGS | PICTURE_ENDINGS if pictures else VIDEO_ENDINGS
     return (
-        f"no video is in {where}{passed}: put videos there, or name another folder; "
-        f"their names end in {' '.join(sorted(VIDEO_ENDINGS))}"
+        f"no {' or '.join(kinds)} is in {where}{passed}: put {'s or '.join(kinds)}s there, or name "
+        f"another folder; their names end in {' '.join(sorted(endings))}"
     )

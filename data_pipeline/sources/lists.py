@@ -18,7 +18,7 @@ from data_pipeline.sources.base import (
     Span,
     printable,
 )
-from data_pipeline.sources.match import EPISODE_TABLES, match_sidecars, source_file
+from data_pipeline.sources.match import EPISODE_TABLES, is_picture, match_sidecars, source_file
 from data_pipeline.sources.roots import RefusedLineError, Root, open_root
 from data_pipeline.sources.rows import LIST_ENDINGS, BadRow, Row, line_word, read_list
 
@@ -82,6 +82,10 @@ def _read(address: str, called: str, group: _Group, ignored: list[Ignored]) -> N
         try:
             name = root.name_of(row.uri)
             actions = None if row.actions is None else root.name_of(row.actions)
+            if actions is not None and is_picture(name):
+                raise RefusedLineError(
+                    f"{name} is a picture, which has no actions: leave its `actions` empty"
+                )
             if actions is not None and not actions.endswith(SIDECAR_ENDINGS):
                 need = ", ".join(SIDECAR_ENDINGS)
                 raise RefusedLineError(f"its actions {actions} end in none of {need}")
@@ -94,7 +98,7 @@ def _read(address: str, called: str, group: _Group, ignored: list[Ignored]) -> N
 def _find(group: _Group, asked: dict[str, tuple[Found, list[Span]]], ignored: list[Ignored]) -> None:
     root, lines = group.root, group.lines
     root.look([*(line.name for line in lines), *(line.actions for line in lines if line.actions)])
-    alone = {line.name for line in lines if line.actions is None}
+    alone = {line.name for line in lines if line.actions is None and not is_picture(line.name)}
     candidates = {beside for name in alone for beside in root.candidates(name)}
     sidecars = match_sidecars(candidates, alone)
     known: dict[str, Found | RefusedLineError] = {}

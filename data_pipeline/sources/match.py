@@ -1,4 +1,4 @@
-"""Pure: of the files that one source holds, which are videos, and which of the others belong to them.
+"""Pure: of the files that one source holds, which are videos or pictures, and what else belongs to them.
 
 The same for a folder and for an s3:// prefix, and for any order in which they are listed.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from data_pipeline.sources.base import (
+    PICTURE_ENDINGS,
     SIDECAR_ENDINGS,
     VIDEO_ENDINGS,
     Found,
@@ -45,15 +46,21 @@ def is_video(name: str) -> bool:
     return ending_of(name).lower() in VIDEO_ENDINGS
 
 
-def match_videos(tree: Tree, is_asked: Callable[[str], bool], any_ending: bool = False) -> list[SourceFile]:
+def is_picture(name: str) -> bool:
+    return ending_of(name).lower() in PICTURE_ENDINGS
+
+
+def match_videos(
+    tree: Tree, is_asked: Callable[[str], bool], any_ending: bool = False, pictures: bool = False
+) -> list[SourceFile]:
     """The videos among those asked for, each as one span, with what lies beside it.
 
-    any_ending: the file was named outright. Files that are asked for and neither videos nor theirs are
-    noted in tree.ignored.
+    any_ending: the file was named outright. pictures: still pictures are taken too; no sidecar is theirs.
+    Files that are asked for and neither videos nor theirs are noted in tree.ignored.
     """
     asked = [name for name in tree.found if name not in tree.is_used and is_asked(name)]
-    videos = [name for name in asked if any_ending or is_video(name)]
-    sidecars = match_sidecars(tree.found, videos)
+    videos = [name for name in asked if any_ending or is_video(name) or (pictures and is_picture(name))]
+    sidecars = match_sidecars(tree.found, (name for name in videos if not is_picture(name)))
     files = []
     for name in videos:
         beside = sidecars.get(name)
@@ -64,16 +71,20 @@ def match_videos(tree: Tree, is_asked: Callable[[str], bool], any_ending: bool =
         files.append(source_file(tree.found[name], (span,)))
     used = set(videos) | set(sidecars.values())
     tree.ignored += [
-        Ignored(tree.found[name].uri, _why_not(tree.found, name)) for name in asked if name not in used
+        Ignored(tree.found[name].uri, _why_not(name, pictures)) for name in asked if name not in used
     ]
     return files
 
 
-def _why_not(found: dict[str, Found], name: str) -> str:
+def _why_not(name: str, pictures: bool) -> str:
     ending = ending_of(name)
     if posixpath.basename(name) in EPISODE_TABLES:
         return f"it is no episode's table: no video, or more than {MAX_CAMERAS}, lie below its folder"
-    return f"its ending {ending} is no video's" if ending else "it has no ending"
+    if not ending:
+        return "it has no ending"
+    if is_picture(name):  # and none is taken
+        return f"its ending {ending} is a picture's: `pictures: true` takes those too"
+    return f"its ending {ending} is no video's" + (" or picture's" if pictures else "")
 
 
 def source_file(found: Found, spans: tuple[Span, ...]) -> SourceFile:

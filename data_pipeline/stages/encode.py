@@ -1,4 +1,4 @@
-"""A video's clips as members of a tar, with their scores and verdicts. Runs in the child."""
+"""A video's clips, or a picture's, as members of a tar, with their scores and verdicts. Runs in the child."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import EncodeConfig, FilterConfig
-from data_pipeline.decode import Frames, decode_jpegs, open_video
+from data_pipeline.decode import Frames, PictureDecoder, decode_jpegs, open_video
 from data_pipeline.decode.with_pyav import PyAvDecoder
 from data_pipeline.encode import check_encoded, encode_frames, encode_jpegs, encoded_size, frame_indices
 from data_pipeline.errors import DataError
@@ -28,6 +28,7 @@ CHUNK_FRAMES = 16  # frames asked of a decoder at once, fewer of large pictures:
 CHUNK_BYTES = 64 << 20
 SMEARED = 5  # rows of a bar beside the picture that scaling and the codec may have brightened, at most
 PREVIEW_SIDE = 72  # short side of what the data card shows of a clip that was left out
+Opened = PyAvDecoder | PictureDecoder
 PREVIEW = "preview.jpg"  # such a clip's only member; it never reaches a shard
 
 
@@ -50,8 +51,8 @@ def encode_clips(task: EncodeTask, clips: tuple[Clip, ...]) -> Iterator[tuple[Cl
     Raises: DataError when the video as a whole does not open.
     """
     sidecars: dict[SidecarFile, Sidecar] = {}
-    with open_video(task.path, "pyav") as video:
-        assert isinstance(video, PyAvDecoder)
+    with PictureDecoder(task.path) if task.video.is_picture else open_video(task.path, "pyav") as video:
+        assert isinstance(video, Opened)
         for clip in clips:
             try:
                 yield from _encode_clip(video, sidecars, task, clip)
@@ -103,7 +104,7 @@ def _chunks(video: Video, num_frames: int) -> Iterator[slice]:
 
 
 def _decode(
-    video: PyAvDecoder, task: EncodeTask, clip: Clip, indices: NDArray[np.int64]
+    video: Opened, task: EncodeTask, clip: Clip, indices: NDArray[np.int64]
 ) -> Iterator[tuple[Clip, Frames] | None]:
     """None after each chunk, then the clip, without its bars if it has any, and its frames.
 
@@ -144,7 +145,7 @@ def _decode(
 
 
 def _encode_clip(
-    video: PyAvDecoder, sidecars: dict[SidecarFile, Sidecar], task: EncodeTask, clip: Clip
+    video: Opened, sidecars: dict[SidecarFile, Sidecar], task: EncodeTask, clip: Clip
 ) -> Iterator[tuple[Clip, dict[str, bytes]] | None]:
     config = task.encode
     indices = frame_indices(video.timestamps_s, clip.start_s, clip.fps, clip.num_frames)
@@ -154,6 +155,8 @@ def _encode_clip(
         else:
             clip, frames = found
     scores = score_frames(frames, clip.fps)
+    if task.video.is_picture:
+        scores = dataclasses.replace(scores, frozen=None, motion=None)
     clip = dataclasses.replace(clip, **dataclasses.asdict(scores))
     if (reason := reason_to_leave_out(scores, task.filters)) is not None:
         clip = dataclasses.replace(clip, status="filtered", reason=reason)
@@ -230,9 +233,10 @@ def _encode_frames(frames: Frames, clip: Clip, config: EncodeConfig) -> dict[str
 
 
 def _preview(frames: Frames) -> bytes:
-    """Three frames of a clip side by side, small, as one JPEG."""
+    """Three frames of a clip side by side, or its only one, small, as one JPEG."""
     step = max(1, min(frames.shape[1:3]) // PREVIEW_SIDE)
-    picked = frames[[len(frames) // 6, len(frames) // 2, 5 * len(frames) // 6], ::step, ::step]
+    moments = [len(frames) // 6, len(frames) // 2, 5 * len(frames) // 6] if len(frames) > 1 else [0]
+    picked = frames[moments, ::step, ::step]
     return encode_jpegs(np.concatenate(list(picked), axis=1)[None], 80)[0]
 
 

@@ -34,6 +34,16 @@ def test_the_fingerprint_is_of_what_shapes_the_data_only() -> None:
     )
 
 
+def test_pictures_count_in_the_fingerprint_only_where_they_are_taken() -> None:
+    plain = {"name": "t", "out": "o", "sources": ("s",)}
+    known = "087af01f7eae79d9"  # as the release before the key wrote it into dataset.json
+    assert DataConfig(**plain).fingerprint() == DataConfig(**plain, pictures=False).fingerprint() == known
+    with_pictures = DataConfig(**plain, pictures=True)
+    assert with_pictures.fingerprint() != known
+    assert with_pictures.encode_fingerprint() == DataConfig(**plain).encode_fingerprint()
+    assert (DataConfig(**plain).picture_s, with_pictures.picture_s) == (None, 1 / 8)
+
+
 def test_every_key_is_described() -> None:
     def check(schema: dict, path: str) -> None:
         for name, field in schema["properties"].items():

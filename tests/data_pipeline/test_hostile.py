@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.config import DataConfig, InspectConfig
 from data_pipeline.decode import container, inspect, open_video
@@ -22,6 +23,7 @@ from data_pipeline.sources import SourceFile, list_sources
 from data_pipeline.stages import encode_safely, inspect_safely
 from tests.data_pipeline.hostile import Hostile, write_hostile
 from tests.data_pipeline.numbered import numbered_frames, read_number, write_video
+from tests.data_pipeline.photos import draw, encode, png_that_claims
 from tests.data_pipeline.tasks import UNFILTERED, task_of
 
 LIMITS = InspectConfig(timeout_s=20.0, memory_bytes=512 << 20)
@@ -192,3 +194,36 @@ def test_equal_sources_give_equal_clips_bit_by_bit(
     assert len({members["mp4"] for members in once}) == len(clips)
     with av.open(io.BytesIO(once[0]["mp4"])) as opened:
         assert opened.streams.video[0].frames == 4
+
+
+def test_hostile_pictures_cost_themselves_alone(tmp_path: Path) -> None:
+    """In the child, one after the other; the last would take all its memory."""
+    folder = tmp_path / "pictures"
+    whole = encode(draw(), "JPEG")
+    files = {
+        "a-truncated.jpg": (whole[: len(whole) // 2], "DataError", "cut short"),
+        "b-bomb.png": (png_that_claims(60_000, 60_000), "DataError", "more pixels than are read"),
+        "c-text.jpg": (b"some text\n" * 30, "DataError", "no picture is recognised"),
+        "d-zero.png": (b"", "DataError", "empty"),
+        "e-film.jpg": (b"\0\0\0\x18ftypisom" + bytes(100), "DataError", "no picture is recognised"),
+        "f-large.png": (encode(Image.new("L", (9000, 9000))), "OutOfMemoryError", "more memory to decode"),
+        "g-whole.jpg": (whole, "", ""),
+        "h-really-a-png.jpg": (encode(draw()), "", ""),
+        "i-picture.mp4": (whole, "DataError", "not a video; if it is to be one, give it a picture's ending"),
+    }
+    folder.mkdir()
+    for name, (data, _, _) in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "j-nowhere.jpg").symlink_to(folder / "nothing.jpg")
+    limits = InspectConfig(timeout_s=20.0, memory_bytes=(192 << 20) + 4096)  # a child of its own
+    found = {
+        file.name: inspect_safely(file, limits, picture_s=0.125)
+        for file in list_sources((str(folder),), pictures=True).files
+    }
+    dangling = found.pop("j-nowhere.jpg")
+    assert "leads nowhere" in dangling.reason
+    for name, (_, error_class, reason) in files.items():
+        assert (found[name].error_class, found[name].is_picture) == (error_class, not error_class), found[
+            name
+        ]
+        assert reason in found[name].reason, found[name].reason

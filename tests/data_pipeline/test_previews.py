@@ -113,12 +113,26 @@ def test_no_shape_of_picture_makes_a_strip_that_cannot_be_shown(
     assert 3 <= found.width <= 3 * 4 * 72 + 6
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3])
+@pytest.mark.parametrize("num_frames", [2, 3])
 def test_a_clip_of_fewer_frames_is_shown_all_the_same(tmp_path: Path, num_frames: int) -> None:
     storage = Storage(tmp_path)
     rows = write_part(storage, "part-a", [(clip(0), as_pictures(num_frames=num_frames))])
     publish_previews(storage, rows, rows)
     assert read(storage)[0].width == 3 * 96 + 6
+
+
+def test_a_clip_of_one_frame_is_shown_as_that_frame(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    film = encode_frames([colours_over_time(1, 64, 48)], 64, 48, 8.0, gop=4, crf=10, preset="veryfast")
+    left_out = clip(2, num_frames=1, status="filtered", reason="black: so")
+    made = [
+        (clip(0, num_frames=1), as_pictures(num_frames=1)),
+        (clip(1, num_frames=1), {"mp4": film}),
+        (left_out, {"preview.jpg": encode_jpegs(colours_over_time(1, 64, 48), 95)[0]}),
+    ]
+    rows = write_part(storage, "part-a", made)
+    publish_previews(storage, rows, rows)
+    assert [(found.width, found.height) for found in read(storage)] == [(96, 72)] * 3
 
 
 def many(storage: Storage) -> tuple[list[Clip], list[Clip]]:
