@@ -132,8 +132,10 @@ def _print_index(console: Console, config: DataConfig, found: Index) -> None:
     count = Counter(video.status for video in found.videos)
     hours = sum(video.duration_s for video in found.usable) / 3600
     news = "" if found.num_new else "; nothing changed since last time"
+    pictures = sum(video.is_picture for video in found.usable)
+    usable = f"{count['usable'] - pictures} videos" + (f" and {pictures} pictures" if pictures else "")
     console.print(
-        f"{count['usable']} videos usable ({hours:.2f} hours), {count['failed']} not, "
+        f"{usable} usable ({hours:.2f} hours), {count['failed']} not, "
         f"{count['ignored']} other files passed over{news}"
     )
     _print_letters(console, config, found.dead_letters(), _passed_over(found.videos))
@@ -154,10 +156,13 @@ def _print_outcome(console: Console, config: DataConfig, outcome: Outcome, verb:
         else ""
     )
     seconds = sum(clip.end_s - clip.start_s for clip in outcome.clips if clip.status == "kept")
+    pictures = sum(video.is_picture for video in outcome.videos)
+    files = "files" if pictures else "videos"
+    usable = f"{count['usable']}" + (f", {pictures} of them still pictures" if pictures else "")
     table = Table(title=f"Data set {info.name}", title_justify="left", show_header=False, box=None)
     for row in (
-        ("videos found", f"{count['usable'] + count['failed']}"),
-        ("videos usable", f"{count['usable']}"),
+        (f"{files} found", f"{count['usable'] + count['failed']}"),
+        (f"{files} usable", usable),
         ("clips kept", f"{clips} ({seconds / 60:.1f} minutes)"),
         ("clips filtered", f"{info.num_filtered}"),
         ("clips failed", f"{info.num_failed}"),

@@ -136,12 +136,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the page shows."""
+    """All that the page shows.
+
+    num_videos: still pictures among them, of which num_pictures are usable and num_kept_pictures have a kept
+    clip. length_s: of the shortest and the longest kept clip of a video.
+    """
 
     config: DataConfig
     info: DatasetInfo
     num_videos: Mapping[str, int]
     num_clips: Mapping[str, int]
+    num_pictures: int
+    num_kept_pictures: int
     source_s: float
     source_bytes: int
     kept_s: float
@@ -160,3 +166,8 @@ class Card:
     passed_over: tuple[Reason, ...]
     totals: Totals
     shown: tuple[Shown, ...]
+
+    @property
+    def files(self) -> str:
+        """What is counted where videos are: files, where pictures are among them."""
+        return "files" if self.num_pictures else "videos"

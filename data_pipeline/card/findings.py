@@ -48,13 +48,13 @@ def _losses(card: Card) -> Iterator[Finding]:
         yield Finding("bad" if failed > 0.05 * tried else "fair", "Failed clips", words)
     videos, wanted = card.num_videos["failed"], card.num_videos["failed"] + card.num_videos["usable"]
     if videos:
-        words = f"{videos:,} of {number_of(wanted, 'videos')} ({share(videos, wanted)}) could not be used."
+        words = f"{videos:,} of {number_of(wanted, card.files)} ({share(videos, wanted)}) could not be used."
         yield Finding("bad" if videos > 0.05 * wanted else "fair", "Failed videos", words)
     barren = card.totals.num_without_clips
     if barren > 0.1 * card.num_videos["usable"] and kept:
+        usable = number_of(card.num_videos["usable"], f"usable {card.files}")
         words = (
-            f"{barren:,} of {number_of(card.num_videos['usable'], 'usable videos')} without a kept clip: "
-            f"too short for one, or with all of them left out."
+            f"{barren:,} of {usable} without a kept clip: too short for one, or with all of them left out."
         )
         yield Finding("fair", "Videos without clips", words)
 
@@ -114,7 +114,7 @@ def _pictures(card: Card) -> Iterator[Finding]:
     ):
         if seconds:
             of_hours = f"{duration(seconds)} of clips, {share(seconds, card.kept_s)}"
-            words = f"{number_of(num, 'videos')} ({of_hours}) {lack}."
+            words = f"{number_of(num, card.files)} ({of_hours}) {lack}."
             yield Finding("bad" if seconds > 0.2 * card.kept_s else "fair", subject, words)
     if totals.num_vfr:
         words = (

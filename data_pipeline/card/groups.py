@@ -27,9 +27,11 @@ SCORES = ("motion", "brightness", "black", "frozen")
 
 @dataclass(frozen=True)
 class Columns:
-    """Clips by column: which usable video, verdict, length; scores with nan where there is none."""
+    """Clips by column: which usable video, whether that is a picture, verdict, length; scores with nan where
+    there is none."""
 
     video: Ints
+    is_picture: NDArray[np.bool_]
     status: Ints
     length_ms: Ints
     scores: dict[str, Doubles]
@@ -43,15 +45,18 @@ def milliseconds(seconds: Iterable[float], count: int) -> Ints:
     return np.rint(1000 * np.fromiter(seconds, np.float64, count)).astype(np.int64)
 
 
-def columns_of(clips: Sequence[Clip], number: Mapping[str, int]) -> Columns:
+def columns_of(clips: Sequence[Clip], number: Mapping[str, int], is_picture: NDArray[np.bool_]) -> Columns:
+    """number: of the usable videos, by id; is_picture: of them."""
     num = len(clips)
+    video = np.fromiter((number.get(clip.video_id, -1) for clip in clips), np.int64, num)
 
     def score(name: str) -> Doubles:
         found = (getattr(clip, name) for clip in clips)
         return np.fromiter((np.nan if value is None else value for value in found), np.float64, num)
 
     return Columns(
-        video=np.fromiter((number.get(clip.video_id, -1) for clip in clips), np.int64, num),
+        video=video,
+        is_picture=np.append(is_picture, False)[video],
         status=np.fromiter((STATUS[clip.status] for clip in clips), np.int64, num),
         length_ms=milliseconds((clip.end_s - clip.start_s for clip in clips), num),
         scores={name: score(name) for name in SCORES},
@@ -62,13 +67,14 @@ def columns_of(clips: Sequence[Clip], number: Mapping[str, int]) -> Columns:
 class PerVideo:
     """Sums over the clips of each usable video."""
 
+    is_picture: NDArray[np.bool_]
     length_ms: Ints
     num_clips: Ints
     num_kept: Ints
     kept_ms: Ints
 
     @classmethod
-    def of(cls, usable: Sequence[Video], columns: Columns) -> PerVideo:
+    def of(cls, usable: Sequence[Video], columns: Columns, is_picture: NDArray[np.bool_]) -> PerVideo:
         has_video = columns.video >= 0
         is_kept = has_video & columns.is_kept
 
@@ -77,6 +83,7 @@ class PerVideo:
             return np.bincount(columns.video[which], chosen, len(usable)).astype(np.int64)
 
         return cls(
+            is_picture=is_picture,
             length_ms=milliseconds((video.duration_s for video in usable), len(usable)),
             num_clips=count(has_video),
             num_kept=count(is_kept),
@@ -142,12 +149,18 @@ def source_names(usable: Sequence[Video], roots: Mapping[str, str]) -> list[str]
 
 def formats(usable: Sequence[Video], per_video: PerVideo) -> list[tuple[str, Grouping]]:
     timing = {False: "constant", True: "variable (VFR)", None: "not told by its headers"}
+    still = "a still picture"
     names: dict[str, list[str]] = {
         "Resolution": [f"{video.width} × {video.height}" for video in usable],
         "Frame rate": [
-            f"{round(video.average_fps, 2):g} /s" if video.average_fps else "not told" for video in usable
+            still
+            if video.is_picture
+            else f"{round(video.average_fps, 2):g} /s"
+            if video.average_fps
+            else "not told"
+            for video in usable
         ],
-        "Spacing of frames": [timing[video.is_vfr] for video in usable],
+        "Spacing of frames": [still if video.is_picture else timing[video.is_vfr] for video in usable],
         "Codec": [video.codec or "not told" for video in usable],
         "Container": [video.container or "not told" for video in usable],
         "Pixel format": [video.pixel_format or "not told" for video in usable],

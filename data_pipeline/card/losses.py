@@ -27,7 +27,7 @@ def rejected(card: Card) -> str:
         for rule, length in zip(card.rules, durations([rule.length_s for rule in card.rules]), strict=True)
     ]
     words = "Each clip counts under the first rule that it breaks."
-    listed = make_table(("rule", "clips", "of all", "videos", "length", "for example"), rows, "last-words")
+    listed = make_table(("rule", "clips", "of all", card.files, "length", "for example"), rows, "last-words")
     sheets = []
     for rule in card.rules:
         shown = [one for one in card.shown if one.clip.status == "filtered" and one.preview.rule == rule.name]

@@ -57,24 +57,27 @@ def count_all(
     """The card's numbers."""
     usable = [video for video in videos if video.status == "usable"]
     number = {video.video_id: k for k, video in enumerate(usable)}
-    columns = columns_of(clips, number)
+    is_picture = np.fromiter((video.is_picture for video in usable), bool, len(usable))
+    columns = columns_of(clips, number, is_picture)
     status = Counter(video.status for video in videos)
     kept = [clip for clip in clips if clip.status == "kept"]
-    per_video = PerVideo.of(usable, columns)
+    per_video = PerVideo.of(usable, columns, is_picture)
     roots = {video.video_id: root_of(video) for video in usable}
     failed: list[Video | Clip] = [video for video in videos if video.status == "failed"]
     failed += [clip for clip in clips if clip.status == "failed"]
     failures, num_left = _reasons(failed, MAX_REASONS)
     passed, _ = _reasons([video for video in videos if video.status == "ignored"], MAX_ROWS)
-    lengths_ms = columns.length_ms[columns.is_kept]
+    lengths_ms = columns.length_ms[columns.is_kept & ~columns.is_picture]
     return Card(
         config=config,
         info=info,
         num_videos={name: status[name] for name in ("usable", "failed", "ignored")},
         num_clips={name: int(np.count_nonzero(columns.status == code)) for name, code in STATUS.items()},
+        num_pictures=int(is_picture.sum()),
+        num_kept_pictures=int(np.count_nonzero(is_picture & (per_video.num_kept > 0))),
         source_s=int(per_video.length_ms.sum()) / 1000,
         source_bytes=sum(video.size_bytes for video in usable),
-        kept_s=int(lengths_ms.sum()) / 1000,
+        kept_s=int(columns.length_ms[columns.is_kept].sum()) / 1000,
         num_cropped=sum(bool(clip.crop) for clip in kept),
         length_s=(int(lengths_ms.min()) / 1000, int(lengths_ms.max()) / 1000)
         if len(lengths_ms)
@@ -130,12 +133,12 @@ def _labels(kept: Sequence[Clip]) -> Labels:
 def _distributions(config: DataConfig, columns: Columns, per_video: PerVideo) -> tuple[Distribution, ...]:
     found = []
     is_kept = columns.is_kept
-    lengths = columns.length_ms[is_kept] / 1000
+    lengths = columns.length_ms[is_kept & ~columns.is_picture] / 1000
     if len(lengths) and lengths.min() < lengths.max():
         chart = linear("Length of the clips", "seconds", "clips", lengths, lengths[:0])
         found.append(Distribution(chart, len(lengths), _quantiles(lengths), None))
-    durations = per_video.length_ms / 1000
-    used = per_video.num_kept > 0
+    durations = per_video.length_ms[~per_video.is_picture] / 1000
+    used = per_video.num_kept[~per_video.is_picture] > 0
     if len(durations):
         chart = logarithmic(
             "Length of the videos", "seconds, logarithmic", "videos", durations[used], durations[~used]

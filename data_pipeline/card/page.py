@@ -27,7 +27,7 @@ def page(card: Card, findings: Sequence[Finding]) -> str:
         _section("Splits", _splits(card)),
         _section("Where the clips come from", _sources(card)),
         _section("How clips and videos are distributed", _distributions(card)),
-        _section("What the videos are", _formats(card)),
+        _section(f"What the {card.files} are", _formats(card)),
         _section("Labels", _labels(card)),
         _section("What was left out", rejected(card)),
         _section("Near-duplicates", duplicates(card)),
@@ -52,16 +52,18 @@ def _section(title: str, body: str) -> str:
 def _header(card: Card) -> str:
     info, clips, videos = card.info, card.num_clips, card.num_videos
     revision = f'<span class="word">revision {info.revision}</span>' if info.revision else ""
-    lead = (
-        f"{number_of(clips['kept'], 'clips')}, {duration(card.kept_s)}, "
-        f"cut from {number_of(info.num_videos, 'videos')}; fingerprint "
-    )
+    cut_from = _counted(info.num_videos - card.num_kept_pictures, card.num_kept_pictures)
+    lead = f"{number_of(clips['kept'], 'clips')}, {duration(card.kept_s)}, cut from {cut_from}; fingerprint "
     passed = number_of(videos["ignored"], "files")
     found = f"{size(card.source_bytes)}; {videos['failed']:,} failed, {passed} passed over"
+    of_pictures = ""
+    if card.num_pictures:
+        found = f"{_counted(videos['usable'] - card.num_pictures, card.num_pictures)}, {found}"
+        of_pictures = ", a picture counting as one frame"
     tried = sum(clips.values())
     cards = [
         ("clips", f"{clips['kept']:,}", " + ".join(f"{side.num_clips:,} {side.name}" for side in card.sides)),
-        ("length", duration(card.kept_s), f"of {duration(card.source_s)} of usable video"),
+        ("length", duration(card.kept_s), f"of {duration(card.source_s)} of usable video{of_pictures}"),
         ("size", size(info.total_bytes), number_of(sum(info.num_shards.values()), "shards")),
         (
             "left out by filters",
@@ -70,7 +72,7 @@ def _header(card: Card) -> str:
         ),
         ("clips failed", f"{clips['failed']:,}", f"{share(clips['failed'], tried)} of {tried:,} clips"),
         (
-            "videos usable",
+            f"{card.files} usable",
             f"{videos['usable']:,}",
             found,
         ),
@@ -87,6 +89,14 @@ def _header(card: Card) -> str:
     )
 
 
+def _counted(num_videos: int, num_pictures: int) -> str:
+    """3 videos and 20 pictures; what there is none of is left out."""
+    if not num_pictures:
+        return number_of(num_videos, "videos")
+    pictures = number_of(num_pictures, "pictures")
+    return f"{number_of(num_videos, 'videos')} and {pictures}" if num_videos else pictures
+
+
 def _how(card: Card) -> str:
     """How it was cut and encoded, in one plain sentence."""
     cut, encode, filters = card.config.cut, card.config.encode, card.config.filters
@@ -97,6 +107,9 @@ def _how(card: Card) -> str:
         f"and each scene into {windows}",
         "spans": f"Each span of the list is one clip if it lasts {cut.length_s:g} s or longer",
     }[cut.kind]
+    if card.num_pictures:
+        one = "ach picture is a clip of one frame"
+        how = f"{how}, e{one}" if card.num_pictures < card.num_videos["usable"] else f"E{one}"
     bars = "freed of black bars, " if filters.crop_letterbox else ""
     picture = f"scaled to a short side of {encode.short_side} px at {encode.fps:g} frames/s"
     if encode.encoding == "jpeg":
@@ -122,7 +135,8 @@ def _kept_sheet(card: Card) -> str:
         return paragraph("There are no pictures of kept clips (previews.parquet holds none).", "soft")
     words = (
         f"{number_of(len(kept), 'kept clips')} of {card.num_clips['kept']:,}, drawn by a hash of their ids "
-        f"and not by hand; three moments of each."
+        f"and not by hand; three moments of each"
+        f"{', and all of a picture' if card.num_pictures else ''}."
     )
     return paragraph(words) + sheet(kept)
 
@@ -145,12 +159,15 @@ def _splits(card: Card) -> str:
     ]
     low, high = card.length_s
     lengths = f"All clips last {low:g} s." if low == high and card.num_clips["kept"] else ""
+    if card.num_pictures:
+        of_videos = f"All clips of videos last {low:g} s." if low == high and high else ""
+        lengths = f"The clip of a picture is one frame. {of_videos}".strip()
     cut = card.config.cut
     overlap = ""
     if cut.kind != "spans" and cut.stride_s < cut.length_s:
         overlap = " Windows overlap, so that hours of clips are more than hours of video."
     words = f"{lengths}{overlap} The clips of one video are always on one side."
-    heads = ("split", "clips", "videos", "length", "shards", "size", "a clip")
+    heads = ("split", "clips", card.files, "length", "shards", "size", "a clip")
     return make_table(heads, rows) + paragraph(words.strip(), "soft")
 
 
@@ -175,7 +192,7 @@ def _grouping(grouping: Grouping, card: Card, title: str = "", has_yield: bool =
     ]
     if not rows:
         return paragraph("There are none.", "soft")
-    heads = (title, "videos", "kept clips", *(["of those cut"] if has_yield else []), "length", "share")
+    heads = (title, card.files, "kept clips", *(["of those cut"] if has_yield else []), "length", "share")
     return make_table(heads, rows)
 
 
@@ -279,6 +296,8 @@ def _settings(card: Card) -> str:
     sections = ("cut", "filters", "encode", "shards", "split", "inspect")
     plain = card.config.model_dump(mode="json", include=set(sections))
     lines = [f"{part}.{key}: {_setting(value)}" for part in sections for key, value in plain[part].items()]
+    if card.config.pictures:
+        lines.append("pictures: true")
     text = "\n".join(map(esc, [*lines, f"max_failed_fraction: {card.config.max_failed_fraction:g}"]))
     return (
         f"<dl>{rows}</dl><details><summary>the settings it was made with</summary><pre>{text}</pre></details>"

@@ -1,4 +1,4 @@
-"""Sheets of pictures: three frames of each clip, and what is known of it."""
+"""Sheets of pictures: three frames of each clip, or its only one, and what is known of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def sheet(shown: Iterable[Shown]) -> str:
 def _picture(shown: Shown) -> str:
     clip, preview = shown.clip, shown.preview
     data = base64.b64encode(preview.jpeg).decode()
-    span = f"{clip.start_s:,.2f} to {clip.end_s:,.2f} s"
+    span, frames = f"{clip.start_s:,.2f} to {clip.end_s:,.2f} s", "three frames"
+    if clip.num_frames == 1:
+        span, frames = f"one frame{f', at {clip.start_s:,.2f} s' if clip.start_s else ''}", "the frame"
     facts = [span]
     if clip.label:
         facts.append(f"label {shortened(clip.label)}")
@@ -32,7 +34,7 @@ def _picture(shown: Shown) -> str:
         lines.append(f'<span class="fair">{esc(words)}</span>')
     lines.append(code(clip.clip_id))
     return (
-        f'<figure><img alt="three frames of {esc(shortened(shown.name))}, {span}" width="{preview.width}" '
+        f'<figure><img alt="{frames} of {esc(shortened(shown.name))}, {span}" width="{preview.width}" '
         f'height="{preview.height}" src="data:image/jpeg;base64,{data}">'
         f"<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
     )

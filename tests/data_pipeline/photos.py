@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.finish import Outcome
+from data_pipeline.manifest import Clip
+
 LOSSLESS: dict[str, dict[str, object]] = {
     "PNG": {},
     "BMP": {},
@@ -84,3 +87,11 @@ def png_that_claims(width: int, height: int) -> bytes:
     header = struct.pack(">II", width, height) + bytes([8, 2, 0, 0, 0])
     row = zlib.compress(bytes(1 + 3 * min(width, 1000)))
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", row) + part(b"IEND", b"")
+
+
+def by_name(outcome: Outcome) -> dict[str, Clip]:
+    """The clips of pictures."""
+    pictures = {video.video_id for video in outcome.videos if video.is_picture}
+    found = {Path(clip.uri).stem: clip for clip in outcome.clips if clip.video_id in pictures}
+    assert len(found) == sum(clip.video_id in pictures for clip in outcome.clips)
+    return found
