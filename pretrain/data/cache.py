@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import FULL_DISK, DataError, why
+from data_pipeline.errors import FULL_DISK, DataError, RefusedError, StorageError, why
 from data_pipeline.format import ShardDone, tar_name
 from data_pipeline.storage import Storage
 
@@ -37,8 +37,8 @@ class ShardCache:
         *SHA256.*part   what has come of it; of no use, and removed, once the lock is free
 
     Locks are flock's, which the kernel frees when their process ends, however it ends. It can be pickled.
-    Raises from `read`: DataError, as Storage does, and for a shard that is not what its done record says, a
-    shard larger than the cache, a full disk, and a folder that is another's or cannot be written.
+    Raises: DataError, as Storage does and for a shard other than its done record says or larger than the
+    cache, a full disk, and a folder that is another's or cannot be written.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -46,6 +46,7 @@ class ShardCache:
         self._wanted: list[tuple[Storage, ShardDone]] = []
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()  # of the two
+        self._spoilt: dict[str, DataError] = {}  # what this process need not bring again to say so again
         self._own_folder()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,30 +58,26 @@ class ShardCache:
             found = [os.pread(file.fileno(), size, start) for start, size in spans]
         for data, (start, size) in zip(found, spans, strict=True):
             if len(data) != size:
-                address = storage.address(tar_name(done.stem))
-                raise DataError(f"{address} is cut short: {len(data)} of {size} bytes at offset {start}")
+                name = storage.address(tar_name(done.stem))
+                raise DataError(f"{name} is cut short: {len(data)} of {size} bytes at offset {start}")
         return found
 
     def prefetch(self, storage: Storage, dones: Sequence[ShardDone]) -> None:
         """Have shards brought in the background, in their order; returns at once.
 
-        dones: those in use first, which are kept then. Of more than `max_bytes` the rest is left out: the
-        first would have to go for it. One that another process brings is passed over, and so is one for
-        which there is no room yet. A later call replaces what has not begun. Trouble is left to those who
-        read the shard, and meet it.
+        dones: those in use first, which are kept then; what exceeds `max_bytes` with those before it is left
+        out. One that others bring, or that has no room yet, is passed over. A later call replaces what has
+        not begun. Trouble is left to those who read the shard, and meet it.
         """
-        wanted, total = [], 0
-        for done in dict.fromkeys(dones):
-            total += done.tar_bytes
-            if total > self.max_bytes:
-                break
-            wanted.append((storage, done))
-        for _, done in reversed(wanted):  # else one of them, unused for long, would make room for another
-            with contextlib.suppress(OSError):
+        once = list(dict.fromkeys(dones))
+        totals = accumulate(done.tar_bytes for done in once)
+        fitting = [done for done, total in zip(once, totals, strict=True) if total <= self.max_bytes]
+        for done in reversed(fitting):  # else one of them, unused for long, would make room for another
+            with suppress(OSError):
                 _touch(self._path(done, "tar"))
         with self._gate:
-            self._wanted = wanted
-            if wanted and self._thread is None:
+            self._wanted = [(storage, done) for done in fitting]
+            if fitting and self._thread is None:
                 self._thread = threading.Thread(target=self._bring_wanted, name="shard-prefetch", daemon=True)
                 self._thread.start()
 
@@ -96,31 +93,35 @@ class ShardCache:
                     self._thread = None
                     return
                 storage, done = self._wanted.pop(0)
-            with contextlib.suppress(DataError, OSError):
+            with suppress(DataError, OSError):
                 self._open(storage, done, waits=False).close()
 
     def _open(self, storage: Storage, done: ShardDone, *, waits: bool = True) -> FileIO:
-        """The shard's file, brought if need be.
-
-        waits: for a process that is bringing it, and for room. Raises: BlockingIOError where it does not.
-        """
-        with contextlib.suppress(FileNotFoundError):
+        """The shard's file. Unless it `waits` for others and for room, BlockingIOError says that it must."""
+        with suppress(FileNotFoundError):
             return self._open_whole(done)
+        if done.tar_sha256 in self._spoilt:
+            raise self._spoilt[done.tar_sha256]
         self._own_folder()
         with self._alone(done, waits) as lock:
-            with contextlib.suppress(FileNotFoundError):  # others may have brought it meanwhile
+            with suppress(FileNotFoundError):  # others may have brought it meanwhile
                 return self._open_whole(done)
             if done.tar_bytes > self.max_bytes:
+                name = storage.address(tar_name(done.stem))
                 raise DataError(
-                    f"{storage.address(tar_name(done.stem))} has {done.tar_bytes} bytes and the cache of "
-                    f"shards may have {self.max_bytes}: raise data.cache_bytes, or set data.remote to "
-                    f"ranges, which needs none"
+                    f"{name} has {done.tar_bytes} bytes and the cache may have {self.max_bytes}: raise "
+                    f"data.cache_bytes, or set data.remote to ranges, which needs no cache"
                 )
-            while not self._make_room(lock, done.tar_bytes):
+            while not self._make_room(done, lock):
                 if not waits:
                     raise BlockingIOError("others' downloads need the room")
                 time.sleep(POLL_S)
-            return self._bring(storage, done, lock)
+            try:
+                return self._bring(storage, done, lock)
+            except (StorageError, RefusedError) as error:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"{type(error).__name__} {error}".encode(), 0)
+                raise
 
     def _open_whole(self, done: ShardDone) -> FileIO:
         """The shard's file, noting that it was used now. Raises: FileNotFoundError when it is not here."""
@@ -139,8 +140,9 @@ class ShardCache:
             try:
                 storage.download(name, part)
             except DataError as error:
-                if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK:
-                    raise error.__cause__ from error  # which `_named` tells with the folder's name
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+                    raise OSError(cause.errno, cause.strerror) from error  # `_named` tells of the folder
                 raise
             with FileIO(part) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -153,19 +155,20 @@ class ShardCache:
                     return self._open_whole(done)
             part.unlink()  # and once more: it may have been changed on its way
         found = f"{size} bytes of {done.tar_bytes}" + (f", sha256 {digest[:12]}…, twice" if digest else "")
-        raise DataError(
+        error = DataError(
             f"{storage.address(name)} is not the tar that its done record names ({found}): put it back, or "
             f"shard the videos again; `foreframe verify {storage.root}` tells of all such shards"
         )
+        if digest:
+            self._spoilt[done.tar_sha256] = error
+        raise error
 
-    def _make_room(self, lock: int, num_bytes: int) -> bool:
-        """Remove shards, the least recently used first, until `num_bytes` may come; whether they may.
-
-        They may not while others' downloads need the room. lock: the bringing thread's, which keeps it.
-        """
+    def _make_room(self, done: ShardDone, lock: int) -> bool:
+        """Remove the least recently used until the shard may come; False while others' downloads need that
+        room. What may come is then noted in `lock`, its lock, which this thread holds."""
         with self._accounts():
             os.ftruncate(lock, 0)
-            free = self.max_bytes - num_bytes - self._sweep()
+            free = self.max_bytes - done.tar_bytes - self._sweep(done)
             if free < 0:
                 return False
             shards = [(path.stat(), path) for path in self.folder.glob("*.tar")]
@@ -175,11 +178,11 @@ class ShardCache:
                     break
                 path.unlink()
                 free += stat.st_size
-            os.ftruncate(lock, num_bytes)
+            os.ftruncate(lock, done.tar_bytes)
         return True
 
-    def _sweep(self) -> int:
-        """Remove what killed processes left; how many bytes downloads under way may have."""
+    def _sweep(self, done: ShardDone) -> int:
+        """Remove what killed processes left, also of this shard; bytes that other downloads may have."""
         coming, held = 0, set()
         for path in self.folder.glob("*.lock"):
             try:
@@ -190,6 +193,7 @@ class ShardCache:
                 continue
             path.unlink()
             os.close(lock)
+        held.discard(done.tar_sha256)
         for path in self.folder.glob("*.*part"):
             if path.name.lstrip(".").partition(".")[0] not in held:
                 path.unlink()
@@ -242,23 +246,31 @@ class ShardCache:
             yield
         except OSError as error:
             less = f", or set data.cache_bytes below {self.max_bytes}" if error.errno in FULL_DISK else ""
-            raise DataError(
-                f"{self.folder}, the cache of shards, cannot be used: {why(error)}{less}"
-            ) from error
+            told = f"{self.folder}, the cache of shards, cannot be used: {why(error)}{less}"
+            raise DataError(told) from error
 
 
 def _lock(path: Path, waits: bool) -> int:
     """The file at `path`, locked; a holder may remove it. Raises: BlockingIOError when it does not wait."""
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             if os.fstat(lock).st_nlink:  # else its holder removed it while this one waited
                 return lock
+            _raise_what_it_says(lock)
         except BaseException:  # also Ctrl-C, which must not leave it open; the error goes on
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _raise_what_it_says(lock: int) -> None:
+    """What a store that is away told the holder of a lock: else each who waits would find out alone, one by
+    one. Raises: StorageError, RefusedError."""
+    kind, _, text = os.pread(lock, 1 << 16, 0).strip(b"\0").decode().partition(" ")
+    if kind:
+        raise (RefusedError if kind == RefusedError.__name__ else StorageError)(text)
 
 
 def _touch(file: int | Path) -> None:
