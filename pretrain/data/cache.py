@@ -155,13 +155,13 @@ class ShardCache:
                     return self._open_whole(done)
             part.unlink()  # and once more: it may have been changed on its way
         found = f"{size} bytes of {done.tar_bytes}" + (f", sha256 {digest[:12]}…, twice" if digest else "")
-        error = DataError(
+        spoilt = DataError(
             f"{storage.address(name)} is not the tar that its done record names ({found}): put it back, or "
             f"shard the videos again; `foreframe verify {storage.root}` tells of all such shards"
         )
         if digest:
-            self._spoilt[done.tar_sha256] = error
-        raise error
+            self._spoilt[done.tar_sha256] = spoilt
+        raise spoilt
 
     def _make_room(self, done: ShardDone, lock: int) -> bool:
         """Remove the least recently used until the shard may come; False while others' downloads need that
