@@ -148,8 +148,8 @@ def test_a_clip_of_jpeg_frames_is_read_as_its_twin_in_mp4_is(videos: Path, make_
     assert infos[0].num_clips == infos[1].num_clips
     assert verify(config.out, deep=True).problems == ()
     readers = [ClipReader(each.out, "train") for each in (config, mp4)]
-    twins = {key: number for number, key in enumerate(readers[1].keys)}
-    for number, key in enumerate(readers[0].keys[:5]):
+    twins = {key: number for number, key in enumerate(map(readers[1].key, range(len(readers[1]))))}
+    for number, key in enumerate(map(readers[0].key, range(5))):
         ours, theirs = readers[0].read(number, 2, 4.0), readers[1].read(twins[key], 2, 4.0)
         np.testing.assert_array_equal(ours.times_s, theirs.times_s)
         np.testing.assert_array_equal(ours.state, theirs.state)
@@ -277,7 +277,7 @@ def test_every_row_of_the_manifest_leads_to_its_second_and_back(finished: DataCo
     clips, _ = from_parquet(storage.read("manifest.parquet"), Clip)
     by_id = {clip.clip_id: clip for clip in clips}
     reader = ClipReader(finished.out, "train")
-    for number, key in enumerate(reader.keys):
+    for number, key in enumerate(map(reader.key, range(len(reader)))):
         meta, row = reader.meta(number), by_id[key]
         assert (meta.start_s, meta.end_s, meta.video_id) == (row.start_s, row.end_s, row.video_id)
         assert row.uri.endswith(meta.name)
