@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError, why
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
+
+if TYPE_CHECKING:
+    from pretrain.data.reader import ClipReader
 
 RESULT_FILE = "result.json"
 LOCK_FILE = ".lock"
@@ -178,19 +182,33 @@ def finished(run: Path, steps: int) -> TrainResult | None:
 def check_data(config: RunConfig) -> None:
     """Open each data set and read one clip, before any rank is started.
 
-    Raises: DataError, also when a file of a shard is missing; ConfigError when clips are shorter than
-    data.frames at data.fps.
+    Raises: DataError, also when a file of a shard is missing, or none of some clips can be read; ConfigError
+    when clips are shorter than data.frames at data.fps.
     """
     for source in config.data.sources:
         _check_source(config, source.shards)
 
 
 def _check_source(config: RunConfig, root: str) -> None:
+    from pretrain.data.load import MAX_REPLACEMENTS
     from pretrain.data.reader import ClipReader
 
     reader = ClipReader(root, config.data.split, decoder=config.data.decoder)
     reader.check_files()
-    meta = reader.meta(0)
+    looks = min(len(reader), MAX_REPLACEMENTS)
+    for number in range(looks):  # training replaces what is damaged, as long as it finds something
+        try:
+            _check_clip(config, reader, number, root)
+            return
+        except DataError as error:
+            if number == looks - 1:
+                raise DataError(
+                    f"{error}; run `foreframe verify {root}` to see what else is damaged"
+                ) from error
+
+
+def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -> None:
+    meta = reader.meta(number)
     seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
     is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
     if is_short and meta.num_frames > 1 and not holds:
@@ -203,7 +221,4 @@ def _check_source(config: RunConfig, root: str) -> None:
                 int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,
             ),
         )
-    try:
-        reader.read(0, config.data.frames, config.data.fps, holds=holds)
-    except DataError as error:
-        raise DataError(f"{error}; run `foreframe verify {root}` to see what else is damaged") from error
+    reader.read(number, config.data.frames, config.data.fps, holds=holds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sample:
-    """The bytes of one sample as they lie in its shard, from offset `first` on."""
+    """The bytes of one sample as they lie in its shard, the tar at address `shard`, from offset `first` on."""
 
     key: str
+    shard: str
     members: dict[str, Member]
     first: int
     data: bytes
@@ -68,11 +69,13 @@ class Sample:
     def member(self, suffix: str) -> bytes:
         """Raises: DataError when there is no such member, or it is not what the index says."""
         if suffix not in self.members:
-            raise DataError(f"sample {self.key} has no .{suffix} member")
+            raise DataError(f"sample {self.key} in {self.shard} has no .{suffix} member")
         found = self.members[suffix]
         data = self.data[found.offset - self.first : found.offset - self.first + found.size]
         if sha256(data) != found.sha256:
-            raise DataError(f"sample {self.key}: its .{suffix} is damaged: it has another hash than indexed")
+            raise DataError(
+                f"sample {self.key} in {self.shard}: its .{suffix} is damaged: its hash is not the indexed one"
+            )
         return data
 
 
@@ -184,7 +187,8 @@ class ClipReader:
                 members = {suffix: member for suffix, member in members.items() if suffix == only}
             first = min((member.offset for member in members.values()), default=0)
             end = max((member.offset + member.size for member in members.values()), default=0)
-            wanted.append((shard, end - first, Sample(index.keys[row], members, first, b"")))
+            address = self._storage.address(tar_name(self.shards[shard].stem))
+            wanted.append((shard, end - first, Sample(index.keys[row], address, members, first, b"")))
         if self._cache is None:
             spans = [(tar_name(self.shards[shard].stem), s.first, size) for shard, size, s in wanted]
             pieces = self._storage.read_spans(spans)
@@ -193,9 +197,7 @@ class ClipReader:
                 self._cache.read(self._storage, self.shards[shard], [(s.first, size)])[0]
                 for shard, size, s in wanted
             ]
-        return [
-            Sample(s.key, s.members, s.first, data) for (_, _, s), data in zip(wanted, pieces, strict=True)
-        ]
+        return [replace(sample, data=data) for (*_, sample), data in zip(wanted, pieces, strict=True)]
 
     def decode(
         self, sample: Sample, frames: int, fps: float, start: Start | None = None, *, holds: bool = False

@@ -97,7 +97,7 @@ def test_a_flipped_byte_is_seen_in_whatever_member_it_lies(copy: Path) -> None:
         damaged = bytearray(whole)
         damaged[member.offset + member.size // 2] ^= 1
         tar.write_bytes(damaged)
-        with pytest.raises(DataError, match=rf"sample {member.key}: its .{suffix} is damaged"):
+        with pytest.raises(DataError, match=rf"sample {member.key} in {tar}: its .{suffix} is damaged"):
             reader.read(2, 8, 8.0)
         assert reader.read(1, 8, 8.0).key == shard.samples[1].key
 
