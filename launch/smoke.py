@@ -68,7 +68,7 @@ def run_smoke(device: str = "auto") -> bool:
     kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     console = make_console()
     begin_s = time.perf_counter()
-    checks = [*check_attention(kind), *check_training(kind, console.print)]
+    checks = [*check_attention(kind), check_clips(kind), *check_training(kind, console.print)]
     words = {True: "pass", False: "FAIL", None: "n/a"}
     rows = [(check.name, words[check.passed], check.found) for check in checks]
     table = make_table(
@@ -119,6 +119,40 @@ def check_attention(kind: str) -> list[Check]:
     off, off_grad = float((out_x - out).abs().max()), float((grad_x - grad).abs().max())
     found = f"forward off by {off:.2g}, backward by {off_grad:.2g}"
     return [*checks, Check("xformers against SDPA", off < 0.03 and off_grad < 0.15, found)]
+
+
+def check_clips(kind: str) -> Check:
+    """Crops resized and normalised on this device against the same by a loader worker."""
+    import numpy as np
+    import torch
+
+    from pretrain.data.augment import STD, View, normalise
+    from pretrain.data.slots import Layout, Slots
+    from pretrain.masks import Masks
+
+    size, views = 64, [View(3, 5, 60, 100, True), View(0, 0, 40, 50), View(10, 20, 64, 64)]
+    rng = np.random.default_rng(0)
+    frames = np.repeat(rng.integers(0, 256, (4, 12, 16, 3), dtype=np.uint8), 8, axis=1).repeat(8, axis=2)
+    worker, ours = (Slots(Layout(3, 4, size, 1, on_gpu), 1, is_shared=False) for on_gpu in (False, True))
+    for row, view in enumerate(views):
+        worker.write_clip(0, row, frames, view)
+    crops = [ours.write_clip(0, row, frames, view) for row, view in enumerate(views)]
+    cut = [ours.crop(0, row, crop) for row, crop in enumerate(crops)]
+    mirrored = [crop.is_mirrored for crop in crops]
+    how = "on the CPU"
+    if kind == "cuda":
+        from pretrain.data.copies import Copies
+
+        how = "from pinned memory" if ours.pin() else "from memory that could not be pinned"
+        device, nowhere = torch.device(kind), torch.empty(0, dtype=torch.int64)
+        copies, masks = Copies(device), Masks(1, 3, 1, nowhere, nowhere, (), ())
+        clips, masks, event = copies.begin(cut, mirrored, size, masks)
+        copies.hand_over(event, clips, masks)
+    else:
+        clips = normalise([each.float() for each in cut], size, mirrored)
+    difference = (clips.cpu() - worker.floats(0)).abs().amax((0, 2, 3, 4)) * torch.tensor(STD) * 255
+    found = f"{how}, off by {float(difference.max()):.2g} of 255"
+    return Check("clips as a worker makes them", bool((difference < 1.01).all()), found)
 
 
 def _spans(lengths: tuple[int, ...]) -> Iterator[tuple[int, int]]:

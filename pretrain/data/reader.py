@@ -58,7 +58,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sample:
-    """The bytes of one sample as they lie in its shard, the tar at address `shard`, from offset `first` on."""
+    """The bytes of one sample as they lie in its tar from offset `first` on. shard: the tar's address."""
 
     key: str
     shard: str
@@ -74,7 +74,7 @@ class Sample:
         data = self.data[found.offset - self.first : found.offset - self.first + found.size]
         if sha256(data) != found.sha256:
             raise DataError(
-                f"sample {self.key} in {self.shard}: its .{suffix} is damaged: its hash is not the indexed one"
+                f"sample {self.key} in {self.shard}: its .{suffix} is damaged: it has not the hash indexed"
             )
         return data
 
