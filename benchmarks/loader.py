@@ -48,7 +48,7 @@ LENGTH_S, STORED_FPS = 4.0, 8.0
 FRAMES, FPS, SIZE, MICRO = 16, 4.0, 256, 8
 EPOCHS = 3
 CPU = torch.device("cpu")
-# bf16 FLOP a clip (docs/train.md), and clips/s at the share of a dense H100's 990 TFLOP/s that is aimed at.
+# FLOP of a training step a clip (16 frames of 256²), and the share of an H100's dense bf16 rate that is aimed at
 MODELS = {"ViT-L": (3.65e12, 0.40), "ViT-g": (10.03e12, 0.40)}
 H100_FLOPS = 990e12
 
@@ -346,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"short side 256, GOP 16, crf 18; JPEG quality 90",
         "workers": WORKERS,
         "micro_batch": MICRO,
+        "gpu": "a step of 3.65 TFLOP a clip (ViT-L) or 10.03 (ViT-g) at 40 % of 990 TFLOP/s",
         "turns": asked.turns,
         "min_max": "of the ratio, turn by turn; of ours where there is no reference",
         "busy_with_other_work": quiet.loads,

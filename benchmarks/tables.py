@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -72,8 +73,75 @@ def shard_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"demo": demo_table, "shard": shard_table}
-PAGES = ("README.md", "docs/operate.md")
+def loader_table() -> str:
+    """How fast clips become batches beside the bare decode and two peers, by stage, and the cores for a GPU."""
+    found = json.loads((RESULTS / "loader.json").read_text())
+    config, rows = found["config"], found["rows"]
+    lines = ["| clips a second | foreframe | for comparison | ratio (from, to) |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {row['case']} | {row['ours']:g} | {row['reference']:g}, {row['reference_name']} | "
+        f"{row['ratio']:.2f} ({row['min']:.2f}, {row['max']:.2f}) |"
+        for row in rows
+        if row["reference"] is not None
+    ]
+    for part in (_stages, _cores, _growth, _index):
+        lines += ["", *part(rows)]
+    lines += [
+        "",
+        f"{config['clips']}; {config['workers']} workers, micro-batches of {config['micro_batch']}; medians "
+        f"of {config['turns']} turns each, spread by turn. *As for a GPU*: crops of bytes in shared memory; "
+        f"*ready floats*: resized and normalised, as without one. *Bare decode*: as many processes that "
+        f"decode the same frames from memory and do nothing else. *decord on the videos*: a DataLoader that "
+        f"opens the originals; *webdataset and decord*: the same tars through the stock library; both crop "
+        f"with our code. Cores: CPU of a clip times the clips a second of {config['gpu']}; computed, not "
+        f"measured on a GPU. {found['device']}, up to {100 * max(config['busy_with_other_work']):.0f} % of "
+        f"it busy with other work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _stages(rows: list[dict[str, Any]]) -> list[str]:
+    of_stages = [row for row in rows if "CPU by stage" in row["case"]]
+    stages = list(dict.fromkeys(row["metric"] for row in of_stages))
+    lines = [f"| CPU ms a clip | {' | '.join(stages)} |", "|---|" + "---:|" * len(stages)]
+    for case in dict.fromkeys(row["case"] for row in of_stages):
+        cells = [f"{row['ours']:.3g}" for row in of_stages if row["case"] == case]
+        lines.append(f"| {case.removesuffix(', CPU by stage')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cores(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| cores that feed one H100 | clips a second | mp4 | jpeg |", "|---|---:|---:|---:|"]
+    cores = [row for row in rows if "cores for one H100" in row["case"]]
+    for model in dict.fromkeys(row["metric"] for row in cores):
+        of_model = [row for row in cores if row["metric"] == model]
+        cells = " | ".join(f"{row['ours']:.2g}" for row in of_model)
+        lines.append(f"| {model} | {of_model[0]['clips_per_s']:.0f} | {cells} |")
+    return lines
+
+
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
+    growth = [row for row in rows if row["case"] == "growth"]
+    lines = ["| held by a rank and two workers after epoch | 1 | 2 | 3 |", "|---|---:|---:|---:|"]
+    for what in ("memory", "open files"):
+        each = [row for row in growth if row["metric"].startswith(what)]
+        cells = " | ".join(f"{row['ours']:.0f}" for row in each)
+        lines.append(f"| {what}, {each[0]['unit']} | {cells} |")
+    return lines
+
+
+def _index(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| 10 million samples in 10,000 shards | s | peak GB |", "|---|---:|---:|"]
+    for case in dict.fromkeys(row["case"] for row in rows if row["case"].startswith("10 million")):
+        found = {row["metric"]: row["ours"] for row in rows if row["case"] == case}
+        lines.append(
+            f"| ids of a {case.partition(', ')[2]} | {found['seconds']:.2f} | {found['gigabytes']:.2f} |"
+        )
+    return lines
+
+
+TABLES = {"demo": demo_table, "shard": shard_table, "loader": loader_table}
+PAGES = ("README.md", "docs/operate.md", "docs/train.md")
 
 
 def drawn(text: str) -> str:

@@ -1,9 +1,8 @@
 """What a decoder is, and which one opens a video.
 
 All give the same frames for the same timestamps, rotation applied. Times are seconds since the first frame.
-`auto` reads encoded clips (bytes) with decord, and with PyAV where decord is not installed or cannot; files
-of unknown origin are read with PyAV, which takes less time on them, reports damage that decord hides by
-repeating frames, and reads every codec.
+`auto` is PyAV: it takes least time, reports damage that decord hides by repeating frames, and reads every
+codec (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -59,12 +58,8 @@ def open_video(
         from data_pipeline.decode.with_torchcodec import TorchCodecDecoder
 
         return TorchCodecDecoder(source, size)
-    if decoder == "decord" or (decoder == "auto" and isinstance(source, bytes)):
+    if decoder == "decord":
         from data_pipeline.decode.with_decord import DecordDecoder
 
-        try:
-            return DecordDecoder(source, size)
-        except DataError:
-            if decoder == "decord":
-                raise
+        return DecordDecoder(source, size)
     return PyAvDecoder(source, size)
