@@ -13,6 +13,7 @@ tars, decoding with decord; both crop with our code, to bytes. Sides take turns,
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import itertools
 import multiprocessing
@@ -37,7 +38,7 @@ from data_pipeline.decode import decode_clip, decode_jpegs
 from data_pipeline.execute import cluster
 from data_pipeline.format import META, VIDEO, ClipMeta, frame_suffix, tar_name
 from pretrain.config import AugmentConfig, RunConfig, plan
-from pretrain.data.augment import draw_view, resize
+from pretrain.data.augment import draw_view, normalise, resize
 from pretrain.data.load import STAGES
 from pretrain.data.reader import ClipReader
 from pretrain.data.stream import Batches
@@ -48,7 +49,7 @@ LENGTH_S, STORED_FPS = 4.0, 8.0
 FRAMES, FPS, SIZE, MICRO = 16, 4.0, 256, 8
 EPOCHS = 3
 CPU = torch.device("cpu")
-# FLOP of a training step a clip (16 frames of 256²), and the share of an H100's dense bf16 rate that is aimed at
+# FLOP of a training step a clip (16 frames of 256²), and the share of a dense bf16 rate that is aimed at
 MODELS = {"ViT-L": (3.65e12, 0.40), "ViT-g": (10.03e12, 0.40)}
 H100_FLOPS = 990e12
 
@@ -168,13 +169,14 @@ def cropped(frames: np.ndarray, number: int) -> torch.Tensor:
     return resize(torch.from_numpy(view.cut(frames)), SIZE, SIZE).contiguous()
 
 
-def of_sample(sample: dict[str, Any]) -> torch.Tensor:
+def of_sample(sample: dict[str, Any], *, to_floats: bool) -> torch.Tensor:
     """webdataset's sample as the peer decodes it."""
     import decord
 
     reader = decord.VideoReader(io.BytesIO(sample["mp4"]), num_threads=1)
     stride = STORED_FPS / FPS
-    return cropped(reader.get_batch((np.arange(FRAMES) * stride).astype(int)).asnumpy(), 1)
+    view = cropped(reader.get_batch((np.arange(FRAMES) * stride).astype(int)).asnumpy(), 1)
+    return normalise([view])[0] if to_floats else view
 
 
 def _one_thread(_: int) -> None:
@@ -212,13 +214,13 @@ def of_videos(videos: Path, sources: Sequence[Source], count: int) -> float:
     return loaded(OfVideos(clips), count)
 
 
-def of_webdataset(root: str, count: int) -> float:
+def of_webdataset(root: str, count: int, *, to_floats: bool) -> float:
     import webdataset
 
     info = ClipReader(root, "train")
     tars = [str(Path(root) / tar_name(done.stem)) for done in info.shards]
-    dataset = webdataset.WebDataset(tars, shardshuffle=len(tars), resampled=True, seed=0, empty_check=False)
-    return loaded(dataset.shuffle(100).map(of_sample), count)
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, resampled=True, seed=0, empty_check=False)
+    return loaded(dataset.shuffle(100).map(functools.partial(of_sample, to_floats=to_floats)), count)
 
 
 def make_shards(videos: Path, out: Path, encoding: str) -> str:
@@ -227,7 +229,7 @@ def make_shards(videos: Path, out: Path, encoding: str) -> str:
         out=str(out),
         sources=(str(videos),),
         cut=CutConfig(length_s=LENGTH_S, stride_s=LENGTH_S),
-        encode=EncodeConfig(fps=STORED_FPS, encoding=encoding),  # type: ignore[arg-type]
+        encode=EncodeConfig(fps=STORED_FPS, encoding=encoding),
         filters=FilterConfig(max_black=None, max_frozen=None, crop_letterbox=False),
         split=SplitConfig(eval_fraction=0.0),
         shards={"target_bytes": 4 << 20 if encoding == "mp4" else 64 << 20},  # type: ignore[arg-type]
@@ -246,15 +248,20 @@ def measure_speed(sources: Sequence[Source], scratch: Path, turns: int, quiet: Q
         root = make_shards(videos, scratch / encoding, encoding)
         count = 150 if encoding == "mp4" else 60
         sides: dict[str, Callable[[], float]] = {
-            "as for a GPU": lambda root=root, count=count: ours(root, count, on_gpu=True),  # type: ignore[misc]
-            "ready floats": lambda root=root, count=count: ours(root, count, on_gpu=False),  # type: ignore[misc]
-            "bare decode": lambda root=root, count=count: bare_decode(root, count),  # type: ignore[misc]
+            "as for a GPU": functools.partial(ours, root, count, on_gpu=True),
+            "ready floats": functools.partial(ours, root, count, on_gpu=False),
+            "bare decode": functools.partial(bare_decode, root, count),
         }
+        beside = {"as for a GPU": ["bare decode"], "ready floats": ["bare decode"]}
         if encoding == "mp4":
-            sides |= {
-                "decord on the videos": lambda: of_videos(videos, sources, 20),
-                "webdataset and decord": lambda root=root, count=count: of_webdataset(root, count),  # type: ignore[misc]
-            }
+            sides["decord on the videos, to bytes"] = functools.partial(of_videos, videos, sources, 20)
+            for name, mode, to_floats in (
+                ("webdataset and decord, to bytes", "as for a GPU", False),
+                ("webdataset and decord, to floats", "ready floats", True),
+            ):
+                sides[name] = functools.partial(of_webdataset, root, count, to_floats=to_floats)
+                beside[mode].append(name)
+            beside["as for a GPU"].append("decord on the videos, to bytes")
         found: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(turns):
             for name in list(sides) if turn % 2 == 0 else list(sides)[::-1]:
@@ -263,8 +270,8 @@ def measure_speed(sources: Sequence[Source], scratch: Path, turns: int, quiet: Q
                 quiet.wait()
                 found[name].append(sides[name]())
                 tell(f"{encoding}, {name}: {found[name][-1]:.1f} clips/s")
-        for mode in ("as for a GPU", "ready floats"):
-            for name in list(sides)[2:]:
+        for mode, names in beside.items():
+            for name in names:
                 yield row(f"{encoding}, {mode}", "clips/s", "clips/s", found[mode], found[name], name)
         yield from measure_stages(root, encoding)
     yield from measure_growth(str(scratch / "mp4"))

@@ -92,7 +92,7 @@ def _timed_scaler(clock: _Clock) -> type:
 def _run(config: DataConfig, clock: _Clock, stack: contextlib.ExitStack) -> int:
     listing = list_sources(config.sources)
     with clock.within("inspect"):
-        videos = [[*inspect_file(InspectTask(f, f.address, (), None))][-1] for f in listing.files]
+        videos = [[*inspect_file(InspectTask(f, f.address, (), None, None))][-1] for f in listing.files]
     found = Index(tuple(video for video in videos if video), listing, len(videos))
     sources = found.sources()
     clips = [clip for clip in cut_all(config, sources) if clip.status == "kept"]

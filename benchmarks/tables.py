@@ -74,9 +74,10 @@ def shard_table() -> str:
 
 
 def loader_table() -> str:
-    """How fast clips become batches beside the bare decode and two peers, by stage, and the cores for a GPU."""
+    """How fast clips become batches, beside the bare decode and peers; by stage; the cores for a GPU."""
     found = json.loads((RESULTS / "loader.json").read_text())
     config, rows = found["config"], found["rows"]
+    busy = 100 * max(config["busy_with_other_work"])
     lines = ["| clips a second | foreframe | for comparison | ratio (from, to) |", "|---|---:|---:|---:|"]
     lines += [
         f"| {row['case']} | {row['ours']:g} | {row['reference']:g}, {row['reference_name']} | "
@@ -93,9 +94,9 @@ def loader_table() -> str:
         f"*ready floats*: resized and normalised, as without one. *Bare decode*: as many processes that "
         f"decode the same frames from memory and do nothing else. *decord on the videos*: a DataLoader that "
         f"opens the originals; *webdataset and decord*: the same tars through the stock library; both crop "
-        f"with our code. Cores: CPU of a clip times the clips a second of {config['gpu']}; computed, not "
-        f"measured on a GPU. {found['device']}, up to {100 * max(config['busy_with_other_work']):.0f} % of "
-        f"it busy with other work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
+        f"and resize with our code. Cores: CPU of a clip times the clips a second of {config['gpu']}; "
+        f"computed, not measured on a GPU. {found['device']}, up to {busy:.0f} % of it "
+        f"busy with other work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
 

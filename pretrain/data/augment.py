@@ -77,7 +77,7 @@ def normalise_into(clip_CTHW: Tensor, frames_THWC: Tensor, *, is_mirrored: bool 
     planes = frames_THWC.permute(3, 0, 1, 2)
     planes = planes.flip(-1) if is_mirrored else planes.contiguous()
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
-        torch.mul(planes[channel], 1 / (255 * std), out=clip_CTHW[channel]).sub_(mean / std)
+        torch.add(torch.tensor(-mean / std), planes[channel], alpha=1 / (255 * std), out=clip_CTHW[channel])
 
 
 def normalise(
