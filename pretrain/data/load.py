@@ -121,23 +121,23 @@ class Loader(Dataset[Loaded | DataError]):
     def _decode(
         self, position: int, spot: Spot, sample: Sample | DataError
     ) -> tuple[Clip, Spot, list[tuple[str, str]]]:
-        """The clip of a position or what stands in for it, and the ids and reasons of those passed over."""
+        """The clip of a position or what stands in for it, and ids and reasons of the unreadable."""
         bad: list[tuple[str, str]] = []
         for attempt in range(1, MAX_REPLACEMENTS + 1):
-            try:
-                return self._clip(spot, sample), spot, bad
-            except DataError as error:
-                bad.append((self._corpus.name(spot), str(error)))
+            name, why = self._corpus.name(spot), "data.exclude names it"
+            if name not in self._excluded:
+                try:
+                    return self._clip(spot, sample), spot, bad
+                except DataError as error:
+                    why = str(error)
+                    bad.append((name, why))
             spot = self._corpus.another(position, attempt)
             sample = self._fetch([spot])[0]
-        last = bad[-1]
-        raise DataError(f"{len(bad)} samples in a row cannot be read; the last, {last[0]}: {last[1]}")
+        raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be read; the last, {name}: {why}")
 
     def _clip(self, spot: Spot, sample: Sample | DataError) -> Clip:
         if isinstance(sample, DataError):
             raise sample
-        if sample.key in self._excluded:
-            raise DataError("data.exclude names it")
         config = self._config
         rng = stream(config.seed, "start", spot.epoch, sample.key)
         return self._corpus.readers[spot.source].decode(

@@ -7,6 +7,7 @@ Shapes: B clips a micro-batch, C channels, T frames, S side, N tokens a clip, K 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ from data_pipeline.errors import DataError
 from pretrain.data.augment import View, normalise_into, resize
 from pretrain.masks import Masks
 
-SHARED_MEMORY = "/dev/shm"
 LARGEST_CROP = 2  # times the pixels that the model sees; a larger one is resized by the worker
 
 
@@ -55,13 +55,9 @@ class Slots:
 
     def __init__(self, layout: Layout, count: int, *, is_shared: bool) -> None:
         self.layout = layout
-        if is_shared:
-            _check_room(count * layout.clips * layout.clip_bytes)
-        self._clips = torch.empty(count, layout.clips, layout.clip_bytes, dtype=torch.uint8)
-        self._places = torch.empty(count, layout.places, dtype=torch.int64)
-        if is_shared:
-            self._clips.share_memory_()
-            self._places.share_memory_()
+        new = _new_shared if is_shared else torch.empty
+        self._clips = new((count, layout.clips, layout.clip_bytes), dtype=torch.uint8)
+        self._places = new((count, layout.places), dtype=torch.int64)
 
     def pin(self) -> bool:
         """Lock the slots in memory, for a GPU to copy from while the CPU goes on; False if refused."""
@@ -107,13 +103,17 @@ class Slots:
         return shape.at(*self._places[slot].split((sum(shape.kept_lengths), sum(shape.hidden_lengths))))
 
 
-def _check_room(needed: int) -> None:
-    if not os.path.isdir(SHARED_MEMORY):
-        return
-    found = os.statvfs(SHARED_MEMORY)
-    free = found.f_bavail * found.f_frsize
-    if free < needed:
+def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in shared memory, all of it taken at once: what is short later kills a worker by SIGBUS."""
+    size = math.prod(shape) * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(size, device="cpu")
+    handle, _ = storage._share_fd_cpu_()  # as torch sends it to other processes
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
         raise DataError(
-            f"{SHARED_MEMORY} has {free >> 20} MiB free and the loader's workers need {needed >> 20} MiB: "
-            f"lower data.workers or data.prefetch, or give the container more shared memory (--shm-size)"
-        )
+            f"{size >> 20} MiB of shared memory for the loader's workers: {error.strerror}; lower "
+            f"data.workers or data.prefetch, or give the container more (--shm-size)"
+        ) from error
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

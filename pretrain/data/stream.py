@@ -190,7 +190,8 @@ class Batches:
             names = ", ".join(self.corpus.name(self.corpus.spot(position)) for position in asked.positions)
             return DataError(
                 f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); awaited are the "
-                f"samples {names}: if one of them hangs the decoder each time, name it in data.exclude"
+                f"samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
+                f"decoder each time can be named in data.exclude"
             )
         return gone(error) or error
 

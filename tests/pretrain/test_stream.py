@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -150,7 +151,9 @@ def test_an_unreadable_clip_is_replaced_the_same_way_every_time(
 
 def test_a_sample_can_be_excluded_by_its_id(small_dataset: Path) -> None:
     whole = keys_of(tiny_config(small_dataset, Path("runs")), 5)
-    without = keys_of(tiny_config(small_dataset, Path("runs"), data={"exclude": [whole[3]]}), 5)
+    config = tiny_config(small_dataset, Path("runs"), data={"exclude": [whole[3]]})
+    without = keys_of(config, 5)
+    assert not any(batch["bad"] for step in taken(config, 5) for batch in step), "nor does it count as bad"
     assert [n for n, (a, b) in enumerate(zip(whole, without, strict=True)) if a != b] == [3]
 
 
@@ -289,10 +292,14 @@ def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
 def test_little_shared_memory_is_said_before_anything_starts(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = os.statvfs("/dev/shm")
-    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*found[:4], 3, *found[5:])))
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     config = tiny_config(small_dataset, Path("runs"), data={"workers": 1})
-    with pytest.raises(DataError, match=r"/dev/shm has 0 MiB free .* lower data.workers"):
+    with pytest.raises(
+        DataError, match=r"shared memory for the loader's workers: No space left .*--shm-size"
+    ):
         taken(config, 1)
 
 
