@@ -8,7 +8,6 @@ Shapes: B clips a micro-batch, C channels, T frames, S side, N tokens a clip, K 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,16 +103,13 @@ class Slots:
 
 
 def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in shared memory, all of it taken at once: what is short later kills a worker by SIGBUS."""
+    """A tensor in shared memory, which torch takes at once. Raises: DataError when there is not so much."""
     size = math.prod(shape) * dtype.itemsize
-    storage = torch.UntypedStorage._new_shared(size, device="cpu")
-    handle, _ = storage._share_fd_cpu_()  # as torch sends it to other processes
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, size)
-    except OSError as error:
+        storage = torch.UntypedStorage._new_shared(size, device="cpu")
+    except RuntimeError as error:
         raise DataError(
-            f"{size >> 20} MiB of shared memory for the loader's workers: {error.strerror}; lower "
-            f"data.workers or data.prefetch, or give the container more (--shm-size)"
+            f"the loader's workers need {size >> 20} MiB of shared memory: {error}; lower data.workers or "
+            f"data.prefetch, or give the container more (--shm-size)"
         ) from error
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
