@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from pretrain.data.bad import SKIPPED_FILE
 from pretrain.data.stream import Batches, num_outstanding
 from pretrain.strategy.base import Engine
 from pretrain.tracking.jsonl import read_metrics
-from tests.pretrain.test_cache import impatient, spawn, steadfast, until  # noqa: F401  fixtures too
+from tests.pretrain.test_cache import (  # noqa: F401  fixtures too
+    SPAWN,
+    impatient,
+    spawn,
+    steadfast,
+    until,
+)
 from tests.pretrain.test_stream import assert_equal, copied, opened, taken
 from tests.servers.faults import FaultProxy
 from tests.servers.s3 import forget_s3, make_bucket, use_s3
@@ -340,19 +347,23 @@ def test_a_flipped_byte_in_the_bucket_is_in_no_batch(
             assert found["clips"][row].equal(whole["clips"][row])
 
 
-def take_as_rank(config: RunConfig, rank: int, told: Path) -> None:
-    """In a process of its own: what a rank of two is given."""
-    told.write_text(json.dumps(keys_of(taken(config, 3, world=2, rank=rank))))
+def take_as_rank(config: RunConfig, rank: int, barrier: Barrier, told: Path) -> None:
+    """In a process of its own: what a rank of two is given; both begin together."""
+    with opened(config, world=2, rank=rank) as batches:
+        barrier.wait(60)
+        told.write_text(json.dumps([key for batch in batches.take(12) for key in batch.keys]))
 
 
 def test_two_ranks_of_a_host_bring_each_shard_once(
     remote: str, small_dataset: Path, tmp_path: Path, faults: FaultProxy
 ) -> None:
+    """Downloads are slow, so that each comes to want what the other is bringing."""
     strategy, train = {"kind": "deepspeed"}, {"global_batch": 8, "micro_batch": 1}
     plain = local(small_dataset, strategy=strategy, train=train)
     config = from_bucket(plain, remote, "cache", tmp_path)
-    told = [tmp_path / f"rank-{rank}" for rank in range(2)]
-    ranks = [spawn(take_as_rank, config, rank, path) for rank, path in enumerate(told)]
+    faults.inject("slow first byte", "GET", times=None, key=".tar")
+    told, barrier = [tmp_path / f"rank-{rank}" for rank in range(2)], SPAWN.Barrier(2)
+    ranks = [spawn(take_as_rank, config, rank, barrier, path) for rank, path in enumerate(told)]
     for rank in ranks:
         rank.join()
         assert rank.exitcode == 0
