@@ -61,7 +61,9 @@ def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
             monitor_interval=0.2,
             shutdown_timeout=SAVE_S,
         )
-        command = [sys.executable, "-m", "launch.train", str(run / CONFIG_FILE), str(os.getpid())]
+        # Python's tracker of semaphores removes those of a killed rank; its warning would only puzzle.
+        hushed = ("-W", "ignore:resource_tracker:UserWarning")
+        command = [sys.executable, *hushed, "-m", "launch.train", str(run / CONFIG_FILE), str(os.getpid())]
         try:
             elastic_launch(agent, command[0])(*command[1:])
         except ChildFailedError as error:

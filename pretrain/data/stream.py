@@ -6,7 +6,10 @@ size; rank r of W takes the r-th part of it.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -56,8 +59,18 @@ class RankRequests(Sampler[Request]):
             step, samples = step + 1, samples + plan.config.train.global_batch
 
 
+def _end_with_rank() -> None:
+    """Torch's workers look for their parent every 5 s, not while a decoder hangs, and never if it was gone
+    before they had started."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _begin_worker(_: int) -> None:
     """One thread; and signals to the run's whole group are the rank's to answer, which saves and ends it."""
+    threading.Thread(target=_end_with_rank, name="end-with-rank", daemon=True).start()
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from pretrain.data.reader import ClipReader, Sample
 from pretrain.data.stream import Batches
 from pretrain.objective.base import Batch
 from pretrain.strategy.base import Engine
+from tests.pretrain.test_cache import until
 from tests.small_dataset import tiny_config, write_dataset
 
 CPU = torch.device("cpu")
@@ -286,6 +288,47 @@ def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
         pytest.raises(DataError, match=f"no batch came for 1 s .*{', '.join(wanted)}"),
     ):
         next(batches.take(1))
+
+
+class Stalls(Hangs):
+    """In a worker: says its pid when it is unpickled, then waits for a file `go`, and then hangs."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, slots: Any) -> None:
+        self._folder = Path(config.out)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._folder = state["_folder"]
+        (self._folder / "part").write_text(str(os.getpid()))
+        (self._folder / "part").rename(self._folder / "pid")
+        while not (self._folder / "go").exists():
+            time.sleep(0.01)
+
+    def __getitem__(self, request: Request) -> None:
+        (self._folder / "hangs").touch()
+        time.sleep(600)
+
+
+def take_from_one_that_stalls(config: RunConfig) -> None:
+    """In a process of its own."""
+    stream_module.Loader = Stalls  # type: ignore[assignment, misc]
+    with opened(config) as batches:
+        next(batches.take(1))
+
+
+@pytest.mark.parametrize("when", ["while it starts", "while a decoder hangs"])
+def test_a_worker_does_not_outlive_a_killed_rank(when: str, small_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(small_dataset, tmp_path, data={"workers": 1, "prefetch": 1})
+    rank = multiprocessing.get_context("spawn").Process(target=take_from_one_that_stalls, args=(config,))
+    rank.start()
+    awaited = tmp_path / ("pid" if when == "while it starts" else "hangs")
+    if awaited.name == "hangs":
+        (tmp_path / "go").touch()
+    until(awaited.exists)
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    rank.kill()
+    rank.join()
+    (tmp_path / "go").touch()
+    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_little_shared_memory_is_said_before_anything_starts(small_dataset: Path) -> None:

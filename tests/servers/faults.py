@@ -6,6 +6,7 @@ import http.client
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import pytest
 from tests.servers.s3 import forget_s3, make_bucket, use_s3
 
 CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
-FAULTS = (*CODES, "reset", "hang", "short body", "lost answer")
+FAULTS = (*CODES, "reset", "hang", "slow first byte", "short body", "lost answer")
+SLOW_S = 1.5
 
 
 @dataclass
@@ -65,8 +67,8 @@ class FaultProxy:
         method, kind: "*" for all. key: what the path ends with, before its query; empty for all.
 
         fault: an HTTP status of CODES; a "reset" of the connection before the request is passed on; a "hang"
-        with no answer; a "short body", cut in half; a "lost answer", where the request is done and then the
-        connection reset.
+        with no answer; a "slow first byte", after SLOW_S; a "short body", cut in half; a "lost answer", where
+        the request is done and then the connection reset.
         """
         assert fault in FAULTS
         last = 1 << 60 if times is None else first + times - 1
@@ -148,6 +150,8 @@ def _handler(proxy: FaultProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
             if fault in ("reset", "hang"):
                 self.reset()
                 return
+            if fault == "slow first byte":
+                time.sleep(SLOW_S)
             if fault in CODES:
                 text = f"<Error><Code>{CODES[fault]}</Code><Message>On order.</Message></Error>"
                 self.answer(int(fault), [("Content-Type", "application/xml")], text.encode())
