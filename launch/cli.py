@@ -178,6 +178,10 @@ def train(
         bool, typer.Option("--fresh", help="Refuse a run's folder that exists; without it the run goes on.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only, no progress.")] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(help="Go on though this setting differs from the run there: `train.global_batch`."),
+    ] = None,
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
 
@@ -190,7 +194,7 @@ def train(
     settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
     from launch.train import run_train
 
-    result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet)
+    result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet, allow_change=allow_change or ())
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe probe {result.run}")
     if result.stopped is not None:

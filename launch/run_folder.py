@@ -5,13 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import CheckpointError, ConfigError, DataError, Problem, UsageError, why
+from data_pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ForeframeError,
+    Problem,
+    RefusedError,
+    StorageError,
+    UsageError,
+    why,
+)
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from pretrain.checkpoint import newest_whole, step_folders
@@ -102,13 +112,13 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.out) / config.name
 
 
-def scientific_changes(before: RunConfig, after: RunConfig) -> list[Problem]:
-    """Settings that differ and would make the run another experiment."""
+def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str] = ()) -> list[Problem]:
+    """Settings that differ and would make the run another experiment; `allowed` ones are not among them."""
     optim, momentum = after.optim, after.target.momentum
     is_endless = (
         optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
     )
-    free = (*OPERATIONAL, *(("train.steps",) if is_endless else ()))
+    free = (*OPERATIONAL, *allowed, *(("train.steps",) if is_endless else ()))
     return [
         Problem(key, f"{old!r}, as the run in this folder was started with", new)
         for key, old, new in diff(before, after)
@@ -116,8 +126,10 @@ def scientific_changes(before: RunConfig, after: RunConfig) -> list[Problem]:
     ]
 
 
-def open_run(config: RunConfig) -> Path:
+def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
     """The folder of a run that is new, or that this config goes on with; its config.yaml is written.
+
+    allow_change: dotted keys of scientific settings that may differ.
 
     Raises: ConfigError with every scientific setting that differs from the run that is there; UsageError
     when the folder holds something else, or cannot be made.
@@ -125,13 +137,14 @@ def open_run(config: RunConfig) -> Path:
     run = run_folder(config)
     known = run / CONFIG_FILE
     if known.is_file():
-        changes = scientific_changes(read_config(known, [], RunConfig), config)
+        changes = scientific_changes(read_config(known, [], RunConfig), config, allow_change)
         if changes and not step_folders(run):
             changes = []  # nothing was learned there yet: the config may still be mended
         if changes:
             error = ConfigError.of(changes)
             error.args = (
-                f"{error}\n{run} holds another run; choose another name=..., or remove that folder",
+                f"{error}\n{run} holds another run; choose another name=..., or go on as another experiment "
+                f"with {' '.join(f'--allow-change {problem.key}' for problem in changes)}",
             )
             raise error
     elif run.is_dir() and any(run.iterdir()):
@@ -195,16 +208,19 @@ def _check_source(config: RunConfig, root: str) -> None:
 
     reader = ClipReader(root, config.data.split, decoder=config.data.decoder)
     reader.check_files()
-    looks = min(len(reader), MAX_REPLACEMENTS)
-    for number in range(looks):  # training replaces what is damaged, as long as it finds something
+    found: ForeframeError | None = None
+    for number in range(min(len(reader), MAX_REPLACEMENTS)):  # training replaces what it cannot use
         try:
             _check_clip(config, reader, number, root)
             return
+        except (StorageError, RefusedError):
+            raise
+        except ConfigError as error:
+            found = error
         except DataError as error:
-            if number == looks - 1:
-                raise DataError(
-                    f"{error}; run `foreframe verify {root}` to see what else is damaged"
-                ) from error
+            found = DataError(f"{error}; run `foreframe verify {root}` to see what else is damaged")
+    assert found is not None
+    raise found
 
 
 def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -> None:
@@ -221,4 +237,4 @@ def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -
                 int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,
             ),
         )
-    reader.read(number, config.data.frames, config.data.fps, holds=holds)
+    reader.read_for(config.data, number)

@@ -142,12 +142,16 @@ def check_clips(kind: str) -> Check:
     how = "on the CPU"
     if kind == "cuda":
         from pretrain.data.copies import Copies
+        from pretrain.data.load import Loaded, Request
 
-        how = "from pinned memory" if ours.pin() else "from memory that could not be pinned"
-        device, nowhere = torch.device(kind), torch.empty(0, dtype=torch.int64)
-        copies, masks = Copies(device), Masks(1, 3, 1, nowhere, nowhere, (), ())
-        clips, masks, event = copies.begin(cut, mirrored, size, masks)
-        copies.hand_over(event, clips, masks)
+        how = "from pinned memory"
+        ours.pin()
+        nowhere = torch.empty(0, dtype=torch.int64)
+        copies, masks = Copies(torch.device(kind)), Masks(1, 3, 1, nowhere, nowhere, (), ())
+        loaded = Loaded(Request(0, (), 0), (), tuple(crops), masks, None, None, (), ())
+        ahead = copies.begin(loaded, cut, mirrored, size, masks, ())
+        copies.hand_over(ahead)
+        clips = ahead.clips
     else:
         clips = normalise([each.float() for each in cut], size, mirrored)
     difference = (clips.cpu() - worker.floats(0)).abs().amax((0, 2, 3, 4)) * torch.tensor(STD) * 255

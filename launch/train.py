@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,16 +94,24 @@ class StopRequests:
         return "train.time_limit_s is over" if is_late else None
 
 
-def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: bool = False) -> TrainResult:
+def run_train(
+    config: RunConfig,
+    *,
+    nproc: int = 1,
+    fresh: bool = False,
+    quiet: bool = False,
+    allow_change: Sequence[str] = (),
+) -> TrainResult:
     """Train to the end, from the newest whole checkpoint if there is one.
 
     Inside torchrun (RANK and WORLD_SIZE are set) this process is one of its ranks and nproc is ignored.
-    fresh: refuse a run's folder that exists.
+    fresh: refuse a run's folder that exists. allow_change: settings that may differ from the run there.
     Raises: ConfigError and UsageError before anything is started; DataError, CheckpointError, DivergedError,
     CollapsedError, LostPeerError from the ranks; PreemptedError after a stop with a save.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return run_rank(config, quiet=quiet or bool(os.environ.get(QUIET_VARIABLE)))
+        is_quiet = quiet or bool(os.environ.get(QUIET_VARIABLE))
+        return run_rank(config, quiet=is_quiet, allow_change=allow_change)
     plan(config, nproc)
     check_device(config, nproc)
     if fresh and run_folder(config).exists():
@@ -110,7 +119,7 @@ def run_train(config: RunConfig, *, nproc: int = 1, fresh: bool = False, quiet: 
             f"{run_folder(config)} exists; choose another name=..., or leave --fresh out to go on with it"
         )
     check_data(config)
-    run = open_run(config)
+    run = open_run(config, allow_change)
     with lock_run(run):
         already = finished(run, config.train.steps)
         if already is not None:
@@ -138,7 +147,7 @@ def check_device(config: RunConfig, nproc: int) -> None:
         )
 
 
-def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
+def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[str] = ()) -> TrainResult:
     """One rank of a run; every rank of the job calls this. Errors are left for the starting process too."""
     rank = int(os.environ.get("RANK", "0"))
     # Packed rows have a new length each step; oneDNN keeps compiled code for the last 1024 shapes, which
@@ -147,7 +156,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         with StopRequests(config.train.time_limit_s) as stops:
-            return _train_or_say_why(config, stops, quiet=quiet)
+            return _train_or_say_why(config, stops, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         folder = os.environ.get(ERRORS_VARIABLE)
         if folder:
@@ -157,10 +166,12 @@ def run_rank(config: RunConfig, *, quiet: bool = False) -> TrainResult:
         raise
 
 
-def _train_or_say_why(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
+def _train_or_say_why(
+    config: RunConfig, stops: StopRequests, *, quiet: bool, allow_change: Sequence[str]
+) -> TrainResult:
     """`_train`; a disk that is full by the time of a metric, and a rank that went away, are named errors."""
     try:
-        return _train(config, stops, quiet=quiet)
+        return _train(config, stops, quiet=quiet, allow_change=allow_change)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
@@ -176,7 +187,9 @@ def _train_or_say_why(config: RunConfig, stops: StopRequests, *, quiet: bool) ->
         raise LostPeerError(f"another rank went away; {how_to_go_on(run_folder(config))}") from error
 
 
-def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResult:
+def _train(
+    config: RunConfig, stops: StopRequests, *, quiet: bool, allow_change: Sequence[str]
+) -> TrainResult:
     import torch
 
     from pretrain.build import build_engine
@@ -204,13 +217,13 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
     def check_and_open() -> None:
         if world.is_first:
             check_data(config)
-            open_run(config)
+            open_run(config, allow_change)
 
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
     display = TrainDisplay(enabled=world.is_first and not quiet)
-    batches = Batches(laid_out, world.rank, device)
+    batches = world.own(lambda: Batches(laid_out, world.rank, device))
     engine = build_engine(laid_out, world)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
@@ -242,6 +255,8 @@ def _train(config: RunConfig, stops: StopRequests, *, quiet: bool) -> TrainResul
         except BaseException:  # however it ended, the tracker is told; the error goes on
             tracker.close("failed")
             raise
+        finally:
+            batches.close()
         tracker.close("done" if ended else "stopped")
     reason = None if ended else stops.reason or "another rank asked to"
     line = watch.line

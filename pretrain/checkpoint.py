@@ -38,7 +38,7 @@ from pretrain.strategy.base import TARGET, Engine, World
 FOLDER = "checkpoints"
 POINTER = "latest"
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the order of samples of format 1 was another, so a run cannot go on in it
 
 
 def file_hash(path: Path) -> str:
@@ -205,8 +205,8 @@ class Checkpoints:
         if manifest["data_fingerprint"] != self._data_fingerprint:
             raise CheckpointError(
                 f"{folder} was trained on data with fingerprint {manifest['data_fingerprint']}, "
-                f"data.shards now holds {self._data_fingerprint}: name the data set it began with, "
-                f"or a new run with name=..."
+                f"data.shards now holds {self._data_fingerprint}: name the data set it began with (of "
+                f"a mixture: the same, equally weighted, in the same order), or a new run with name=..."
             )
 
         def open_stored() -> StoredFragments:

@@ -60,13 +60,16 @@ class DataConfig(Section):
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: PositiveInt = Field(2, description="micro-batches that each worker keeps ready")
     timeout_s: float = Field(
-        300.0, gt=0, description="seconds without a batch before the run stops and names its samples"
+        90.0,
+        gt=0,
+        le=86_400,
+        description="seconds that workers may take for a batch before the run stops and names its samples",
     )
     shuffle_window: PositiveInt = Field(16, description="shards whose samples are shuffled together")
     max_bad_samples: int = Field(
         100, ge=0, description="different unreadable samples that a run replaces before it stops"
     )
-    exclude: tuple[str, ...] = Field((), description="ids of samples to be replaced without a look at them")
+    exclude: tuple[str, ...] = Field((), description="ids of samples that others stand in for")
     remote: Literal["cache", "ranges"] = Field(
         "cache",
         description="s3:// shards: brought whole to this machine's disk ahead of their use, or read "
@@ -353,6 +356,12 @@ class RunConfig(Section):
             multiple(
                 "train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch"
             )
+        if self.strategy.kind == "deepspeed" and self.data.timeout_s >= self.strategy.timeout_s:
+            need = (
+                f"less than strategy.timeout_s = {self.strategy.timeout_s:g}, or the other ranks give up "
+                f"before the one that waits can say for what"
+            )
+            found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
         if self.optim.warmup_steps > self.train.steps:
             need = f"at most train.steps = {self.train.steps}"
             found.append(("optim.warmup_steps", self.optim.warmup_steps, need, (self.train.steps // 10,)))

@@ -52,5 +52,4 @@ def train(
             checkpoints.save(engine, progress)
         if stop:
             break
-    batches.close()
     return progress

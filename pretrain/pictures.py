@@ -229,7 +229,7 @@ def _framed(picture: Pixels, colour: tuple[int, int, int]) -> Pixels:
 
 
 def _view(reader: ClipReader, index: int, config: RunConfig) -> Pixels:
-    clip = reader.read(index, config.data.frames, config.data.fps)
+    clip = reader.read_for(config.data, index)
     view: Pixels = eval_view(clip.frames_THWC, config.data.size).numpy()
     return view
 

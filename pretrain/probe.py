@@ -130,7 +130,7 @@ def probe_clips(
         for index in batch:
             on_clip()
             try:
-                clip = reader.read(index, config.data.frames, config.data.fps)
+                clip = reader.read_for(config.data, index)
             except DataError as error:
                 unreadable.append(str(error))
                 if len(unreadable) * 10 > len(indices):

@@ -61,7 +61,7 @@ class Watch:
         self._fixed = fixed_positions(engine.target.num_tokens)
         self._losses: list[Tensor] = []
         self._last: tuple[Output, Tensor] | None = None
-        self._bad = BadSamples(run, engine.world, plan.config.data.max_bad_samples, progress.step)
+        self._bad = BadSamples(run, engine.world, plan.config.data, progress.step)
         self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
@@ -92,7 +92,10 @@ class Watch:
         values: dict[str, Value] = {}
         if self._plan.looks_at(step):
             values |= self._look(progress)
-        if self._plan.logs_at(step) or values or is_last:
+        is_logged = bool(self._plan.logs_at(step) or values or is_last)
+        if is_logged or self._plan.saves_at(step):  # a checkpoint knows of all bad samples before it
+            self._bad.gather(progress)
+        if is_logged:
             self._log(progress, knobs, update, values)
         self._losses.clear()
         self._last, self._digest = None, 0
@@ -153,7 +156,6 @@ class Watch:
         wait_share, loss, *kind_losses = mean[len(stages) :]
         clips_per_s = steps * config.train.global_batch / elapsed_s
         self._mark_s, self._mark_step = now_s, progress.step
-        self._bad.gather(progress)
         values |= {
             "loss": loss,
             **{f"loss/mask{kind}": value for kind, value in enumerate(kind_losses)},

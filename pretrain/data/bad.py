@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage import Storage
+from pretrain.config import DataConfig
 from pretrain.progress import Progress
 from pretrain.strategy.base import World
 
@@ -17,10 +18,12 @@ NUM_LISTED = 10
 class BadSamples:
     """Of one run; rank 0 writes `<run>/skipped.jsonl`, an object a replacement: step, id, reason."""
 
-    def __init__(self, run: Path, world: World, limit: int, resumed_at: int) -> None:
-        self._path, self._world, self._limit, self._resumed_at = run / SKIPPED_FILE, world, limit, resumed_at
+    def __init__(self, run: Path, world: World, data: DataConfig, resumed_at: int) -> None:
+        self._path, self._world = run / SKIPPED_FILE, world
+        self._limit, self._excluded = data.max_bad_samples, frozenset(data.exclude)
         self._found: list[tuple[int, str, str]] = []
-        self._is_cut = False
+        if world.is_first:
+            self._cut_back(resumed_at)
 
     def note(self, step: int, bad: tuple[tuple[str, str], ...]) -> None:
         self._found += [(step, key, reason) for key, reason in bad]
@@ -37,27 +40,26 @@ class BadSamples:
         progress.bad_samples += len(found)
         progress.bad_ids = sorted({*progress.bad_ids, *(key for _, key, _ in found)})
         if self._world.is_first:
-            self._cut_back()
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(
                     json.dumps({"step": step, "id": key, "reason": reason}) + "\n"
                     for step, key, reason in found
                 )
-        if len(progress.bad_ids) > self._limit:
+        count = len(set(progress.bad_ids) - self._excluded)
+        if count > self._limit:
             reasons = {key: reason for _, key, reason in found}
             listed = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:NUM_LISTED])
             raise DataError(
-                f"{len(progress.bad_ids)} samples could not be read, more than data.max_bad_samples = "
+                f"{count} samples could not be read, more than data.max_bad_samples = "
                 f"{self._limit}: {listed}; all are in {self._path}; check the shards with `foreframe verify`"
             )
 
-    def _cut_back(self) -> None:
-        """Once, drop the lines of steps that a resumed run takes again."""
-        if not self._is_cut and self._path.exists():
+    def _cut_back(self, resumed_at: int) -> None:
+        """Drop the lines of steps that a resumed run takes again."""
+        if self._path.exists():
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._resumed_at)
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
             Storage(self._path.parent).publish(SKIPPED_FILE, kept.encode())
-        self._is_cut = True
 
 
 def _step_of(line: str) -> float:

@@ -46,7 +46,7 @@ class ShardCache:
         self._wanted: list[tuple[Storage, ShardDone]] = []
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()  # of the two
-        self._spoilt: dict[str, DataError] = {}  # what this process need not bring again to say so again
+        self._spoilt: dict[str, str] = {}  # what this process need not bring again to say so again
         self._own_folder()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,7 +101,7 @@ class ShardCache:
         with suppress(FileNotFoundError):
             return self._open_whole(done)
         if done.tar_sha256 in self._spoilt:
-            raise self._spoilt[done.tar_sha256]
+            raise DataError(self._spoilt[done.tar_sha256])
         self._own_folder()
         with self._alone(done, waits) as lock:
             with suppress(FileNotFoundError):  # others may have brought it meanwhile
@@ -160,7 +160,7 @@ class ShardCache:
             f"shard the videos again; `foreframe verify {storage.root}` tells of all such shards"
         )
         if digest:
-            self._spoilt[done.tar_sha256] = spoilt
+            self._spoilt[done.tar_sha256] = str(spoilt)
         raise spoilt
 
     def _make_room(self, done: ShardDone, lock: int) -> bool:

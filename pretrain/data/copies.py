@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.data.augment import normalise
+from pretrain.data.load import Loaded
 from pretrain.masks import Masks
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A batch on its way: there once `event` has passed. tables: its states and actions, or None."""
+
+    found: Loaded
+    clips: Tensor
+    masks: Masks
+    tables: list[Tensor | None]
+    event: torch.cuda.Event
 
 
 class Copies:
@@ -26,21 +39,29 @@ class Copies:
             self._begun.popleft().synchronize()
 
     def begin(
-        self, views_THWC: Sequence[Tensor], mirrored: Sequence[bool], size: int, masks: Masks
-    ) -> tuple[Tensor, Masks, torch.cuda.Event]:
-        """Normalised clips (B, C, T, S, S) and masks on the GPU, there once the event has passed."""
+        self,
+        found: Loaded,
+        views_THWC: Sequence[Tensor],
+        mirrored: Sequence[bool],
+        size: int,
+        masks: Masks,
+        tables: Sequence[Tensor | None],
+    ) -> Ahead:
+        """Copy crops, masks and tables; on the GPU resize, mirror and normalise: clips (B, C, T, S, S)."""
         event = torch.cuda.Event()
         with torch.cuda.stream(self._stream):
             views = [view.to(self._device, non_blocking=True) for view in views_THWC]
             clips = normalise(views, size, mirrored)
             masks = masks.to(self._device)
+            there = [None if table is None else table.to(self._device) for table in tables]
             event.record(self._stream)
         self._begun.append(event)
-        return clips, masks, event
+        return Ahead(found, clips, masks, there, event)
 
-    def hand_over(self, event: torch.cuda.Event, clips: Tensor, masks: Masks) -> None:
+    def hand_over(self, ahead: Ahead) -> None:
         """What is computed from now on waits for the copy; and its memory waits for the computing."""
         current = torch.cuda.current_stream(self._device)
-        current.wait_event(event)
-        for tensor in (clips, masks.kept_M, masks.hidden_P):
-            tensor.record_stream(current)
+        current.wait_event(ahead.event)
+        for tensor in (ahead.clips, ahead.masks.kept_M, ahead.masks.hidden_P, *ahead.tables):
+            if tensor is not None:
+                tensor.record_stream(current)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, DataError
 from pretrain.config import DataConfig
 from pretrain.data.cache import ShardCache
 from pretrain.data.mixture import Mixture
@@ -36,12 +37,21 @@ class Corpus:
         self._seed, window = seed, data.shuffle_window
         is_remote = any("://" in each.shards for each in data.sources)
         is_cached = is_remote and data.remote == "cache"
-        cache = ShardCache(cache_folder(data), data.cache_bytes) if is_cached else None
         kept = max(KEPT_INDEXES, 2 * window)
-        self.readers = [
-            ClipReader(each.shards, data.split, cache, decoder=data.decoder, kept_indexes=kept)
-            for each in data.sources
-        ]
+        self.readers = []
+        for each in data.sources:
+            # one a data set, for its own list of what to bring; they share the folder and its limit
+            cache = ShardCache(cache_folder(data), data.cache_bytes) if is_cached else None
+            reader = ClipReader(each.shards, data.split, cache, decoder=data.decoder, kept_indexes=kept)
+            self.readers.append(reader)
+        prints = [reader.info.fingerprint for reader in self.readers]
+        if len(set(prints)) < len(prints):
+            raise ConfigError(
+                "data.shards",
+                got=[each.shards for each in data.sources],
+                need="each data set once, with the sum of its weights: two of these hold the same clips, "
+                "which would come in pairs",
+            )
         self.weights = [each.weight for each in data.sources]
         self._orders = [Order(seed, reader.shard_sizes, window) for reader in self.readers]
         self._mixture = Mixture(self.weights)
@@ -96,6 +106,19 @@ class Corpus:
     def name(self, spot: Spot) -> str:
         """The sample's id, or its place where that cannot be read."""
         return self.readers[spot.source].name(spot.number)
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """The ids of samples, or, from the first on whose index cannot be read, their places."""
+        found = []
+        can_read = True
+        for spot in map(self.spot, positions):
+            reader = self.readers[spot.source]
+            try:
+                found.append(reader.key(spot.number) if can_read else reader.place_name(spot.number))
+            except DataError:
+                can_read = False
+                found.append(reader.place_name(spot.number))
+        return found
 
     def prefetch(self, position: int) -> None:
         """Begin to bring the shards from a position on to this machine, where they are remote."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +53,17 @@ class Loaded:
     seconds: tuple[float, ...]
 
 
-@dataclass
 class Laps:
-    """Adds up the seconds of each stage."""
+    """Adds up the seconds of each stage, by the wall's clock."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    _mark: float = field(default_factory=time.perf_counter)
+    clock = staticmethod(time.perf_counter)
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._mark = self.clock()
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
+        now = self.clock()
         self.seconds[stage] += now - self._mark
         self._mark = now
 

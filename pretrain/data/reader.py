@@ -33,6 +33,7 @@ from data_pipeline.format import (
     tar_name,
 )
 from data_pipeline.storage import Storage
+from pretrain.config import DataConfig
 from pretrain.data.cache import ShardCache
 
 Start = Callable[[float], float]
@@ -66,6 +67,13 @@ class Sample:
     first: int
     data: bytes
 
+    def is_whole(self) -> bool:
+        """Whether every member has the hash indexed."""
+        try:
+            return all(self.member(suffix) for suffix in self.members)
+        except DataError:
+            return False
+
     def member(self, suffix: str) -> bytes:
         """Raises: DataError when there is no such member, or it is not what the index says."""
         if suffix not in self.members:
@@ -77,6 +85,17 @@ class Sample:
                 f"sample {self.key} in {self.shard}: its .{suffix} is damaged: it has not the hash indexed"
             )
         return data
+
+
+def _raise_if_not_of_a_sample(error: DataError) -> None:
+    """A store that is away, a full disk, too many open files: which samples it hits is chance.
+
+    Raises: StorageError, RefusedError.
+    """
+    if isinstance(error, (StorageError, RefusedError)):
+        raise error
+    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+        raise StorageError(str(error)) from error
 
 
 class ClipReader:
@@ -127,8 +146,12 @@ class ClipReader:
         try:
             return self.key(number)
         except DataError:
-            shard, row = self._place(number)
-            return f"{self.shards[shard].stem}#{row}"
+            return self.place_name(number)
+
+    def place_name(self, number: int) -> str:
+        """The sample's shard and row: `train-000007#12`."""
+        shard, row = self._place(number)
+        return f"{self.shards[shard].stem}#{row}"
 
     @property
     def is_cached(self) -> bool:
@@ -158,24 +181,26 @@ class ClipReader:
             raise found
         return self.decode(found, frames, fps, start, holds=holds)
 
+    def read_for(self, data: DataConfig, number: int) -> Clip:
+        """`read` from the clip's beginning, as a run is configured to. Raises: DataError."""
+        return self.read(number, data.frames, data.fps, holds=data.short_clips == "hold")
+
     def fetch(self, numbers: Sequence[int]) -> list[Sample | DataError]:
         """The bytes of samples; remotely several at once. What is wrong with one stands in its place.
 
-        Raises: StorageError, RefusedError, when the trouble is the store's, not a sample's.
+        Raises: StorageError, RefusedError, when the trouble is the store's or the machine's, not a sample's.
         """
         try:
             return list(self._fetch(numbers))
-        except (StorageError, RefusedError):
-            raise
-        except DataError:
-            return [self._fetch_one(number) for number in numbers]
+        except DataError as error:
+            _raise_if_not_of_a_sample(error)
+        return [self._fetch_one(number) for number in numbers]
 
     def _fetch_one(self, number: int) -> Sample | DataError:
         try:
             return self._fetch([number])[0]
-        except (StorageError, RefusedError):
-            raise
         except DataError as error:
+            _raise_if_not_of_a_sample(error)
             return error
 
     def _fetch(self, numbers: Sequence[int], only: str | None = None) -> list[Sample]:
@@ -190,14 +215,23 @@ class ClipReader:
             address = self._storage.address(tar_name(self.shards[shard].stem))
             wanted.append((shard, end - first, Sample(index.keys[row], address, members, first, b"")))
         if self._cache is None:
-            spans = [(tar_name(self.shards[shard].stem), s.first, size) for shard, size, s in wanted]
-            pieces = self._storage.read_spans(spans)
+            pieces = self._read_spans(wanted)
         else:
             pieces = [
                 self._cache.read(self._storage, self.shards[shard], [(s.first, size)])[0]
                 for shard, size, s in wanted
             ]
         return [replace(sample, data=data) for (*_, sample), data in zip(wanted, pieces, strict=True)]
+
+    def _read_spans(self, wanted: Sequence[tuple[int, int, Sample]]) -> list[bytes]:
+        """Remotely, what has not the hash indexed is asked for once more: it may have changed on its way."""
+        spans = [(tar_name(self.shards[shard].stem), s.first, size) for shard, size, s in wanted]
+        pieces = self._storage.read_spans(spans)
+        if not self._storage.is_local:
+            for place, (_, _, sample) in enumerate(wanted):
+                if not replace(sample, data=pieces[place]).is_whole():
+                    pieces[place] = self._storage.read(*spans[place])
+        return pieces
 
     def decode(
         self, sample: Sample, frames: int, fps: float, start: Start | None = None, *, holds: bool = False
@@ -210,6 +244,10 @@ class ClipReader:
         Raises: DataError when a member cannot be decoded, or the clip is shorter than asked for.
         """
         meta = ClipMeta.from_json(sample.member(META))
+        if not (meta.fps > 0 and meta.num_frames > 0):
+            raise DataError(
+                f"sample {sample.key}: its .{META} tells {meta.num_frames} frames at {meta.fps} fps"
+            )
         needed_s, length_s = frames / fps, meta.num_frames / meta.fps
         spare_s = length_s - needed_s
         if spare_s < -0.5 / meta.fps and not holds and meta.num_frames > 1:
@@ -242,6 +280,14 @@ class ClipReader:
 
         return Clip(sample.key, pictures, times_s, rows(STATE), rows(ACTIONS), meta)
 
+    def _read_index(self, done: ShardDone) -> bytes:
+        try:
+            return read_index(self._storage, done)
+        except DataError:
+            if self._storage.is_local:
+                raise
+        return read_index(self._storage, done)  # once more: it may have been changed on its way
+
     def _place(self, number: int) -> tuple[int, int]:
         """Shard, and row in it, of a sample."""
         if not 0 <= number < len(self):
@@ -255,7 +301,7 @@ class ClipReader:
         index = self._indexes.get(shard)
         if index is None:
             done: ShardDone = self.shards[shard]
-            index = ShardIndex(read_index(self._storage, done))
+            index = ShardIndex(self._read_index(done))
             if len(index) != done.num_samples:
                 raise DataError(
                     f"shard {done.stem} has {len(index)} samples in its index, not {done.num_samples}"

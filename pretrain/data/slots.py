@@ -58,13 +58,19 @@ class Slots:
         self._clips = new((count, layout.clips, layout.clip_bytes), dtype=torch.uint8)
         self._places = new((count, layout.places), dtype=torch.int64)
 
-    def pin(self) -> bool:
-        """Lock the slots in memory, for a GPU to copy from while the CPU goes on; False if refused."""
+    def pin(self) -> None:
+        """Lock the slots in memory, for a GPU to copy from while the CPU goes on.
+
+        Raises: DataError when the driver refuses it.
+        """
         runtime = torch.cuda.cudart()
-        return all(
-            int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
-            for memory in (self._clips, self._places)
-        )
+        for memory in (self._clips, self._places):
+            told = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+            if told != 0:
+                raise DataError(
+                    f"the GPU's driver refuses to pin {memory.nbytes >> 20} MiB for the loader (CUDA error "
+                    f"{told}): lower data.workers or data.prefetch, or raise the limit of locked memory"
+                )
 
     def write_clip(self, slot: int, row: int, frames_THWC: np.ndarray, view: View) -> Crop:
         """Put a view of a clip's frames into its place, resized and normalised where no GPU does it."""

@@ -6,6 +6,7 @@ size; rank r of W takes the r-th part of it.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +24,15 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.errors import DataError
 from pretrain.config import Plan
-from pretrain.data.copies import Copies
+from pretrain.data.copies import Ahead, Copies
 from pretrain.data.corpus import Corpus
 from pretrain.data.load import STAGES, Loaded, Loader, Request
 from pretrain.data.slots import Layout, Slots
 from pretrain.masks import Masks
 from pretrain.objective.base import Batch
 
-WORKER_WORDS = "DataLoader worker"  # so torch begins its sentence, raised wherever the rank is at the time
+WORKER_WORDS = "DataLoader worker (pid"  # so torch begins a sentence, raised wherever the rank is at the time
+TIMEOUT_WORDS = "DataLoader timed out"
 GONE = (
     "a loader worker was killed, most often for want of memory: set data.workers or data.prefetch lower; the "
     "same command goes on from the last checkpoint"
@@ -78,7 +81,7 @@ def _begin_worker(_: int) -> None:
 
 def gone(error: RuntimeError) -> DataError | None:
     """What torch raises of a worker that was killed, as one of our errors; None of another error."""
-    return DataError(GONE) if WORKER_WORDS in str(error) else None
+    return DataError(GONE) if str(error).startswith(WORKER_WORDS) else None
 
 
 def _as_it_is(found: Loaded | DataError) -> Loaded | DataError:
@@ -104,11 +107,14 @@ class Batches:
             places=config.train.micro_batch * frames * rows * columns * len(config.objective.masks),
             on_gpu=device.type == "cuda",
         )
-        self._slots: Slots | None = None
+        self._num_slots = num_outstanding(plan) + 2  # the one in use, and one that may still be copied
+        self._slots = Slots(self._layout, self._num_slots, is_shared=config.data.workers > 0)
         self._copies = Copies(device) if device.type == "cuda" else None
+        if self._copies is not None:
+            self._slots.pin()
         self._step = self._samples = 0
         self._iterator: Iterator[Loaded | DataError] | None = None
-        self._ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
+        self._ahead: deque[Ahead | DataError] = deque()
         self._wait_s = 0.0
         self._seconds = np.zeros(len(STAGES))
         self._clips = 0
@@ -124,18 +130,16 @@ class Batches:
         Raises: DataError when no worker delivers, or past what can be replaced; StorageError and RefusedError
         when a store is away.
         """
-        if self._iterator is None:
-            self._iterator = self._start()
         for _ in range(count):
             if self._copies is None:
                 yield self._batch(self._next())
                 continue
-            if not self._ahead:
-                self._ahead.append(self._copy(self._copies))
-            batch, event = self._ahead.popleft()
-            self._ahead.append(self._copy(self._copies))
-            self._copies.hand_over(event, batch.clips, batch.masks)
-            yield batch
+            ahead = self._ahead.popleft() if self._ahead else self._copy(self._copies)
+            if isinstance(ahead, DataError):
+                raise ahead
+            self._copies.hand_over(ahead)
+            yield self._with(ahead.found, ahead.clips, ahead.masks, ahead.tables)
+            self._ahead.append(self._copy(self._copies))  # while the GPU computes what was taken
 
     def epochs(self, samples: int) -> dict[str, float]:
         """How often the data was gone through by then; in a mixture, each data set, as `/name`."""
@@ -153,19 +157,21 @@ class Batches:
         return dict(zip(STAGES, means.tolist(), strict=True))
 
     def close(self) -> None:
-        """End the workers."""
-        self._iterator = None
+        """End the workers, also one that hangs."""
+        iterator, self._iterator = self._iterator, None
         self._ahead.clear()
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            workers = list(getattr(iterator, "_workers", ()))
+            iterator._shutdown_workers()
+            for worker in workers:
+                worker.kill()  # SIGTERM, which torch sends, they leave to the rank
+                worker.join()
+                _started.discard(worker)
 
     def _start(self) -> Iterator[Loaded | DataError]:
         data = self._plan.config.data
-        num_slots = num_outstanding(self._plan) + 2  # the one in use, and one that may still be copied
-        if self._slots is None:
-            self._slots = Slots(self._layout, num_slots, is_shared=data.workers > 0)
-            if self._copies is not None:
-                self._slots.pin()
         # Spawned: forked ones inherit gloo's threads; a fork server and its workers outlive a killed rank
-        requests = RankRequests(self._plan, self._rank, self._step, self._samples, num_slots)
+        requests = RankRequests(self._plan, self._rank, self._step, self._samples, self._num_slots)
         self._asked = iter(requests)
         with warnings.catch_warnings():  # of more workers than cores, which is right for a remote store
             warnings.simplefilter("ignore", UserWarning)
@@ -180,11 +186,14 @@ class Batches:
                 prefetch_factor=data.prefetch if data.workers else None,
                 timeout=data.timeout_s if data.workers else 0,
             )
-            return iter(loader)
+            iterator = iter(loader)
+        _started.update(getattr(iterator, "_workers", ()))
+        return iterator
 
     def _next(self) -> Loaded:
         """What a worker put into the next slot."""
-        assert self._iterator is not None
+        if self._iterator is None:
+            self._iterator = self._start()
         begin_s, asked = time.perf_counter(), next(self._asked)
         try:
             found = next(self._iterator)
@@ -199,8 +208,8 @@ class Batches:
 
     def _named(self, error: RuntimeError, asked: Request) -> Exception:
         """What DataLoader says of its workers, as one of our errors."""
-        if "timed out" in str(error):
-            names = ", ".join(self.corpus.name(self.corpus.spot(position)) for position in asked.positions)
+        if str(error).startswith(TIMEOUT_WORDS):
+            names = ", ".join(self.corpus.names(asked.positions))
             return DataError(
                 f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); awaited are the "
                 f"samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
@@ -210,33 +219,47 @@ class Batches:
 
     def _batch(self, found: Loaded) -> Batch:
         """The slot's own memory as a batch."""
-        assert self._slots is not None
-        slot = found.request.slot
-        return self._with(found, self._slots.floats(slot), self._slots.masks(slot, found.masks))
+        slot, tables = found.request.slot, [_tensor(found.states), _tensor(found.actions)]
+        return self._with(found, self._slots.floats(slot), self._slots.masks(slot, found.masks), tables)
 
-    def _copy(self, copies: Copies) -> tuple[Batch, torch.cuda.Event]:
-        """The next batch, on its way to the GPU."""
+    def _copy(self, copies: Copies) -> Ahead | DataError:
+        """The next batch on its way to the GPU, or why there is none: said when it is its turn."""
         copies.settle()
-        found = self._next()
-        assert self._slots is not None
+        try:
+            found = self._next()
+        except DataError as error:
+            return error
         slot = found.request.slot
         views = [self._slots.crop(slot, row, crop) for row, crop in enumerate(found.crops)]
         mirrored = [crop.is_mirrored for crop in found.crops]
         masks = self._slots.masks(slot, found.masks)
-        clips, masks, event = copies.begin(views, mirrored, self._layout.size, masks)
-        return self._with(found, clips, masks), event
+        tables = [_tensor(found.states), _tensor(found.actions)]
+        return copies.begin(found, views, mirrored, self._layout.size, masks, tables)
 
-    def _with(self, found: Loaded, clips: Tensor, masks: Masks) -> Batch:
-        def tensor(rows: np.ndarray | None) -> Tensor | None:
-            return None if rows is None else torch.from_numpy(rows).to(self._device)
-
+    def _with(self, found: Loaded, clips: Tensor, masks: Masks, tables: Sequence[Tensor | None]) -> Batch:
         return Batch(
             step=found.request.step,
             positions=found.request.positions,
             keys=found.keys,
             clips=clips,
             masks=masks,
-            states=tensor(found.states),
-            actions=tensor(found.actions),
+            states=tables[0],
+            actions=tables[1],
             bad=found.bad,
         )
+
+
+def _tensor(rows: np.ndarray | None) -> Tensor | None:
+    return None if rows is None else torch.from_numpy(rows)
+
+
+_started: set[Any] = set()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Those of batches that nobody closed: multiprocessing would send SIGTERM and wait for them for ever."""
+    if _started and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise that one was killed
+    for worker in _started:
+        worker.kill()

@@ -21,7 +21,7 @@ import torch
 from data_pipeline.errors import ConfigError, DataError, StorageError
 from data_pipeline.format import tar_name
 from launch.train import run_train
-from pretrain.config import RunConfig, plan
+from pretrain.config import DataConfig, RunConfig, plan
 from pretrain.data import stream as stream_module
 from pretrain.data.corpus import Corpus
 from pretrain.data.load import Request
@@ -367,20 +367,21 @@ def test_skipped_samples_are_written_once_whatever_is_taken_again(
     from pretrain.strategy.base import World
 
     progress, world = Progress(), World(0, 1, CPU)
-    before = BadSamples(tmp_path, world, 5, resumed_at=0)
+    data = DataConfig(shards="x", max_bad_samples=5, exclude=("id3",))
+    before = BadSamples(tmp_path, world, data, resumed_at=0)
     for step in (3, 7, 9):
         before.note(step, ((f"id{step}", "planted"), ("twice", "planted")))
     before.gather(progress)
     assert (progress.bad_samples, progress.bad_ids) == (6, ["id3", "id7", "id9", "twice"])
     with (tmp_path / "skipped.jsonl").open("a") as file:
         file.write('{"step": 1')  # a crash
-    after = BadSamples(tmp_path, world, 5, resumed_at=7)
+    after = BadSamples(tmp_path, world, data, resumed_at=7)
     after.note(9, (("id9", "planted"),))
     after.gather(progress)
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     kept = [(3, "id3"), (3, "twice"), (7, "id7"), (7, "twice")]
     assert [(line["step"], line["id"]) for line in lines] == [*kept, (9, "id9")]
-    after.note(12, (("new", "planted"), ("newer", "planted")))
+    after.note(12, (("new", "planted"), ("newer", "planted"), ("newest", "planted")))
     with pytest.raises(
         DataError, match=r"6 samples could not be read, more than data.max_bad_samples = 5: new: planted"
     ):
