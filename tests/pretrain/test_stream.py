@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -25,10 +26,12 @@ from pretrain.config import DataConfig, RunConfig, plan
 from pretrain.data import stream as stream_module
 from pretrain.data.corpus import Corpus
 from pretrain.data.load import Request
+from pretrain.data.order import digest_of
 from pretrain.data.reader import ClipReader, Sample
-from pretrain.data.stream import Batches
+from pretrain.data.stream import Batches, gone
 from pretrain.objective.base import Batch
 from pretrain.strategy.base import Engine
+from pretrain.tracking.jsonl import read_metrics
 from tests.pretrain.test_cache import until
 from tests.small_dataset import tiny_config, write_dataset
 
@@ -191,6 +194,43 @@ def test_a_store_that_is_away_stops_the_run_and_replaces_nothing(
         taken(tiny_config(small_dataset, Path("runs")), 1)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO])
+def test_trouble_of_the_machine_is_no_fault_of_a_sample(
+    number: int, small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full, too many open files: which samples it hits is chance, so none is replaced."""
+    config = tiny_config(small_dataset, Path("runs"))
+    corpus_ready = plan(config, 1)
+    batches = Batches(corpus_ready, 0, CPU)
+    list(batches.take(1))
+
+    def troubled(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("data_pipeline.storage.open", troubled, raising=False)
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        list(batches.take(8))
+
+
+def test_stops_and_other_ranks_lose_and_double_nothing_with_workers(small_dataset: Path) -> None:
+    """Two legs, over two ranks and over three, with workers of their own: the ids of one process without."""
+    train = {"global_batch": 12, "micro_batch": 2}
+    alone = keys_of(tiny_config(small_dataset, Path("runs"), train=train), 3)
+    found, done = [], 0
+    for world, workers, steps in [(2, 2, 2), (3, 1, 1)]:
+        config = tiny_config(
+            small_dataset,
+            Path("runs"),
+            train=train,
+            strategy={"kind": "deepspeed"},
+            data={"workers": workers},
+        )
+        ranks = [taken(config, steps, world=world, rank=rank, step=done) for rank in range(world)]
+        found += [key for step in range(steps) for rank in ranks for b in rank[step] for key in b["keys"]]
+        done += steps
+    assert found == alone
+
+
 def mixture(first: Path, second: Path, **data: Any) -> RunConfig:
     shards = [{"shards": str(first), "weight": 0.75}, {"shards": str(second), "weight": 0.25}]
     return tiny_config(
@@ -227,6 +267,50 @@ def test_pictures_and_clips_share_a_batch(small_dataset: Path, stills: Path) -> 
             assert is_still == (int(key, 16) >= 1000)
 
 
+def test_a_data_set_named_twice_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_dataset, tmp_path / "copy"))
+    with pytest.raises(ConfigError, match="each data set once, with the sum of its weights"):
+        Corpus(mixture(small_dataset, copy).data, 0)
+
+
+def test_a_run_goes_on_with_another_batch_from_the_same_position(small_dataset: Path, tmp_path: Path) -> None:
+    """4 steps of 4 clips, then 2 steps of 6, where that is allowed by name."""
+    first = tiny_config(small_dataset, tmp_path, train={"steps": 4})
+    run = run_train(first, quiet=True).run
+    changed = tiny_config(small_dataset, tmp_path, train={"steps": 6, "global_batch": 6})
+    with pytest.raises(
+        ConfigError, match=r"global_batch is 6: need 4(.|\n)*--allow-change train.global_batch"
+    ):
+        run_train(changed, quiet=True)
+    run_train(changed, quiet=True, allow_change=["train.global_batch"])
+    corpus = Corpus(first.data, first.seed)
+    expected = []
+    for begin, end in [(0, 4), (4, 8), (8, 12), (12, 16), (16, 22), (22, 28)]:
+        places = range(begin, end)
+        digest = digest_of((p, corpus.name(corpus.spot(p))) for p in places) % (1 << 64)
+        expected.append(f"{digest:016x}")
+    assert [line["batch_digest"] for line in read_metrics(run)] == expected
+
+
+def test_a_checkpoint_knows_of_every_bad_sample_before_it(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is written at a step that is not logged."""
+    config = tiny_config(small_dataset, tmp_path, train={"steps": 9, "checkpoint_every": 3, "log_every": 100})
+    lose(keys_of(config, 2)[5], monkeypatch)
+    run = run_train(config, quiet=True).run
+    for folder in (run / "checkpoints").glob("step-*"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert len(manifest["progress"]["bad_ids"]) == 1
+    assert len((run / "skipped.jsonl").read_text().splitlines()) >= 1
+
+
+def test_only_a_worker_that_is_gone_is_called_so() -> None:
+    assert gone(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")) is not None
+    assert gone(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")) is not None
+    assert gone(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshape mismatch")) is None
+
+
 def test_a_mixture_has_a_fingerprint_and_epochs_of_its_own(small_dataset: Path, stills: Path) -> None:
     one = Corpus(tiny_config(small_dataset, Path("runs")).data, 0)
     both = Corpus(mixture(small_dataset, stills).data, 0)
@@ -247,8 +331,8 @@ def test_a_killed_worker_ends_the_run_with_a_named_error(
     take = Batches.take
 
     def kill() -> None:
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid or 0, signal.SIGKILL)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
 
     def killed_before(self: Batches, count: int) -> Iterator[Batch]:
         yield from take(self, count)
