@@ -357,7 +357,7 @@ class Hangs:
         pass
 
     def __getitem__(self, request: Request) -> None:
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
@@ -372,6 +372,34 @@ def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
         pytest.raises(DataError, match=f"no batch came for 1 s .*{', '.join(wanted)}"),
     ):
         next(batches.take(1))
+
+
+class FailsThenHangs(Hangs):
+    """The first request is an error that ends the run, while the worker hangs in the next."""
+
+    def __getitem__(self, request: Request) -> Any:
+        return super().__getitem__(request) if request.slot else DataError("planted")
+
+
+def train_into_a_hang(config: RunConfig) -> None:
+    """In a process of its own, as a rank."""
+    stream_module.Loader = FailsThenHangs  # type: ignore[assignment, misc]
+    try:
+        run_train(config, quiet=True)
+    except DataError as error:
+        raise SystemExit(error.exit_code) from error
+
+
+def test_a_run_that_ends_by_an_error_does_not_wait_for_its_workers(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(small_dataset, tmp_path, data={"workers": 1})
+    rank = multiprocessing.get_context("spawn").Process(target=train_into_a_hang, args=(config,))
+    rank.start()
+    rank.join(45)
+    code = rank.exitcode
+    rank.kill()
+    assert code == DataError.exit_code
 
 
 class Stalls(Hangs):
