@@ -26,14 +26,8 @@ from pretrain.data.bad import SKIPPED_FILE
 from pretrain.data.stream import Batches, num_outstanding
 from pretrain.strategy.base import Engine
 from pretrain.tracking.jsonl import read_metrics
-from tests.pretrain.test_cache import (  # noqa: F401  fixtures too
-    SPAWN,
-    impatient,
-    spawn,
-    steadfast,
-    until,
-)
-from tests.pretrain.test_stream import assert_equal, copied, opened, taken
+from tests.pretrain.cached_shards import SPAWN, spawn, until
+from tests.pretrain.taken_batches import assert_equal, copied, opened, taken
 from tests.servers.faults import FaultProxy
 from tests.servers.s3 import forget_s3, make_bucket, use_s3
 from tests.small_dataset import tiny_config
@@ -176,7 +170,7 @@ def test_a_fault_that_passes_changes_nothing(
     small_dataset: Path,
     tmp_path: Path,
     faults: FaultProxy,
-    steadfast: None,  # noqa: F811
+    steadfast: None,
     where: str,
     fault: str,
 ) -> None:
@@ -195,7 +189,7 @@ def test_a_fault_that_stays_is_a_named_error_or_changes_nothing(
     small_dataset: Path,
     tmp_path: Path,
     faults: FaultProxy,
-    impatient: None,  # noqa: F811
+    impatient: None,
     where: str,
     fault: str,
 ) -> None:
@@ -218,7 +212,7 @@ def test_a_store_that_goes_away_is_told_by_every_worker_and_nothing_is_replaced(
     small_dataset: Path,
     tmp_path: Path,
     faults: FaultProxy,
-    impatient: None,  # noqa: F811
+    impatient: None,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
     workers: int,
@@ -245,7 +239,7 @@ def test_a_run_whose_store_goes_away_ends_by_name_and_goes_on_later(
     small_dataset: Path,
     tmp_path: Path,
     faults: FaultProxy,
-    impatient: None,  # noqa: F811
+    impatient: None,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
@@ -274,7 +268,7 @@ def test_faults_amid_a_run_change_no_loss(
     small_dataset: Path,
     tmp_path: Path,
     faults: FaultProxy,
-    steadfast: None,  # noqa: F811
+    steadfast: None,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:

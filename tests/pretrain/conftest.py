@@ -1,0 +1,34 @@
+"""A store that stumbles, for the tests of what reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from data_pipeline.storage import Storage
+from tests.servers.s3 import forget_s3
+
+
+@pytest.fixture
+def faulty(faulty_bucket: str) -> Storage:
+    """An empty root behind the `faults` proxy."""
+    return Storage(f"{faulty_bucket}/set")
+
+
+@pytest.fixture
+def steadfast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that hangs is found out in a second, and asked again for half a minute."""
+    from data_pipeline.s3 import requests
+
+    for name, value in {"READ_TIMEOUT_S": 1, "RETRY_FOR_S": 30.0, "LONGEST_PAUSE_S": 0.1}.items():
+        monkeypatch.setattr(requests, name, value)
+    forget_s3()
+    yield
+    forget_s3()
+
+
+@pytest.fixture
+def impatient(steadfast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that stays broken is told of within seconds."""
+    monkeypatch.setattr("data_pipeline.s3.requests.RETRY_FOR_S", 1.0)
