@@ -74,6 +74,9 @@ def _end_with_rank() -> None:
 def _begin_worker(_: int) -> None:
     """One thread; and signals to the run's whole group are the rank's to answer, which saves and ends it."""
     threading.Thread(target=_end_with_rank, name="end-with-rank", daemon=True).start()
+    # Without the interpreter's teardown, as ranks end: a library's thread that is still running then aborts
+    # the worker now and then, and torch would tell a run that is done that one was killed.
+    atexit.register(os._exit, 0)
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

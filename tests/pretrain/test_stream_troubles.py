@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import multiprocessing
@@ -22,7 +23,7 @@ from launch.train import run_train
 from pretrain.config import DataConfig, RunConfig, plan
 from pretrain.data import stream as stream_module
 from pretrain.data.corpus import Corpus
-from pretrain.data.load import Request
+from pretrain.data.load import Loader, Request
 from pretrain.data.reader import ClipReader, Sample
 from pretrain.data.stream import Batches, gone
 from pretrain.objective.base import Batch
@@ -183,6 +184,22 @@ def test_a_worker_that_hangs_is_reported_with_the_samples_it_was_given(
         pytest.raises(DataError, match=f"no batch came for 1 s .*{', '.join(wanted)}"),
     ):
         next(batches.take(1))
+
+
+class AbortsAtExit(Loader):
+    """Its process aborts in the interpreter's teardown, as under a thread of a C++ library."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        atexit.register(os.abort)
+
+
+def test_a_worker_that_has_done_its_work_is_not_told_as_killed(
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several, for torch to hear of one while it waits for another."""
+    monkeypatch.setattr(stream_module, "Loader", AbortsAtExit)
+    keys_of(tiny_config(small_dataset, Path("runs"), data={"workers": 3}), 2)
 
 
 class FailsThenHangs(Hangs):
