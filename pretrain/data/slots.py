@@ -8,6 +8,8 @@ Shapes: B clips a micro-batch, C channels, T frames, S side, N tokens a clip, K 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from data_pipeline.errors import DataError
 from pretrain.data.augment import View, normalise_into, resize
 from pretrain.masks import Masks
 
+SHARED_MEMORY = "/dev/shm"
 LARGEST_CROP = 2  # times the pixels that the model sees; a larger one is resized by the worker
 
 
@@ -111,11 +114,18 @@ class Slots:
 def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in shared memory, which torch takes at once. Raises: DataError when there is not so much."""
     size = math.prod(shape) * dtype.itemsize
+    remedy = "lower data.workers or data.prefetch, or give the container more (--shm-size)"
+    if os.path.isdir(SHARED_MEMORY):  # asked first: what torch is refused leaves an empty file there
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < size:
+            raise DataError(
+                f"the loader's workers need {size >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
+                f"{free >> 20} MiB free: {remedy}"
+            )
     try:
         storage = torch.UntypedStorage._new_shared(size, device="cpu")
     except RuntimeError as error:
         raise DataError(
-            f"the loader's workers need {size >> 20} MiB of shared memory: {error}; lower data.workers or "
-            f"data.prefetch, or give the container more (--shm-size)"
+            f"the loader's workers need {size >> 20} MiB of shared memory: {error}; {remedy}"
         ) from error
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
