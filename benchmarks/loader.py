@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ from data_pipeline.execute import cluster
 from data_pipeline.format import META, VIDEO, ClipMeta, frame_suffix, tar_name
 from pretrain.config import AugmentConfig, RunConfig, plan
 from pretrain.data.augment import draw_view, normalise, resize
-from pretrain.data.load import STAGES
+from pretrain.data.load import STAGES, Laps
 from pretrain.data.reader import ClipReader
+from pretrain.data.slots import Slots
 from pretrain.data.stream import Batches
 
 NUM_CLIPS = 200
@@ -66,14 +68,14 @@ def run_config(root: str, **data: Any) -> RunConfig:
 def open_batches(config: RunConfig, *, on_gpu: bool) -> Batches:
     """A rank's batches; on_gpu: what its workers do for a GPU, without one."""
     batches = Batches(plan(config, 1), 0, CPU)
-    batches._layout = replace(batches._layout, on_gpu=on_gpu)
+    if on_gpu:
+        layout = replace(batches._layout, on_gpu=True)
+        batches._slots = Slots(layout, batches._num_slots, is_shared=config.data.workers > 0)
     return batches
 
 
 def take(batches: Batches, count: int) -> None:
     """The next micro-batches, as the training process meets them."""
-    if batches._iterator is None:
-        batches._iterator = batches._start()
     for _ in range(count):
         batches._next()
 
@@ -284,7 +286,8 @@ def measure_stages(root: str, encoding: str) -> Iterator[Row]:
         take(batches, 4)
         batches.take_stage_ms()
         begin_s, count = time.process_time(), 25
-        take(batches, count)
+        with patch.object(Laps, "clock", staticmethod(time.process_time)):
+            take(batches, count)
         total_ms = 1000 * (time.process_time() - begin_s) / (count * MICRO)
         stages = batches.take_stage_ms()
         for stage in STAGES:
