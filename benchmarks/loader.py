@@ -234,7 +234,7 @@ def make_shards(videos: Path, out: Path, encoding: str) -> str:
         encode=EncodeConfig(fps=STORED_FPS, encoding=encoding),
         filters=FilterConfig(max_black=None, max_frozen=None, crop_letterbox=False),
         split=SplitConfig(eval_fraction=0.0),
-        shards={"target_bytes": 4 << 20 if encoding == "mp4" else 64 << 20},  # type: ignore[arg-type]
+        shards={"target_bytes": 4 << 20 if encoding == "mp4" else 64 << 20},
         ray=RayConfig(workers=WORKERS),
     )
     with cluster(RayConfig(workers=WORKERS)):

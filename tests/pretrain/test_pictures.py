@@ -130,7 +130,7 @@ def test_neighbours_come_from_what_the_probe_wrote_down(
         def __init__(self, root: str, split: str) -> None:
             pass
 
-        def read(self, number: int, frames: int, fps: float) -> Any:
+        def read_for(self, data: object, number: int) -> Any:
             return SimpleNamespace(frames_THWC=_clips(number + 1)[number])
 
     monkeypatch.setattr(pictures, "ClipReader", Reader)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import ClipMeta
 from pretrain import probe, readout
-from pretrain.config import RunConfig
+from pretrain.config import DataConfig, RunConfig
 from pretrain.data.reader import Clip
 
 CONFIG = RunConfig.model_validate(
@@ -166,7 +166,8 @@ class FakeReader:
     def __len__(self) -> int:
         return self.sizes[self.split]
 
-    def read(self, number: int, frames: int, fps: float) -> Clip:
+    def read_for(self, data: DataConfig, number: int) -> Clip:
+        frames, fps = data.frames, data.fps
         if number in self.broken:
             raise DataError(f"clip {number} is broken")
         level = float(_rng(number // 3 + 100 * (self.split == "eval")).uniform(20, 230))
@@ -233,7 +234,7 @@ def test_the_same_probe_twice_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_background_offset_is_scored_as_its_speed(fake: type[FakeReader]) -> None:
-    clip = fake("", "train").read(0, 8, 8.0)
+    clip = fake("", "train").read_for(DataConfig(shards="", frames=8, fps=8.0), 0)
     states = probe.tubelet_states(clip, ("x", "bx"), 4)
     np.testing.assert_allclose(states[:, 1], 0.5, rtol=1e-5)
     assert clip.state is not None
