@@ -59,11 +59,12 @@ class DataConfig(Section):
     )
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: PositiveInt = Field(2, description="micro-batches that each worker keeps ready")
-    timeout_s: float = Field(
-        90.0,
+    timeout_s: float | None = Field(
+        None,
         gt=0,
         le=86_400,
-        description="seconds that workers may take for a batch before the run stops and names its samples",
+        description="seconds that workers may take for a batch before the run stops and names its samples; "
+        "null: three quarters of strategy.timeout_s, 300 on one process",
     )
     shuffle_window: PositiveInt = Field(16, description="shards whose samples are shuffled together")
     max_bad_samples: int = Field(
@@ -327,6 +328,13 @@ class RunConfig(Section):
         side = self.data.size // encoder.patch
         return self.data.frames // encoder.tubelet, side, side
 
+    @property
+    def batch_timeout_s(self) -> float:
+        """Seconds that workers may take for a batch."""
+        if self.data.timeout_s is not None:
+            return self.data.timeout_s
+        return 300.0 if self.strategy.kind == "single" else 0.75 * self.strategy.timeout_s
+
     def problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
         """Rules across sections that fail: (dotted key, found, needed, values to try)."""
         found: list[tuple[str, object, str, tuple[object, ...]]] = []
@@ -356,7 +364,7 @@ class RunConfig(Section):
             multiple(
                 "train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch"
             )
-        if self.strategy.kind == "deepspeed" and self.data.timeout_s >= self.strategy.timeout_s:
+        if self.strategy.kind == "deepspeed" and self.batch_timeout_s >= self.strategy.timeout_s:
             need = (
                 f"less than strategy.timeout_s = {self.strategy.timeout_s:g}, or the other ranks give up "
                 f"before the one that waits can say for what"

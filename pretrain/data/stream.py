@@ -187,7 +187,7 @@ class Batches:
                 multiprocessing_context="spawn" if data.workers else None,
                 worker_init_fn=_begin_worker if data.workers else None,
                 prefetch_factor=data.prefetch if data.workers else None,
-                timeout=data.timeout_s if data.workers else 0,
+                timeout=self._plan.config.batch_timeout_s if data.workers else 0,
             )
             iterator = iter(loader)
         _started.update(getattr(iterator, "_workers", ()))
@@ -214,7 +214,7 @@ class Batches:
         if str(error).startswith(TIMEOUT_WORDS):
             names = ", ".join(self.corpus.names(asked.positions))
             return DataError(
-                f"no batch came for {self._plan.config.data.timeout_s:g} s (data.timeout_s); awaited are the "
+                f"no batch came for {self._plan.config.batch_timeout_s:g} s (data.timeout_s); awaited are the "
                 f"samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
                 f"decoder each time can be named in data.exclude"
             )
