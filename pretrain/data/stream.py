@@ -214,8 +214,8 @@ class Batches:
         if str(error).startswith(TIMEOUT_WORDS):
             names = ", ".join(self.corpus.names(asked.positions))
             return DataError(
-                f"no batch came for {self._plan.config.batch_timeout_s:g} s (data.timeout_s); awaited are the "
-                f"samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
+                f"no batch came for {self._plan.config.batch_timeout_s:g} s (data.timeout_s); awaited are "
+                f"the samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
                 f"decoder each time can be named in data.exclude"
             )
         return gone(error) or error

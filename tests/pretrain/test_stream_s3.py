@@ -205,7 +205,7 @@ def test_a_fault_that_stays_is_a_named_error_or_changes_nothing(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_store_that_goes_away_is_told_by_every_worker_and_nothing_is_replaced(
     remote: str,
