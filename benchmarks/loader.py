@@ -275,7 +275,17 @@ def measure_speed(sources: Sequence[Source], scratch: Path, turns: int, quiet: Q
         for mode, names in beside.items():
             for name in names:
                 yield row(f"{encoding}, {mode}", "clips/s", "clips/s", found[mode], found[name], name)
-        yield from measure_stages(root, encoding)
+
+
+def measure_costs(sources: Sequence[Source], scratch: Path) -> Iterator[Row]:
+    """CPU by stage, memory and open files: what a busy machine hardly changes."""
+    videos = scratch / "videos"
+    if not videos.exists():
+        copy_sources(sources, videos)
+    for encoding in ("mp4", "jpeg"):
+        if not (scratch / encoding).exists():
+            make_shards(videos, scratch / encoding, encoding)
+        yield from measure_stages(str(scratch / encoding), encoding)
     yield from measure_growth(str(scratch / "mp4"))
 
 
@@ -332,7 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="From shards to batches: speed.")
     parser.add_argument("--videos", type=Path, required=True, help="folder of real videos")
     parser.add_argument("--turns", type=int, default=5, help="times that each side is measured")
-    parser.add_argument("--only", choices=("speed", "index"), help="print one part, and write nothing")
+    parser.add_argument(
+        "--only", choices=("speed", "costs", "index"), help="print one part, and write nothing"
+    )
     parser.add_argument("--wait", type=float, default=300.0, help="longest wait for a quiet machine, s")
     asked = parser.parse_args(arguments)
     quiet = Quiet(asked.wait)
@@ -343,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scratch = Path(folder)
         parts: dict[str, Callable[[], Iterator[Row]]] = {
             "speed": lambda: measure_speed(sources, scratch, asked.turns, quiet),
+            "costs": lambda: measure_costs(sources, scratch),
             "index": lambda: measure_index(scratch, row),
         }
         for part, measure in parts.items():

@@ -77,7 +77,9 @@ def loader_table() -> str:
     """How fast clips become batches, beside the bare decode and peers; by stage; the cores for a GPU."""
     found = json.loads((RESULTS / "loader.json").read_text())
     config, rows = found["config"], found["rows"]
-    busy = 100 * max(config["busy_with_other_work"])
+    loads = config["busy_with_other_work"]
+    busy = f", up to {100 * max(loads):.0f} % of it busy with other work when a turn began" if loads else ""
+    runs = f" {config['runs']}." if "runs" in config else ""
     lines = ["| clips a second | foreframe | for comparison | ratio (from, to) |", "|---|---:|---:|---:|"]
     lines += [
         f"| {row['case']} | {row['ours']:g} | {row['reference']:g}, {row['reference_name']} | "
@@ -95,8 +97,8 @@ def loader_table() -> str:
         f"decode the same frames from memory and do nothing else. *decord on the videos*: a DataLoader that "
         f"opens the originals; *webdataset and decord*: the same tars through the stock library; both crop "
         f"and resize with our code. Cores: CPU of a clip times the clips a second of {config['gpu']}; "
-        f"computed, not measured on a GPU. {found['device']}, up to {busy:.0f} % of it "
-        f"busy with other work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
+        f"computed, not measured on a GPU.{runs} {found['device']}{busy}. Commit {found['commit'][:10]}, "
+        f"{found['date']}.",
     ]
     return "\n".join(lines)
 
@@ -127,7 +129,7 @@ def _growth(rows: list[dict[str, Any]]) -> list[str]:
     for what in ("memory", "open files"):
         each = [row for row in growth if row["metric"].startswith(what)]
         cells = " | ".join(f"{row['ours']:.0f}" for row in each)
-        lines.append(f"| {what}, {each[0]['unit']} | {cells} |")
+        lines.append(f"| {what}{', MB' if what == 'memory' else ''} | {cells} |")
     return lines
 
 
