@@ -43,7 +43,7 @@ from pretrain.data.augment import draw_view, normalise, resize
 from pretrain.data.load import STAGES, Laps
 from pretrain.data.reader import ClipReader
 from pretrain.data.slots import Slots
-from pretrain.data.stream import Batches
+from pretrain.data.stream import Batches, keep_freed_memory
 
 NUM_CLIPS = 200
 WORKERS = 2
@@ -110,6 +110,7 @@ def clips_in_memory(root: str) -> list[tuple[str, Any, np.ndarray]]:
 
 def _bare(root: str, count: int, worker: int, gate: Any, ended: Any) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     clips = clips_in_memory(root)
     mine = itertools.islice(itertools.cycle(clips[worker::WORKERS]), count)
     for clip in clips[:8]:
@@ -181,8 +182,9 @@ def of_sample(sample: dict[str, Any], *, to_floats: bool) -> torch.Tensor:
     return normalise([view])[0] if to_floats else view
 
 
-def _one_thread(_: int) -> None:
+def _as_ours(_: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def loaded(dataset: Any, count: int) -> float:
@@ -192,7 +194,7 @@ def loaded(dataset: Any, count: int) -> float:
         batch_size=MICRO,
         num_workers=WORKERS,
         prefetch_factor=2,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_as_ours,
         multiprocessing_context="spawn",
     )
     batches = iter(loader)

@@ -7,6 +7,7 @@ size; rank r of W takes the r-th part of it.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,7 @@ from pretrain.objective.base import Batch
 
 WORKER_WORDS = "DataLoader worker (pid"  # so torch begins a sentence, raised wherever the rank is at the time
 TIMEOUT_WORDS = "DataLoader timed out"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 GONE = (
     "a loader worker was killed, most often for want of memory: set data.workers or data.prefetch lower; the "
     "same command goes on from the last checkpoint"
@@ -78,8 +80,17 @@ def _begin_worker(_: int) -> None:
     # the worker now and then, and torch would tell a run that is done that one was killed.
     atexit.register(os._exit, 0)
     torch.set_num_threads(1)
+    keep_freed_memory()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def keep_freed_memory() -> None:
+    """Clips of 20 MB come and go: malloc would hand each back to the kernel and have it zeroed anew."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # macOS has none
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # older: at most
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def gone(error: RuntimeError) -> DataError | None:
