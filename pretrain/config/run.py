@@ -1,0 +1,168 @@
+"""The run model: every setting of a training run, typed, frozen, complete; and its plan for a world size.
+
+Unknown keys, wrong types and impossible combinations are refused by pydantic; `launch/config.py`
+turns what it finds into sentences with file, dotted key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from data_pipeline.errors import ConfigError
+from pretrain.config.base import Section
+from pretrain.config.data import AugmentConfig, DataConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import MaskedLatentConfig
+from pretrain.config.training import (
+    DeepSpeedConfig,
+    HealthConfig,
+    OptimConfig,
+    ProbeConfig,
+    SingleConfig,
+    TargetConfig,
+    TrackerConfig,
+    TrainConfig,
+)
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder is out/name")
+    seed: int = Field(0, ge=0, description="of weights, order, crops and masks")
+    out: str = Field("runs", description="folder that holds the run's folder")
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    objective: MaskedLatentConfig = MaskedLatentConfig()
+    target: TargetConfig = TargetConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    strategy: Annotated[SingleConfig | DeepSpeedConfig, Field(discriminator="kind")] = DeepSpeedConfig()
+    health: HealthConfig = HealthConfig()
+    probe: ProbeConfig = ProbeConfig()
+    tracker: TrackerConfig = TrackerConfig()
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens of a clip in time, height, width."""
+        encoder = self.model.encoder
+        side = self.data.size // encoder.patch
+        return self.data.frames // encoder.tubelet, side, side
+
+    @property
+    def batch_timeout_s(self) -> float:
+        """Seconds that workers may take for a batch."""
+        if self.data.timeout_s is not None:
+            return self.data.timeout_s
+        return 300.0 if self.strategy.kind == "single" else 0.75 * self.strategy.timeout_s
+
+    def problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules across sections that fail: (dotted key, found, needed, values to try)."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+
+        def multiple(key: str, got: int, of: int, reason: str) -> None:
+            if got % of:
+                near = tuple(sorted({max(1, got // of) * of, (got // of + 1) * of}))
+                found.append((key, got, f"a multiple of {reason} = {of}", near))
+
+        addresses = [("tracker.uri", self.tracker.uri)]
+        addresses += [("data.shards", source.shards) for source in self.data.sources]
+        for key, address in addresses:
+            if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
+                need = "an address without user name and password: they belong in the environment"
+                found.append((key, "(an address with credentials)", need, ()))
+        multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
+        multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
+        if self.data.size < 2 * self.model.encoder.patch:
+            need = (
+                f"at least two patches of {self.model.encoder.patch} pixels a side, or masks hide everything"
+            )
+            found.append(("data.size", self.data.size, need, (2 * self.model.encoder.patch,)))
+        if self.train.global_batch < self.train.micro_batch:
+            need = f"at least train.micro_batch = {self.train.micro_batch}"
+            found.append(("train.global_batch", self.train.global_batch, need, (self.train.micro_batch,)))
+        else:
+            multiple(
+                "train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch"
+            )
+        if self.strategy.kind == "deepspeed" and self.batch_timeout_s >= self.strategy.timeout_s:
+            need = (
+                f"less than strategy.timeout_s = {self.strategy.timeout_s:g}, or the other ranks give up "
+                f"before the one that waits can say for what"
+            )
+            found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
+        if self.optim.warmup_steps > self.train.steps:
+            need = f"at most train.steps = {self.train.steps}"
+            found.append(("optim.warmup_steps", self.optim.warmup_steps, need, (self.train.steps // 10,)))
+        if (
+            self.strategy.kind == "deepspeed"
+            and self.strategy.zero_stage == 0
+            and self.train.precision == "bf16"
+        ):
+            need = "1 or 2 with train.precision bf16 (stage 0 keeps no fp32 master copy)"
+            found.append(("strategy.zero_stage", 0, need, (1,)))
+        if self.strategy.kind == "single" and self.train.precision == "bf16":
+            need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
+            found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run config laid out over a world: what the loop counts by.
+
+    micro_batches: forwards a rank does a step. rank_batch: clips a rank sees a step.
+    """
+
+    config: RunConfig
+    world_size: int
+    micro_batches: int
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.steps
+
+    @property
+    def rank_batch(self) -> int:
+        return self.config.train.micro_batch * self.micro_batches
+
+    def saves_at(self, step: int) -> bool:
+        """True after the steps that end with a checkpoint."""
+        return step % self.config.train.checkpoint_every == 0 or step == self.steps
+
+    def logs_at(self, step: int) -> bool:
+        return step == 1 or step % self.config.train.log_every == 0 or step == self.steps
+
+    def looks_at(self, step: int) -> bool:
+        """True at the steps whose features are measured."""
+        return step == 1 or step % self.config.health.every == 0 or step == self.steps
+
+
+def plan(config: RunConfig, world_size: int) -> Plan:
+    """Lay a run out over `world_size` ranks.
+
+    Raises: ConfigError when the global batch cannot be split evenly, or the strategy has one rank only.
+    """
+    micro, total = config.train.micro_batch, config.train.global_batch
+    if config.strategy.kind == "single" and world_size != 1:
+        raise ConfigError(
+            "strategy.kind",
+            got="single",
+            need=f"deepspeed to train on {world_size} ranks",
+            try_=("deepspeed",),
+        )
+    if total % (micro * world_size):
+        each = micro * world_size
+        near = sorted({max(1, total // each) * each, math.ceil(total / each) * each})
+        raise ConfigError(
+            "train.global_batch",
+            got=total,
+            need=f"a multiple of train.micro_batch {micro} × {world_size} ranks = {each}",
+            try_=near,
+        )
+    return Plan(config, world_size, total // (micro * world_size))
