@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from pretrain.config import Plan
 from pretrain.model.attention import choose_backend
-from pretrain.objective.masked import MaskedLatent
+from pretrain.objective.make import first_encoder, make_objective
 from pretrain.strategy.base import Backend, Engine, World
 
 
@@ -18,13 +16,13 @@ def build_engine(plan: Plan, world: World) -> Engine:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     width, _, heads, _ = config.model.encoder.shape
     attention = choose_backend(config.model.attention, world.device.type, dtype, width // heads)
-    objective = MaskedLatent(config.objective, config.model, config.grid, attention)
-    objective.initialise(config.seed)
+    objective = make_objective(config, attention)
+    target = None if config.target.kind == "online" else first_encoder(objective, config, attention)
     if config.strategy.activation_checkpointing:
         objective.recompute_blocks()
     objective.to(world.device)
-    target = copy.deepcopy(objective.encoder).to(dtype).eval().requires_grad_(False)
-    target.recompute = False
+    if target is not None:
+        target.to(world.device)
     backend: Backend
     if config.strategy.kind == "single":
         from pretrain.strategy.single import SingleBackend

@@ -16,7 +16,7 @@ from data_pipeline.errors import ConfigError
 from pretrain.config.base import Section
 from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.config.model import ModelConfig
-from pretrain.config.objective import MaskedLatentConfig
+from pretrain.config.objective import MaskedLatentConfig, ObjectiveConfig
 from pretrain.config.training import (
     DeepSpeedConfig,
     HealthConfig,
@@ -38,7 +38,7 @@ class RunConfig(Section):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
-    objective: MaskedLatentConfig = MaskedLatentConfig()
+    objective: ObjectiveConfig = MaskedLatentConfig()
     target: TargetConfig = TargetConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -96,6 +96,7 @@ class RunConfig(Section):
                 f"before the one that waits can say for what"
             )
             found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
+        found += self._objective_problems()
         if self.optim.warmup_steps > self.train.steps:
             need = f"at most train.steps = {self.train.steps}"
             found.append(("optim.warmup_steps", self.optim.warmup_steps, need, (self.train.steps // 10,)))
@@ -109,6 +110,34 @@ class RunConfig(Section):
         if self.strategy.kind == "single" and self.train.precision == "bf16":
             need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
             found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        return found
+
+    def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules about what is predicted, from what, by which encoder."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        kind, target, encoder = self.objective.kind, self.target, self.model.encoder
+        if not target.stop_gradient and target.kind != "online":
+            need = "true, or target.kind online: no gradient reaches an average or frozen weights"
+            found.append(("target.stop_gradient", False, need, (True, "target.kind=online")))
+        if kind == "action_latent" and target.kind != "frozen":
+            need = "frozen with objective.kind action_latent, which trains a predictor only"
+            found.append(("target.kind", target.kind, need, ("frozen",)))
+        if kind in ("future_latent", "action_latent"):
+            if encoder.levels:
+                need = f"[] with objective.kind {kind}: its predictor takes one level"
+                found.append(("model.encoder.levels", list(encoder.levels), need, ([],)))
+            if encoder.pictures == "own":
+                need = f"repeat with objective.kind {kind}: a picture has no future"
+                found.append(("model.encoder.pictures", "own", need, ("repeat",)))
+        if kind == "future_latent" and self.grid[0] < 2:
+            need = f"at least two tubelets of {encoder.tubelet} frames: a past and a future"
+            found.append(("data.frames", self.data.frames, need, (2 * encoder.tubelet,)))
+        if self.objective.kind == "action_latent" and self.data.frames <= self.objective.rollout_steps:
+            need = f"more than objective.rollout_steps = {self.objective.rollout_steps}"
+            found.append(("data.frames", self.data.frames, need, (self.objective.rollout_steps + 1,)))
+        if encoder.rope == "none" and encoder.rope_span is not None:
+            need = "null with model.encoder.rope none, which turns nothing"
+            found.append(("model.encoder.rope_span", encoder.rope_span, need, (None,)))
         return found
 
 

@@ -17,7 +17,16 @@ class MomentumConfig(Section):
 
 
 class TargetConfig(Section):
-    kind: Literal["ema"] = Field("ema", description="the target encoder is a moving average of the context's")
+    """Which encoder says what is to be guessed."""
+
+    kind: Literal["ema", "online", "frozen"] = Field(
+        "ema",
+        description="the context encoder's moving average; the context encoder itself; or the encoder of the "
+        "start, never moved",
+    )
+    stop_gradient: bool = Field(
+        True, description="false, with kind online: the loss also pulls targets to predictions, and collapses"
+    )
     momentum: MomentumConfig = MomentumConfig()
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pretrain.config import EncoderConfig, PredictorConfig
 from pretrain.model.attention import Packing, attend
+from pretrain.model.positions import rope_table, rotate
 from pretrain.model.predictor import Predictor
-from pretrain.model.rope import rope_table, rotate
 from pretrain.model.vit import Encoder
 
 GRID = (2, 4, 4)
