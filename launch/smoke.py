@@ -147,7 +147,10 @@ def check_clips(kind: str) -> Check:
         how = "from pinned memory"
         ours.pin()
         nowhere = torch.empty(0, dtype=torch.int64)
-        copies, masks = Copies(torch.device(kind)), Masks(1, (), (), (False,) * 3, nowhere, nowhere, (), ())
+        copies, masks = (
+            Copies(torch.device(kind)),
+            Masks(1, 0, (), (), (False,) * 3, nowhere, nowhere, (), ()),
+        )
         loaded = Loaded(Request(0, (), 0), (), tuple(crops), masks, None, None, (), ())
         ahead = copies.begin(loaded, cut, mirrored, size, masks, ())
         copies.hand_over(ahead)

@@ -99,6 +99,7 @@ class Masks:
     """
 
     num_tokens: int
+    num_kinds: int
     clips: tuple[int, ...]
     kinds: tuple[int, ...]
     pictures: tuple[bool, ...]
@@ -182,6 +183,7 @@ def sample_masks(
             found += [row[:shortest] for row in rows] if truncate == "raster" else rows
     return Masks(
         num_tokens=tokens,
+        num_kinds=len(configs) + len(picture_configs),
         clips=tuple(clips),
         kinds=tuple(kinds),
         pictures=tuple(pictures),

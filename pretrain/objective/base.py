@@ -125,4 +125,4 @@ def mean_over_clips(
 def by_kind(error_S: Tensor, masks: Masks) -> dict[str, Tensor]:
     """The mean error of each mask kind, as `mask0`, `mask1`; nan of a kind that no clip of the batch has."""
     kinds_S = torch.tensor(masks.kinds, device=error_S.device)
-    return {f"mask{kind}": error_S.detach()[kinds_S == kind].mean() for kind in range(max(masks.kinds) + 1)}
+    return {f"mask{kind}": error_S.detach()[kinds_S == kind].mean() for kind in range(masks.num_kinds)}

@@ -44,6 +44,7 @@ def alone(masks: Masks, context: torch.Tensor, sequence: int) -> tuple[Masks, to
 
     single = Masks(
         32,
+        2,
         (0,),
         (masks.kinds[sequence],),
         (False,),
