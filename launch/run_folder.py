@@ -225,6 +225,16 @@ def _check_source(config: RunConfig, root: str) -> None:
 
 def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -> None:
     meta = reader.meta(number)
+    for key, names in (("action_size", meta.action_names), ("state_size", meta.state_names)):
+        wanted = getattr(config.objective, key, 0)
+        if wanted not in (0, len(names)):
+            found = f"{len(names)} a frame: {', '.join(names)}" if names else "none; see the docs on sidecars"
+            raise ConfigError(
+                f"objective.{key}",
+                got=wanted,
+                need=f"as many as the clips of {root} have, which is {found}",
+                try_=(len(names),) if names else (),
+            )
     seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
     is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
     if is_short and meta.num_frames > 1 and not holds:

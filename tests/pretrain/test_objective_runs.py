@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline.errors import ConfigError
 from launch.train import run_train
 from pretrain.checkpoint import load_encoder, untrained_encoder
 from pretrain.config import RunConfig
@@ -101,3 +102,18 @@ def test_two_ranks_lose_what_one_process_loses(small_dataset: Path, tmp_path: Pa
     run = run_train(both, nproc=2, quiet=True).run
     losses = [[line["loss"] for line in read_metrics(folder)] for folder in (run, single)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "got", "words"),
+    [("action_size", 3, r"which is 2 a frame: ax, ay"), ("state_size", 4, r"which is 9 a frame: x, y, vx")],
+)
+def test_actions_of_another_size_are_told_before_a_start(
+    small_dataset: Path, tmp_path: Path, key: str, got: int, words: str
+) -> None:
+    sizes = {"action_size": 2, "state_size": 9} | {key: got}
+    config = config_of("action", small_dataset, tmp_path, objective={"kind": "action_latent", **sizes})
+    with pytest.raises(ConfigError, match=words) as caught:
+        run_train(config, quiet=True)
+    assert caught.value.problems[0].key == f"objective.{key}"
+    assert not (tmp_path / "tiny").exists()
