@@ -12,6 +12,7 @@ from data_pipeline.errors import ConfigError
 from launch.train import run_train
 from pretrain.checkpoint import load_encoder, untrained_encoder
 from pretrain.config import RunConfig
+from pretrain.report import judge_health
 from pretrain.tracking.jsonl import read_metrics
 from tests.distributed.test_ranks import cut_back
 from tests.small_dataset import tiny_config, write_dataset
@@ -49,6 +50,7 @@ def test_a_run_is_saved_and_goes_on_as_if_it_had_not_stopped(
     cut_back(run, tmp_path / "again", 2)
     again = run_train(config_of(name, small_dataset, tmp_path / "again"), quiet=True).run
     assert curve(again) == curve(run)
+    assert judge_health(read_metrics(run), 0.01).word == "healthy", "by the context where no target is read"
     encoder, config, step = load_encoder(run)
     assert step == 4
     start = untrained_encoder(config)
