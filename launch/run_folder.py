@@ -115,9 +115,8 @@ def run_folder(config: RunConfig) -> Path:
 def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str] = ()) -> list[Problem]:
     """Settings that differ and would make the run another experiment; `allowed` ones are not among them."""
     optim, momentum = after.optim, after.target.momentum
-    is_endless = (
-        optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
-    )
+    is_flat = optim.decay == "constant" and optim.final_weight_decay is None
+    is_endless = optim.schedule_steps is not None or (is_flat and momentum.start == momentum.end)
     free = (*OPERATIONAL, *allowed, *(("train.steps",) if is_endless else ()))
     return [
         Problem(key, f"{old!r}, as the run in this folder was started with", new)

@@ -55,6 +55,11 @@ class RunConfig(Section):
         return self.data.frames // encoder.tubelet, side, side
 
     @property
+    def schedule_steps(self) -> int:
+        """Steps over which learning rate, weight decay and momentum are laid out."""
+        return self.optim.schedule_steps or self.train.steps
+
+    @property
     def batch_timeout_s(self) -> float:
         """Seconds that workers may take for a batch."""
         if self.data.timeout_s is not None:
@@ -97,9 +102,7 @@ class RunConfig(Section):
             )
             found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
         found += self._objective_problems()
-        if self.optim.warmup_steps > self.train.steps:
-            need = f"at most train.steps = {self.train.steps}"
-            found.append(("optim.warmup_steps", self.optim.warmup_steps, need, (self.train.steps // 10,)))
+        found += self._schedule_problems()
         if (
             self.strategy.kind == "deepspeed"
             and self.strategy.zero_stage == 0
@@ -110,6 +113,30 @@ class RunConfig(Section):
         if self.strategy.kind == "single" and self.train.precision == "bf16":
             need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
             found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        return found
+
+    def _schedule_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules about learning rate and the length of the schedule."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        optim, steps = self.optim, self.train.steps
+        if optim.warmup_steps > steps:
+            need = f"at most train.steps = {steps}"
+            found.append(("optim.warmup_steps", optim.warmup_steps, need, (steps // 10,)))
+        if self.schedule_steps < steps:
+            need = f"at least train.steps = {steps}, or null"
+            found.append(("optim.schedule_steps", optim.schedule_steps, need, (steps, None)))
+        left = max(1, self.schedule_steps - optim.warmup_steps)
+        if optim.decay_steps is not None and optim.decay_steps > left:
+            need = f"at most {left}, the steps of the schedule after the warm-up"
+            found.append(("optim.decay_steps", optim.decay_steps, need, (left, None)))
+        if optim.decay == "constant":
+            for key in ("final_lr", "decay_steps"):
+                if (value := getattr(optim, key)) is not None:
+                    need = "null with optim.decay constant, or another decay"
+                    found.append((f"optim.{key}", value, need, ("optim.decay=cosine", "optim.decay=linear")))
+        elif optim.final_lr is None:
+            need = f"a number with optim.decay {optim.decay}: where it ends"
+            found.append(("optim.final_lr", None, need, (1e-6,)))
         return found
 
     def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:

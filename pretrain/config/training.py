@@ -10,10 +10,12 @@ from pretrain.config.base import Fraction, PositiveInt, Section
 
 
 class MomentumConfig(Section):
-    """Momentum of the target's moving average, ramped linearly over the run."""
+    """Momentum of the target's moving average, ramped linearly over the schedule."""
 
     start: Fraction = Field(0.99925, description="at the first step")
-    end: Fraction = Field(0.99925, description="at the last step; equal to start for a constant")
+    end: Fraction = Field(
+        0.99925, description="where optim.schedule_steps end; equal to start for a constant"
+    )
 
 
 class TargetConfig(Section):
@@ -31,15 +33,26 @@ class TargetConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with warm-up, then constant or cosine; biases and norms take no weight decay."""
+    """AdamW with warm-up, then constant, cosine or linear; biases and norms take no weight decay."""
 
     lr: float = Field(5.25e-4, gt=0, description="learning rate after the warm-up")
-    start_lr: float = Field(0.0, ge=0, description="learning rate of the first step of the warm-up")
-    final_lr: float | None = Field(None, ge=0, description="cosine end point; null keeps lr constant")
+    start_lr: float = Field(0.0, ge=0, description="learning rate that the warm-up starts from")
     warmup_steps: int = Field(0, ge=0, description="steps from start_lr to lr, linear")
+    decay: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="how the learning rate goes from lr to final_lr; constant: it stays"
+    )
+    final_lr: float | None = Field(None, ge=0, description="where the decay ends; null with decay constant")
+    decay_steps: PositiveInt | None = Field(
+        None, description="the last steps of the schedule, in which lr decays; null: all after the warm-up"
+    )
+    schedule_steps: PositiveInt | None = Field(
+        None,
+        description="steps over which lr, weight decay and momentum are laid out: a run that stops earlier "
+        "never comes to their ends; null: train.steps",
+    )
     weight_decay: float = Field(0.04, ge=0, description="decoupled weight decay of matrices")
     final_weight_decay: float | None = Field(
-        None, ge=0, description="cosine end point; null keeps it constant"
+        None, ge=0, description="where a cosine over the schedule ends; null keeps it constant"
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
@@ -47,7 +60,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: PositiveInt = Field(90_000, description="optimizer steps of the run; schedules end here")
+    steps: PositiveInt = Field(90_000, description="optimizer steps of the run")
     global_batch: PositiveInt = Field(3072, description="clips a step over all ranks")
     micro_batch: PositiveInt = Field(24, description="clips a rank a forward")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations in the passes")
