@@ -92,6 +92,7 @@ def _description(path: Path, plain: dict[str, Any]) -> Description:
     if isinstance(patch, list) and len(set(patch)) == 1:
         told["patch_size"] = patch[0]
     _check_normalisation(path)
+    name = path.absolute().name
     try:
         width = int(told["hidden_size"])
         encoder = encoder_config(
@@ -112,10 +113,7 @@ def _description(path: Path, plain: dict[str, Any]) -> Description:
             model=ModelConfig(encoder=encoder, predictor=predictor),
             clips=Clips(frames=told["frames_per_clip"], size=told["crop_size"]),
             predictor=PredictorForm(out_width=width),
-            provenance={
-                "name": path.absolute().name,
-                "source": f"transformers folder {path.absolute().name}",
-            },
+            provenance={"name": name, "source": f"transformers folder {name}"},
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -157,7 +155,7 @@ def write_huggingface(
     """
     check_is_vjepa2(weights, allow_partial=allow_partial)
     description = weights.description
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for part in huggingface_parts(description.model, description.predictor):
         if part.ours in weights.tensors:
             tensors |= part.parted(weights.tensors[part.ours])

@@ -12,23 +12,23 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from data_pipeline.errors import CheckpointError, UsageError, why
-from pretrain.config import ModelConfig, PredictorConfig
+from pretrain.config import ModelConfig, PredictorConfig, Section
+from pretrain.config.base import PositiveInt
+from pretrain.config.model import Rope
 from pretrain.weights.base import Clips, Description, PredictorForm, Weights, expected_shapes
 from pretrain.weights.meta_positions import drop_positions, grid_of_file
 from pretrain.weights.names import meta_parts
 from pretrain.weights.presets import encoder_config, encoder_heads, predictor_heads
 from pretrain.weights.report import Report, take
 
-Rope = Literal["vjepa2", "interleaved", "none"]
 AVERAGES = ("target_encoder", "ema_encoder")
 CONTEXT = "encoder"
 PREDICTOR = "predictor"
@@ -40,8 +40,7 @@ LEVELS = {12: (3, 6, 9, 12), 24: (6, 12, 18, 24), 40: (10, 20, 30, 40), 48: (12,
 SPAN_PX = 256  # V-JEPA 2.1 spreads positions over the grid of this size
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(Section):
     """What a .pt does not tell; None where it does, or where what was published is taken.
 
     rope: vjepa2, interleaved or none. heads, predictor_heads: attention heads. frames, size, fps: the clips
@@ -49,11 +48,11 @@ class Hints:
     """
 
     rope: Rope | None = None
-    heads: int | None = None
-    predictor_heads: int | None = None
-    frames: int | None = None
-    size: int | None = None
-    fps: float | None = None
+    heads: PositiveInt | None = None
+    predictor_heads: PositiveInt | None = None
+    frames: PositiveInt | None = None
+    size: PositiveInt | None = None
+    fps: float | None = Field(None, gt=0)
     of: Literal["target", "context"] | None = None
 
 
@@ -66,7 +65,8 @@ def read_meta(path: Path, hints: Hints = Hints()) -> tuple[Weights, Report]:
     report = Report(path.name)
     key = _encoder_key(path, stored, hints.of)
     encoder = _cleaned(stored[key], key, report)
-    predictor = _cleaned(stored[PREDICTOR], PREDICTOR, report) if PREDICTOR in stored else {}
+    has_predictor = isinstance(stored.get(PREDICTOR), Mapping)
+    predictor = _cleaned(stored[PREDICTOR], PREDICTOR, report) if has_predictor else {}
     _account_for_others(stored, key, report)
     try:
         found = _Measured(path, encoder, predictor, hints, report)
@@ -104,8 +104,8 @@ def open_pickle(path: Path) -> Mapping[str, Any]:
         if named is None:
             raise CheckpointError(damaged) from error
         raise CheckpointError(
-            f"{path} holds {named[1]}, which is neither a tensor nor a plain value and could run code when it "
-            f"is loaded: it was not opened. Ask whoever made it for safetensors"
+            f"{path} holds {named[1]}, which is neither a tensor nor a plain value and could run code when "
+            f"it is loaded: it was not opened. Ask whoever made it for safetensors"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {why(error)}") from error
@@ -181,6 +181,10 @@ class _Measured:
         tokens = [predictor.get(f"mask_tokens.{row}") for row in range(_count(predictor, "mask_tokens"))]
         self.has_one_token = self.is_2_1 and not any(t is None or bool(t.any()) for t in tokens[1:])
         self._num_tokens = 1 if self.has_one_token else len(tokens)
+        if len(tokens) > 1 and not self.is_2_1 and not any(t is None or bool(t.any()) for t in tokens[1:]):
+            report.notes.append(
+                "all mask tokens but the first are zeros: V-JEPA 2 trains one for all kinds of masks"
+            )
         self.rope = self._rope()
 
     @property

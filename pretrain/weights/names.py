@@ -21,7 +21,7 @@ from pretrain.weights.base import PredictorForm
 Join = Literal["same", "rows", "vectors", "flat"]
 BOTH = ("weight", "bias")
 
-META_BLOCK = {
+META_BLOCK: dict[str, tuple[str, ...]] = {
     "norm1": ("norm1",),
     "qkv": ("attn.qkv",),
     "proj": ("attn.proj",),
@@ -29,7 +29,7 @@ META_BLOCK = {
     "fc1": ("mlp.fc1",),
     "fc2": ("mlp.fc2",),
 }
-HUGGINGFACE_BLOCK = {
+HUGGINGFACE_BLOCK: dict[str, tuple[str, ...]] = {
     "norm1": ("norm1",),
     "qkv": ("attention.query", "attention.key", "attention.value"),
     "proj": ("attention.proj",),

@@ -1,4 +1,4 @@
-"""An encoder's config from what its tensors show: width, depth, width of the MLP; heads by the known models."""
+"""An encoder's config from what its tensors show; the heads, which they do not, by the published models."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pretrain.weights.names import Part
 
 @dataclass
 class Report:
-    """Of one source. taken: their key to ours. mismatched, set_aside: key and why. notes: what was assumed."""
+    """Of one source. taken: their key to ours. mismatched, set_aside: key to why. notes: assumptions."""
 
     source: str
     taken: dict[str, str] = field(default_factory=dict)
@@ -55,9 +55,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """A readable summary: keys that differ by their numbers only are told together, with their count."""
-        rows = [(*pair, "") for pair in self.taken.items()]
         found = [f"taken       {_plural(len(self.taken))} of {self.source}"]
-        found += _table([(theirs, f"→ {ours}") for theirs, ours, _ in rows])
+        found += _table([(theirs, f"→ {ours}") for theirs, ours in self.taken.items()])
         if self.set_aside:
             found.append(f"set aside   {_plural(len(self.set_aside))}")
             found += _table([(key, reason) for key, reason in self.set_aside.items()])
