@@ -106,7 +106,7 @@ class Encoder:
         if clips.dtype != torch.uint8:
             raise DataError(f"clips are {clips.dtype}: need uint8, 0 to 255; they are normalised here")
         batch, frames, height, width, _ = clips.shape
-        if not batch or frames != 1 and (not frames or frames % self.tubelet):
+        if not batch or not frames or (frames > 1 and frames % self.tubelet):
             raise DataError(
                 f"{batch} clips of {frames} frames: need some, a multiple of {self.tubelet}, or 1"
             )

@@ -56,7 +56,7 @@ class Hints(Section):
     of: Literal["target", "context"] | None = None
 
 
-def read_meta(path: Path, hints: Hints = Hints()) -> tuple[Weights, Report]:
+def read_meta(path: Path, hints: Hints) -> tuple[Weights, Report]:
     """Weights of a .pt and what became of its keys.
 
     Raises: CheckpointError when it cannot be opened or is no such file; UsageError when a hint is needed.
