@@ -15,6 +15,9 @@ from pretrain.weights.base import Shapes
 from pretrain.weights.names import Part
 
 
+VARIES = r"\.(\d+|weight|bias)(?=\.|$)"
+
+
 @dataclass
 class Report:
     """Of one source. taken: their key to ours. mismatched, set_aside: key to why. notes: assumptions."""
@@ -54,7 +57,7 @@ class Report:
         )
 
     def lines(self) -> list[str]:
-        """A readable summary: keys that differ by their numbers only are told together, with their count."""
+        """A readable summary: keys that differ by a number, or weight and bias, are told together."""
         found = [f"taken       {_plural(len(self.taken))} of {self.source}"]
         found += _table([(theirs, f"→ {ours}") for theirs, ours in self.taken.items()])
         if self.set_aside:
@@ -124,10 +127,10 @@ def _plural(count: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows of two columns; those that are equal but for numbers in their keys as one, with their count."""
+    """Rows of two columns; those that are equal but for what varies in their keys as one, with their count."""
     counts: dict[tuple[str, str], int] = {}
     for left, right in rows:
-        row = re.sub(r"\.\d+(?=\.|$)", ".*", left), re.sub(r"\.\d+(?=\.|$)", ".*", right)
+        row = re.sub(VARIES, ".*", left), re.sub(VARIES, ".*", right)
         counts[row] = counts.get(row, 0) + 1
     width = max((len(left) for left, _ in counts), default=0)
     return [f"  {count:>4} × {left:<{width}}  {right}" for (left, right), count in counts.items()]
