@@ -172,6 +172,20 @@ def newest_whole(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise CheckpointError(f"{run} has no whole checkpoint" + (f": {reasons}" if reasons else ""))
 
 
+def chosen_checkpoint(run: Path, step: int | None = None) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint of a step, or the newest whole one, as `newest_whole`.
+
+    Raises: CheckpointError when there is no such one, or it is damaged.
+    """
+    if step is None:
+        return newest_whole(run)
+    folder = run / FOLDER / f"step-{step:08d}"
+    if not folder.is_dir():
+        have = ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
+        raise CheckpointError(f"{run} has no checkpoint at step {step}; it has: {have}")
+    return folder, verify(folder), []
+
+
 class Checkpoints:
     """Saves and resumes one run, on all ranks together.
 
@@ -348,18 +362,9 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
     Where there is none, since target.kind is online, the context encoder.
     step: None for the newest whole checkpoint. Raises: CheckpointError when there is no such one.
     """
-    if step is None:
-        folder, manifest, passed = newest_whole(run)
-        for sentence in passed:
-            logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
-    else:
-        folder = run / FOLDER / f"step-{step:08d}"
-        if not folder.is_dir():
-            have = (
-                ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
-            )
-            raise CheckpointError(f"{run} has no checkpoint at step {step}; it has: {have}")
-        manifest = verify(folder)
+    folder, manifest, passed = chosen_checkpoint(run, step)
+    for sentence in passed:
+        logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
     config = RunConfig.model_validate(manifest["config"])
     encoder = untrained_encoder(config)
     stored = StoredFragments(folder / name for name in manifest["files"])
