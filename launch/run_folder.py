@@ -192,11 +192,15 @@ def finished(run: Path, steps: int) -> TrainResult | None:
 
 
 def check_data(config: RunConfig) -> None:
-    """Open each data set and read one clip, before any rank is started.
+    """Open each data set and read one clip, before any rank is started; and look for init.weights.
 
     Raises: DataError, also when a file of a shard is missing, or none of some clips can be read; ConfigError
     when clips are shorter than data.frames at data.fps.
     """
+    if config.init.weights is not None and not Path(config.init.weights).exists():
+        raise ConfigError(
+            "init.weights", got=config.init.weights, need="a run's folder or weights that exist"
+        )
     for source in config.data.sources:
         _check_source(config, source.shards)
 

@@ -16,6 +16,7 @@ from pretrain.config.run import RunConfig as RunConfig
 from pretrain.config.run import plan as plan
 from pretrain.config.training import DeepSpeedConfig as DeepSpeedConfig
 from pretrain.config.training import HealthConfig as HealthConfig
+from pretrain.config.training import InitConfig as InitConfig
 from pretrain.config.training import OptimConfig as OptimConfig
 from pretrain.config.training import ProbeConfig as ProbeConfig
 from pretrain.config.training import SingleConfig as SingleConfig

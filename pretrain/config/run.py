@@ -20,6 +20,7 @@ from pretrain.config.objective import MaskedLatentConfig, ObjectiveConfig
 from pretrain.config.training import (
     DeepSpeedConfig,
     HealthConfig,
+    InitConfig,
     OptimConfig,
     ProbeConfig,
     SingleConfig,
@@ -40,6 +41,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = MaskedLatentConfig()
     target: TargetConfig = TargetConfig()
+    init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     strategy: Annotated[SingleConfig | DeepSpeedConfig, Field(discriminator="kind")] = DeepSpeedConfig()
@@ -162,6 +164,9 @@ class RunConfig(Section):
         if self.objective.kind == "action_latent" and self.data.frames <= self.objective.rollout_steps:
             need = f"more than objective.rollout_steps = {self.objective.rollout_steps}"
             found.append(("data.frames", self.data.frames, need, (self.objective.rollout_steps + 1,)))
+        if self.init.optimizer and (self.init.weights is None or self.init.parts != "all"):
+            need = "false, or init.weights naming a run's folder, and init.parts all"
+            found.append(("init.optimizer", True, need, (False,)))
         if encoder.rope == "none" and encoder.rope_span is not None:
             need = "null with model.encoder.rope none, which turns nothing"
             found.append(("model.encoder.rope_span", encoder.rope_span, need, (None,)))

@@ -32,6 +32,22 @@ class TargetConfig(Section):
     momentum: MomentumConfig = MomentumConfig()
 
 
+class InitConfig(Section):
+    """What a run starts from, at step 0; a run that has a checkpoint goes on from that."""
+
+    weights: str | None = Field(
+        None,
+        description="a run's folder (its newest checkpoint), what `foreframe import` or `export` wrote, or a "
+        "Hugging Face folder; null: weights drawn from the seed",
+    )
+    parts: Literal["all", "encoder"] = Field(
+        "all", description="what is taken: encoder, target and predictor; or the encoder (and target) alone"
+    )
+    optimizer: bool = Field(
+        False, description="of a run's folder: AdamW's averages too, as a cooldown goes on"
+    )
+
+
 class OptimConfig(Section):
     """AdamW with warm-up, then constant, cosine or linear; biases and norms take no weight decay."""
 

@@ -153,12 +153,12 @@ class Engine:
         if target is None:
             return
         own = part_of_encoder(backend.shards)
-        if plan.config.target.kind == "frozen":  # its float32 weights are held in parts, as an average is
-            parts = chunks(dict(target.named_parameters()), world.rank, world.size)
-            own = [(fragment, part.clone()) for fragment, part in parts]
-        target.to(torch.bfloat16 if plan.config.train.precision == "bf16" else torch.float32)
+        if plan.config.target.kind == "frozen":  # held in parts, as an average is
+            own = list(chunks(dict(target.named_parameters()), world.rank, world.size))
         everybody = world.gather_objects([fragment for fragment, _ in own])
-        self.ema = ShardedEma(target, everybody, world.rank, [master for _, master in own], world.gather)
+        masters = [master for _, master in own] if plan.config.target.kind == "ema" else []
+        precision = torch.bfloat16 if plan.config.train.precision == "bf16" else torch.float32
+        self.ema = ShardedEma(target, everybody, world.rank, masters, world.gather, precision)
         self.ema.refresh()
 
     def targets(self, batch: Batch) -> Tensor | None:

@@ -14,7 +14,6 @@ from data_pipeline.errors import CheckpointError
 from pretrain.weights.base import Shapes
 from pretrain.weights.names import Part
 
-
 VARIES = r"\.(\d+|weight|bias)(?=\.|$)"
 
 
