@@ -185,7 +185,11 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only, no progress.")] = False,
     allow_change: Annotated[
         list[str] | None,
-        typer.Option(help="Go on though this setting differs from the run there: `train.global_batch`."),
+        typer.Option(
+            metavar="KEY",
+            help="Go on though this setting differs from the run there, such as train.global_batch; may be "
+            "given several times.",
+        ),
     ] = None,
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
@@ -201,11 +205,9 @@ def train(
 
     result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet, allow_change=allow_change or ())
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe probe {result.run}")
+        what = "probe" if result.stopped is None else "train"
+        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe {what} {result.run}")
     if result.stopped is not None:
-        print(
-            f"stopped: {result.stopped}; the same command goes on from the last checkpoint", file=sys.stderr
-        )
         raise typer.Exit(EXIT_PREEMPTED)
 
 

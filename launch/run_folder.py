@@ -26,6 +26,7 @@ from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
+from pretrain.data.bad import SKIPPED_FILE
 
 if TYPE_CHECKING:
     from pretrain.data.reader import ClipReader
@@ -65,7 +66,8 @@ OPERATIONAL = (
 class TrainResult:
     """How a run ended.
 
-    loss, clips_per_s: of the last step logged; None when none was.
+    loss: mean of the last lines logged. clips_per_s: of the last line. None when none was.
+    bad_samples: different ones that could not be read.
     seconds: since the run was begun or last resumed. stopped: why before its last step, or None.
     is_new: False when the run had ended before, and this is what it left.
     """
@@ -76,6 +78,7 @@ class TrainResult:
     clips_per_s: float | None
     seconds: float
     stopped: str | None
+    bad_samples: int = 0
     is_new: bool = True
 
     def summary(self) -> str:
@@ -90,6 +93,11 @@ class TrainResult:
             return f"already finished, nothing to do: {line} when it was trained"
         if self.loss is None and self.stopped is None:
             return f"{line}: the last checkpoint was of the last step, no step was left to take"
+        if self.stopped is not None:
+            line = f"stopped, {self.stopped}: {line}"
+        if self.bad_samples:
+            what = "1 sample" if self.bad_samples == 1 else f"{self.bad_samples} samples"
+            line += f"\nbad    {what} could not be read: {self.run / SKIPPED_FILE} says which, and why"
         return line
 
     def write(self) -> None:

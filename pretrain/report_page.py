@@ -154,7 +154,8 @@ def _cards(story: Story) -> list[str]:
     cards.append(card("steps", f"{story.last_step:,}", f"of {story.config.train.steps:,}"))
     losses = _values(metrics, "loss")
     if losses:
-        cards.append(card("loss", f"{losses[-1]:.3f}", f"from {losses[0]:.3f}; a proxy only"))
+        recent = statistics.fmean(losses[-10:])  # of a single step it jumps
+        cards.append(card("loss", f"{recent:.3f}", f"from {losses[0]:.3f}; a proxy only"))
     spread = _values(metrics, f"health/{judged_features(metrics)}_std")
     if spread:
         cards.append(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from pretrain.schedule import Knobs
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
+RECENT_LINES = 10
+
 
 @dataclass(frozen=True)
 class Line:
@@ -33,7 +36,7 @@ class Line:
 
     step: int
     steps: int
-    loss: float
+    loss: float  # mean of the last lines: of a single step it jumps
     clips_per_s: float
     wait_share: float
     verdict: Verdict
@@ -62,6 +65,7 @@ class Watch:
         self._fixed = fixed_positions(math.prod(plan.config.grid))
         self._losses: list[Tensor] = []
         self._last: Output | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT_LINES)
         self._bad = BadSamples(run, engine.world, plan.config.data, progress.step)
         self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
@@ -183,5 +187,7 @@ class Watch:
             "time_s": now_s - self._begin_s,
         }
         self._tracker.log_metrics(progress.step, values)
-        self.line = Line(progress.step, self._plan.steps, loss, clips_per_s, wait_share, self.verdict)
+        self._recent.append(loss)
+        mean_loss = sum(self._recent) / len(self._recent)
+        self.line = Line(progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, self.verdict)
         self._show(self.line)
