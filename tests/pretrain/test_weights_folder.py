@@ -38,6 +38,8 @@ def test_every_kind_of_weights_comes_back_bit_for_bit(tmp_path: Path, weights: W
     for name in ("model.safetensors", "model.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1
+    assert sorted(os.listdir(tmp_path / "a")) == ["README.md", "model.json", "model.safetensors"]
     for module, part in ((build_encoder(found), "encoder"), (build_predictor(found), "predictor")):
         for name, parameter in module.named_parameters():
             assert torch.equal(parameter, weights.tensors[f"{part}.{name}"])
