@@ -81,7 +81,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, clips_BTHWC_uint8: Clips) -> Tensor:
-        """Features (B, N, D) of all tokens, float32 on the encoder's device, in raster order, time first.
+        """Features (B, N, D) of all tokens after the last block, float32, in raster order, time first.
 
         Raises: DataError when clips are not uint8, not RGB, or of a size that tokens do not tile.
         """

@@ -19,8 +19,8 @@ from pretrain.weights.base import Weights, build_predictor
 from pretrain.weights.folder import write_folder
 from pretrain.weights.huggingface import write_huggingface
 from pretrain.weights.read import read_weights
+from tests.pretrain.meta_layout import save
 from tests.pretrain.small_weights import small_weights
-from tests.pretrain.test_weights_meta import save
 from tests.small_dataset import tiny_config
 
 SAVING = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
