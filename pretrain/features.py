@@ -81,7 +81,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, clips_BTHWC_uint8: Clips) -> Tensor:
-        """Features (B, N, D) of all tokens, float32 on the encoder's device, in raster order, time first.
+        """Features (B, N, D) of all tokens after the last block, float32, in raster order, time first.
 
         Raises: DataError when clips are not uint8, not RGB, or of a size that tokens do not tile.
         """
@@ -106,9 +106,11 @@ class Encoder:
         if clips.dtype != torch.uint8:
             raise DataError(f"clips are {clips.dtype}: need uint8, 0 to 255; they are normalised here")
         batch, frames, height, width, _ = clips.shape
-        if not batch or not frames or (frames > 1 and frames % self.tubelet):
+        if not batch:
+            raise DataError("no clips: the batch is empty")
+        if not frames or (frames > 1 and frames % self.tubelet):
             raise DataError(
-                f"{batch} clips of {frames} frames: need some, a multiple of {self.tubelet}, or 1"
+                f"clips of {frames} frames: need a multiple of {self.tubelet}, or 1, which is a picture"
             )
         if not height or not width or height % self.patch or width % self.patch:
             raise DataError(

@@ -209,7 +209,7 @@ def _config(weights: Weights) -> dict[str, Any]:
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
-        "mlp_ratio": _ratio(width, _hidden(model.encoder)),
+        "mlp_ratio": mlp_ratio(width, _hidden(model.encoder)),
         "initializer_range": model.init_std,
         "attention_probs_dropout_prob": 0.0,
         "drop_path_rate": 0.0,
@@ -230,7 +230,7 @@ def _hidden(encoder: EncoderConfig) -> int:
     return round(width * ratio)
 
 
-def _ratio(width: int, hidden: int) -> float:
+def mlp_ratio(width: int, hidden: int) -> float:
     """A ratio of which transformers, which rounds down, makes `hidden` again."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -81,7 +81,6 @@ def _empty(folder: Path) -> None:
 def _swap(part: Path, out: Path, *, force: bool) -> None:
     """Put the new folder in the place of the old one; when that fails, the old one stays."""
     check_out(out, force=force)
-    (part / LOCK).unlink()
     old = out.with_name(f".{out.name}.old")
     is_replaced = out.exists()
     if is_replaced:
@@ -93,13 +92,17 @@ def _swap(part: Path, out: Path, *, force: bool) -> None:
         if is_replaced:
             old.rename(out)
         raise
+    (out / LOCK).unlink()  # held until now: nobody else empties the folder before it has its name
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Tensors as safetensors: the same tensors make the same bytes. Raises: CheckpointError."""
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+        path.chmod(mode)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
 

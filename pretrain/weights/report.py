@@ -126,7 +126,7 @@ def _plural(count: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows of two columns; those that are equal but for what varies in their keys as one, with their count."""
+    """Rows of two columns; those equal but for what varies in their keys as one, with their count."""
     counts: dict[tuple[str, str], int] = {}
     for left, right in rows:
         row = re.sub(VARIES, ".*", left), re.sub(VARIES, ".*", right)

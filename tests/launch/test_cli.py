@@ -15,7 +15,10 @@ from launch.config import shipped_config
 ROOT = Path(__file__).parents[2]
 TINY = str(shipped_config("train/tiny-cpu.yaml"))
 HEAVY = ("torch", "ray", "deepspeed", "mlflow", "matplotlib", "pyarrow", "numpy", "av")
-COMMANDS = ("demo", "smoke", "index", "shard", "verify", "train", "probe", "report", "ui", "config")
+COMMANDS = (
+    "demo", "smoke", "index", "shard", "verify", "train", "probe", "report", "import", "export", "ui",
+    "config",
+)  # fmt: skip
 
 
 def run(

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from data_pipeline.errors import CheckpointError, UsageError
+from pretrain.config import PRESETS
 from pretrain.model.actions import ActionPredictor
 from pretrain.weights.base import PredictorForm, Weights, build_encoder, build_predictor
 from pretrain.weights.folder import read_folder, write_folder
-from pretrain.weights.huggingface import read_huggingface, write_huggingface
+from pretrain.weights.huggingface import mlp_ratio, read_huggingface, write_huggingface
 from pretrain.weights.read import open_weights, read_weights
 from tests.pretrain.small_weights import WIDTH, clips, small_weights, third_kept
 
@@ -196,3 +197,9 @@ def test_what_transformers_has_not_is_refused_with_what_to_do(
     report.check()
     assert found.description == weights.description
     assert equal(found, weights)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_width_of_the_mlp_survives_transformers_rounding(preset: str) -> None:
+    width, _, _, ratio = PRESETS[preset]
+    assert int(width * mlp_ratio(width, round(width * ratio))) == round(width * ratio)
