@@ -54,6 +54,11 @@ RayAddress = Annotated[
         help="A Ray cluster, such as auto or 10.0.0.1:6379; without it Ray is started on this machine.",
     ),
 ]
+OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, whole or not at all.")]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Go on with keys missing or left over; they are listed.")
+]
+OverwriteWeights = Annotated[bool, typer.Option("--force", help="Replace the weights that are at OUT.")]
 NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
 
 
@@ -180,7 +185,11 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only, no progress.")] = False,
     allow_change: Annotated[
         list[str] | None,
-        typer.Option(help="Go on though this setting differs from the run there: `train.global_batch`."),
+        typer.Option(
+            metavar="KEY",
+            help="Go on though this setting differs from the run there, such as train.global_batch; may be "
+            "given several times.",
+        ),
     ] = None,
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
@@ -196,11 +205,9 @@ def train(
 
     result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet, allow_change=allow_change or ())
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe probe {result.run}")
+        what = "probe" if result.stopped is None else "train"
+        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe {what} {result.run}")
     if result.stopped is not None:
-        print(
-            f"stopped: {result.stopped}; the same command goes on from the last checkpoint", file=sys.stderr
-        )
         raise typer.Exit(EXIT_PREEMPTED)
 
 
@@ -234,6 +241,66 @@ def report(
     with Stages(make_console()).showing() as progress:
         path = report_run(run, out, progress)
     print(f"open {path}")
+
+
+@app.command("import", epilog="Example: foreframe import vitl.pt weights/vitl --rope vjepa2")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A .pt of Meta's, or a folder of transformers' VJEPA2Model.")
+    ],
+    out: OutFolder,
+    rope: Annotated[
+        str | None,
+        typer.Option(help="Of a .pt that holds pos_embed: none for V-JEPA, vjepa2 for V-JEPA 2."),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, where width and depth are unpublished ones.")
+    ] = None,
+    predictor_heads: Annotated[int | None, typer.Option(min=1, help="The same of the predictor.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the clips it was trained on; a .pt does not tell.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Their height and width in pixels.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Their frames a second.")] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(help="target, the moving average (the default where there is one), or context."),
+    ] = None,
+    allow_partial: AllowPartial = False,
+    force: OverwriteWeights = False,
+) -> None:
+    """Bring weights into foreframe's folder, with a report of every key: taken, missing, unexpected."""
+    from launch.weights import make_hints, run_import
+
+    hints = make_hints(
+        rope=rope, heads=heads, predictor_heads=predictor_heads, frames=frames, size=size, fps=fps, of=of
+    )
+    run_import(source, out, hints, allow_partial=allow_partial, force=force)
+    print(f"wrote  {out}\nnext   foreframe export {out} OUT --format huggingface")
+
+
+@app.command(epilog="Example: foreframe export runs/demo/run weights/demo")
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder, or weights that were imported or exported."),
+    ],
+    out: OutFolder,
+    layout: Annotated[
+        str, typer.Option("--format", help="foreframe, or huggingface for transformers' AutoModel.")
+    ] = "foreframe",
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint's step; without it the last.")] = None,
+    of: Annotated[
+        str | None, typer.Option(help="target, the moving average (the default), or context.")
+    ] = None,
+    allow_partial: AllowPartial = False,
+    force: OverwriteWeights = False,
+) -> None:
+    """Write encoder and predictor as safetensors with a model card, or as transformers loads them."""
+    from launch.weights import run_export
+
+    run_export(run, out, layout, step=step, of=of, allow_partial=allow_partial, force=force)
+    print(f"wrote {out}")
 
 
 @app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")

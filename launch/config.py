@@ -16,9 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, Problem, UsageError
+from launch.outline import consequences as consequences
+from launch.outline import measured
 from launch.problems import fill_kinds, mend, problems_in
 from launch.yaml_file import Document, parse_value, read_document
-from pretrain.config import Plan, RunConfig, plan
+from pretrain.config import RunConfig
 
 COMMAND_LINE = "command line"
 CONFIG_FILE = "config.yaml"
@@ -174,7 +176,8 @@ def dump_config(config: BaseModel) -> str:
 
 def explain(config: BaseModel, num_ranks: int = 1) -> str:
     """The same YAML with each setting's meaning beside it, and for a run what follows from it."""
-    lines = [f"# {line}" for line in consequences(config, num_ranks)] if isinstance(config, RunConfig) else []
+    found = [*consequences(config, num_ranks), *measured(config)] if isinstance(config, RunConfig) else []
+    lines = [f"# {line}" for line in found]
     rows = list(_explained(config, 0))
     width = min(46, max(len(text) for text, _ in rows))
     lines += [f"{text:<{width}}  # {note}" if note else text for text, note in rows]
@@ -194,27 +197,6 @@ def _explained(config: BaseModel, depth: int) -> Iterable[tuple[str, str]]:
             first, *rest = text.splitlines()
             yield indent + first, note
             yield from ((indent + line, "") for line in rest)
-
-
-def consequences(config: RunConfig, num_ranks: int) -> list[str]:
-    """What a run's settings amount to: tokens a clip, clips a step, clips in all.
-
-    Raises: ConfigError when the batch cannot be split over `num_ranks`.
-    """
-    laid_out: Plan = plan(config, num_ranks)
-    frames, height, width = config.grid
-    train = config.train
-    clip_s = config.data.frames / config.data.fps
-    encoder_width, depth, heads, _ = config.model.encoder.shape
-    return [
-        f"a clip: {config.data.frames} frames over {clip_s:g} s, {config.data.size} pixels a side, "
-        f"{frames} × {height} × {width} = {frames * height * width} tokens",
-        f"encoder: width {encoder_width}, {depth} blocks, {heads} heads",
-        f"a step: {num_ranks} ranks × {laid_out.micro_batches} forwards × {train.micro_batch} clips "
-        f"= {train.global_batch} clips",
-        f"the run: {train.steps} steps, {train.steps * train.global_batch} clips, "
-        f"into {config.out}/{config.name}",
-    ]
 
 
 def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:

@@ -253,6 +253,8 @@ def _print_end(progress: Progress, result: TrainResult, found: dict[str, Any], r
     console.print(make_table("Seconds", ["stage", "s"], [*times, ["in all", f"{total:.1f}"]]))
     speed = f"{result.clips_per_s:.1f} clips/s" if result.clips_per_s else ""
     loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
+    if result.stopped is not None:
+        console.print(f"\ntraining stopped early: {result.stopped}; what follows is of {result.step} steps")
     console.print(f"\n{NUM_RANKS} ranks, {result.step} steps{loss}, {speed}")
     command = "foreframe" if shutil.which("foreframe") else os.path.relpath(sys.argv[0])
     console.print(f"open   [bold]{report}[/bold]\nor     [bold]{command} ui {result.run}[/bold]")

@@ -26,6 +26,7 @@ from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
+from pretrain.data.bad import SKIPPED_FILE
 
 if TYPE_CHECKING:
     from pretrain.data.reader import ClipReader
@@ -65,7 +66,8 @@ OPERATIONAL = (
 class TrainResult:
     """How a run ended.
 
-    loss, clips_per_s: of the last step logged; None when none was.
+    loss: mean of the last lines logged. clips_per_s: of the last line. None when none was.
+    bad_samples: different ones that could not be read.
     seconds: since the run was begun or last resumed. stopped: why before its last step, or None.
     is_new: False when the run had ended before, and this is what it left.
     """
@@ -76,6 +78,7 @@ class TrainResult:
     clips_per_s: float | None
     seconds: float
     stopped: str | None
+    bad_samples: int = 0
     is_new: bool = True
 
     def summary(self) -> str:
@@ -90,6 +93,11 @@ class TrainResult:
             return f"already finished, nothing to do: {line} when it was trained"
         if self.loss is None and self.stopped is None:
             return f"{line}: the last checkpoint was of the last step, no step was left to take"
+        if self.stopped is not None:
+            line = f"stopped, {self.stopped}: {line}"
+        if self.bad_samples:
+            what = "1 sample" if self.bad_samples == 1 else f"{self.bad_samples} samples"
+            line += f"\nbad    {what} could not be read: {self.run / SKIPPED_FILE} says which, and why"
         return line
 
     def write(self) -> None:
@@ -115,9 +123,8 @@ def run_folder(config: RunConfig) -> Path:
 def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str] = ()) -> list[Problem]:
     """Settings that differ and would make the run another experiment; `allowed` ones are not among them."""
     optim, momentum = after.optim, after.target.momentum
-    is_endless = (
-        optim.final_lr is None and optim.final_weight_decay is None and momentum.start == momentum.end
-    )
+    is_flat = optim.decay == "constant" and optim.final_weight_decay is None
+    is_endless = optim.schedule_steps is not None or (is_flat and momentum.start == momentum.end)
     free = (*OPERATIONAL, *allowed, *(("train.steps",) if is_endless else ()))
     return [
         Problem(key, f"{old!r}, as the run in this folder was started with", new)
@@ -193,11 +200,15 @@ def finished(run: Path, steps: int) -> TrainResult | None:
 
 
 def check_data(config: RunConfig) -> None:
-    """Open each data set and read one clip, before any rank is started.
+    """Open each data set and read one clip, before any rank is started; and look for init.weights.
 
     Raises: DataError, also when a file of a shard is missing, or none of some clips can be read; ConfigError
     when clips are shorter than data.frames at data.fps.
     """
+    if config.init.weights is not None and not Path(config.init.weights).exists():
+        raise ConfigError(
+            "init.weights", got=config.init.weights, need="a run's folder or weights that exist"
+        )
     for source in config.data.sources:
         _check_source(config, source.shards)
 
@@ -225,6 +236,16 @@ def _check_source(config: RunConfig, root: str) -> None:
 
 def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -> None:
     meta = reader.meta(number)
+    for key, names in (("action_size", meta.action_names), ("state_size", meta.state_names)):
+        wanted = getattr(config.objective, key, 0)
+        if wanted not in (0, len(names)):
+            found = f"{len(names)} a frame: {', '.join(names)}" if names else "none; see the docs on sidecars"
+            raise ConfigError(
+                f"objective.{key}",
+                got=wanted,
+                need=f"as many as the clips of {root} have, which is {found}",
+                try_=(len(names),) if names else (),
+            )
     seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
     is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
     if is_short and meta.num_frames > 1 and not holds:

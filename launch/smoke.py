@@ -147,7 +147,10 @@ def check_clips(kind: str) -> Check:
         how = "from pinned memory"
         ours.pin()
         nowhere = torch.empty(0, dtype=torch.int64)
-        copies, masks = Copies(torch.device(kind)), Masks(1, 3, 1, nowhere, nowhere, (), ())
+        copies, masks = (
+            Copies(torch.device(kind)),
+            Masks(1, 0, (), (), (False,) * 3, nowhere, nowhere, (), ()),
+        )
         loaded = Loaded(Request(0, (), 0), (), tuple(crops), masks, None, None, (), ())
         ahead = copies.begin(loaded, cut, mirrored, size, masks, ())
         copies.hand_over(ahead)
@@ -321,6 +324,7 @@ def _distance(engine: Engine) -> float:
     """Relative distance of the target's weights from the context encoder's."""
     import torch
 
+    assert engine.target is not None and engine.objective.encoder is not None
     pairs = list(zip(engine.target.parameters(), engine.objective.encoder.parameters(), strict=True))
     apart = sum(float((t.float() - c.detach().float()).square().sum()) for t, c in pairs)
     whole = sum(float(torch.linalg.vector_norm(c.detach().float()).square()) for _, c in pairs)

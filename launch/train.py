@@ -193,7 +193,7 @@ def _train(
     import torch
 
     from pretrain.build import build_engine
-    from pretrain.checkpoint import Checkpoints
+    from pretrain.checkpoint import Checkpoints, step_folders
     from pretrain.data.stream import Batches
     from pretrain.loop import train
     from pretrain.strategy.base import World
@@ -224,7 +224,8 @@ def _train(
 
     display = TrainDisplay(enabled=world.is_first and not quiet)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
-    engine = build_engine(laid_out, world)
+    is_resumed = world.any(bool(step_folders(run)))
+    engine = build_engine(laid_out, world, takes_init=not is_resumed)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
     checkpoints = Checkpoints(run, laid_out, fingerprint, display.say, tracker.flush)
@@ -267,6 +268,7 @@ def _train(
         clips_per_s=line.clips_per_s if line else None,
         seconds=time.perf_counter() - begin_s,
         stopped=reason,
+        bad_samples=progress.bad_samples,
     )
     if world.is_first:
         result.write()

@@ -20,6 +20,7 @@ class TrainDisplay:
         self._console = make_console()
         self._enabled = enabled
         self._said_s = 0.0
+        self._is_warm = False
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -42,7 +43,10 @@ class TrainDisplay:
 
     def show(self, line: Line) -> None:
         health = "" if line.verdict.word == "healthy" else f", {line.verdict.word}"
-        speed = f"{line.clips_per_s:.1f} clips/s, {line.wait_share:.0%} waiting for data"
+        speed = f"{line.clips_per_s:.1f} clips/s"
+        if self._is_warm:  # the first line counts the start of the workers
+            speed += f", {line.wait_share:.0%} waiting for data"
+        self._is_warm = True
         note = f"loss {line.loss:.4f}, {speed}{health}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=line.step, total=line.steps, note=note)

@@ -31,9 +31,10 @@ from data_pipeline.storage import sync_folder, write_whole
 from pretrain.config import Plan, RunConfig
 from pretrain.ema import Fragment
 from pretrain.model.vit import Encoder
-from pretrain.objective.masked import MaskedLatent
+from pretrain.objective.make import first_encoder, make_objective
 from pretrain.progress import Progress
 from pretrain.strategy.base import TARGET, Engine, World
+from pretrain.strategy.shards import MASTER
 
 FOLDER = "checkpoints"
 POINTER = "latest"
@@ -169,6 +170,20 @@ def newest_whole(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
             passed.append(str(error))
     reasons = "; ".join(passed)
     raise CheckpointError(f"{run} has no whole checkpoint" + (f": {reasons}" if reasons else ""))
+
+
+def chosen_checkpoint(run: Path, step: int | None = None) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint of a step, or the newest whole one, as `newest_whole`.
+
+    Raises: CheckpointError when there is no such one, or it is damaged.
+    """
+    if step is None:
+        return newest_whole(run)
+    folder = run / FOLDER / f"step-{step:08d}"
+    if not folder.is_dir():
+        have = ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
+        raise CheckpointError(f"{run} has no checkpoint at step {step}; it has: {have}")
+    return folder, verify(folder), []
 
 
 class Checkpoints:
@@ -338,32 +353,26 @@ def read_run_config(run: Path) -> RunConfig:
 
 def untrained_encoder(config: RunConfig) -> Encoder:
     """The run's encoder before its first step: the baseline of every claim. On CPU, eval mode."""
-    objective = MaskedLatent(config.objective, config.model, config.grid, "sdpa")
-    objective.initialise(config.seed)
-    return objective.encoder.eval().requires_grad_(False)
+    return first_encoder(make_objective(config), config)
 
 
 def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig, int]:
     """The target encoder (moving average) of a checkpoint, float32 on CPU, with its config and step.
 
+    Where there is none, since target.kind is online, the context encoder.
     step: None for the newest whole checkpoint. Raises: CheckpointError when there is no such one.
     """
-    if step is None:
-        folder, manifest, passed = newest_whole(run)
-        for sentence in passed:
-            logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
-    else:
-        folder = run / FOLDER / f"step-{step:08d}"
-        if not folder.is_dir():
-            have = (
-                ", ".join(str(int(path.name.removeprefix("step-"))) for path in step_folders(run)) or "none"
-            )
-            raise CheckpointError(f"{run} has no checkpoint at step {step}; it has: {have}")
-        manifest = verify(folder)
+    folder, manifest, passed = chosen_checkpoint(run, step)
+    for sentence in passed:
+        logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
     config = RunConfig.model_validate(manifest["config"])
     encoder = untrained_encoder(config)
     stored = StoredFragments(folder / name for name in manifest["files"])
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            parameter.copy_(stored.read(TARGET, Fragment(name, 0, parameter.numel())).view_as(parameter))
+            kind, stored_as = (
+                (MASTER, f"encoder.{name}") if config.target.kind == "online" else (TARGET, name)
+            )
+            whole = Fragment(stored_as, 0, parameter.numel())
+            parameter.copy_(stored.read(kind, whole).view_as(parameter))
     return encoder, config, manifest["progress"]["step"]

@@ -52,8 +52,8 @@ FIGURES = (
     Figure(
         "loss",
         "Loss",
-        "L1 to the target's features. It is a proxy only: it can fall while features collapse, "
-        "and rise while they improve.",
+        "What is trained on, and what it is made of. It is a proxy only: it can fall while features "
+        "collapse, and rise while they improve.",
         (Panel("loss", {"loss": "loss"}, smooth=True, from_zero=False),),
     ),
     Figure(
@@ -69,6 +69,7 @@ FIGURES = (
                     "health/context_std": "context",
                     "health/prediction_std": "prediction",
                     "health/target_std_untrained": "untrained",
+                    "health/context_std_untrained": "untrained",
                 },
             ),
         ),
@@ -84,6 +85,7 @@ FIGURES = (
                     "health/target_rankme": "target",
                     "health/context_rankme": "context",
                     "health/target_rankme_untrained": "untrained",
+                    "health/context_rankme_untrained": "untrained",
                 },
             ),
         ),
@@ -129,14 +131,20 @@ def draw_curves(metrics: Sequence[dict[str, Any]], folder: Path) -> list[Picture
 
 
 def _with_kinds(panel: Panel, metrics: Sequence[dict[str, Any]]) -> Panel:
-    """A loss panel gets a line for each mask kind, if there are several."""
+    """A loss panel gets a line for each part, if there are several."""
     if "loss" not in panel.lines:
         return panel
     kinds = sorted({key for line in metrics for key in line if key.startswith("loss/")})
     if len(kinds) < 2:
         return panel
-    names = {key: f"masks {place}" for place, key in enumerate(kinds, start=1)}
-    return Panel(panel.unit, {**names, "loss": "mean"}, smooth=True, from_zero=False)
+    names = {key: _part(key.removeprefix("loss/")) for key in kinds}
+    are_masks = all(key.startswith("loss/mask") for key in kinds)
+    return Panel(panel.unit, {**names, "loss": "mean" if are_masks else "loss"}, smooth=True, from_zero=False)
+
+
+def _part(name: str) -> str:
+    kind = name.removeprefix("mask")
+    return f"masks {int(kind) + 1}" if kind.isdecimal() else name.replace("_", " ")
 
 
 def _points(metrics: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -48,8 +48,10 @@ class ShardedEma:
     """The moving average of a target module, over the ranks of a gather.
 
     fragments: for every rank, what it owns of the target's parameters (names as in `target`).
-    masters: this rank's float32 master weights, flat and live, one a fragment of its own.
-    target: the forward copy, equal on all ranks, never given a gradient.
+    masters: this rank's float32 master weights, flat and live, one a fragment of its own; none are needed of
+    a target that never moves.
+    target: the forward copy, equal on all ranks, never given a gradient; what it holds is what the average
+    begins with, in float32, before it is brought to `precision`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ShardedEma:
         rank: int,
         masters: Sequence[Tensor],
         gather: Gather,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
         check_tiling(
@@ -70,7 +73,11 @@ class ShardedEma:
         self._masters = list(masters)
         self._gather = gather
         self._padded = max(1, *(sum(f.numel for f in own) for own in fragments))
-        self.average = [master.detach().clone() for master in masters]
+        self.average = [
+            self._parameters[f.name][f.start : f.start + f.numel].float().clone() for f in self.fragments
+        ]
+        target.to(precision)
+        self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:

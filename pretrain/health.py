@@ -12,6 +12,7 @@ Shapes: M tokens, F fixed positions, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +94,13 @@ def rankme(gram_DD: Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
+def judged_features(metrics: Iterable[Mapping[str, Any]]) -> Literal["target", "context"]:
+    """Whose spread a run is judged by: the target's; of a run without target features, the context's."""
+    has_target = any(line.get("health/target_std") is not None for line in metrics)
+    has_context = any(line.get("health/context_std") is not None for line in metrics)
+    return "context" if has_context and not has_target else "target"
+
+
 Word = Literal["healthy", "warning", "collapsed"]
 
 
@@ -144,9 +152,9 @@ def verdict_of(history: History, config: HealthConfig) -> Verdict:
     target_std = history.std[-1][1]
     floor = config.std_floor * history.untrained_std
     if history.looks_below == 0:
-        return Verdict("healthy", f"target features vary across clips by {target_std:.3g}, floor {floor:.3g}")
+        return Verdict("healthy", f"features vary across clips by {target_std:.3g}, floor {floor:.3g}")
     reason = (
-        f"target features vary across clips by {target_std:.3g}, "
+        f"features vary across clips by {target_std:.3g}, "
         f"{target_std / history.untrained_std:.1%} of the untrained encoder's {history.untrained_std:.3g}, "
         f"for {history.looks_below} of {config.patience} looks"
     )

@@ -37,10 +37,10 @@ def train(
     while progress.step < plan.steps:
         knobs = knobs_at(progress.step, plan.config)  # lr, weight decay, momentum: pure
         for batch in batches.take(plan.micro_batches):
-            targets = engine.targets(batch)  # target encoder, no gradient
+            targets = engine.targets(batch)  # target encoder, no gradient; None of those that need none
             output = engine.loss(batch, targets)  # context encoder, predictor
             engine.backward(output)
-            watch.after_batch(batch, output, targets)
+            watch.after_batch(batch, output)
         update = engine.step(knobs)  # clip, agree on finite, step or skip
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments

@@ -1,11 +1,12 @@
-"""Multi-block tube masks: which tokens the context encoder keeps, and which are predicted.
+"""Masks: which tokens the context encoder keeps, and which are predicted.
 
-A mask kind hides the union of a few boxes. The boxes' size is drawn once a step (as published), their
-places once a clip, both from the seed and counters alone, so that a batch's masks depend neither on the
-world size nor on the number of workers. Lengths differ from clip to clip; nothing is cut to fit.
+A mask kind hides the union of a few boxes, or the future, or random tubes. The boxes' size is drawn once a
+step (as published) or for each clip, their places for each clip, all from the seed and counters alone, so
+that a batch's masks depend neither on the world size nor on the number of workers. Lengths differ from clip
+to clip; nothing is cut to fit, unless `truncate` asks for what the published collator does.
 Source: V-JEPA, arXiv:2404.08471, sec. 3.2 and appendix.
 
-Shapes: K mask kinds, B clips, N tokens a clip, S = K × B sequences, M kept tokens, P hidden tokens.
+Shapes: B clips, N tokens a clip, S sequences (a clip under a mask kind), M kept tokens, P hidden tokens.
 """
 
 from __future__ import annotations
@@ -18,70 +19,112 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.config import MaskConfig
+from pretrain.config.base import Range
+from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig, Truncate, TubeMaskConfig
 from pretrain.rng import stream
 
 Grid = tuple[int, int, int]
 MAX_REDRAWS = 20
 
 
-def box_size(config: MaskConfig, grid: Grid, rng: np.random.Generator) -> Grid:
+def box_size(config: BlockMaskConfig, grid: Grid, rng: np.random.Generator) -> Grid:
     """Frames, rows and columns (in tokens) of one kind's boxes: the area asked for, at a random aspect."""
     frames, rows, columns = grid
+    length = int(frames * rng.uniform(*config.temporal_scale))
+    area = int(rows * columns * rng.uniform(*config.spatial_scale))
     aspect = rng.uniform(*config.ratio)
-    area = config.spatial_scale * rows * columns
     height = round(math.sqrt(area * aspect))
     width = round(math.sqrt(area / aspect))
-    length = round(frames * config.temporal_scale)
     return max(1, min(length, frames)), max(1, min(height, rows)), max(1, min(width, columns))
 
 
-def hidden_union(size: Grid, blocks: int, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """bool (t, h, w): True inside any of `blocks` boxes at random places.
+def hidden_union(config: BlockMaskConfig, size: Grid, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """bool (t, h, w): True inside any of the boxes at random places, and after max_temporal_keep.
 
     A union that would hide every token is drawn again; when the boxes are so large that this goes on, one
     random column of tokens through time is kept, so that there is always a context to predict from.
     """
+    last = max(1, int(grid[0] * config.max_temporal_keep))
     for _ in range(MAX_REDRAWS):
         hidden = np.zeros(grid, dtype=bool)
-        for _ in range(blocks):
+        for _ in range(config.blocks):
             t, h, w = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(grid, size, strict=True))
             hidden[t : t + size[0], h : h + size[1], w : w + size[2]] = True
+        hidden[last:] = True
         if not hidden.all():
             return hidden
-    hidden[:, rng.integers(grid[1]), rng.integers(grid[2])] = False
+    hidden[:last, rng.integers(grid[1]), rng.integers(grid[2])] = False
     return hidden
 
 
-def mask_of(config: MaskConfig, grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """One clip's mask with a size of its own: bool (t, h, w), True where hidden."""
-    return hidden_union(box_size(config, grid, rng), config.blocks, grid, rng)
+def hidden_future(config: FutureMaskConfig, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """bool (t, h, w): True after the past; at least one tubelet is kept, and one is hidden."""
+    hidden = np.zeros(grid, dtype=bool)
+    hidden[num_past(config.past, grid[0], rng) :] = True
+    return hidden
+
+
+def num_past(past: Range, tubelets: int, rng: np.random.Generator) -> int:
+    """How many tubelets of a clip are its past."""
+    return max(1, min(tubelets - 1, round(tubelets * rng.uniform(*past))))
+
+
+def hidden_tubes(config: TubeMaskConfig, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """bool (t, h, w): True at random places, the same in every frame; at least one is kept and one hidden."""
+    _, rows, columns = grid
+    places = rows * columns
+    kept = max(1, min(places - 1, int(places * (1.0 - config.hidden))))
+    hidden = np.ones(places, dtype=bool)
+    hidden[rng.permutation(places)[:kept]] = False
+    return np.broadcast_to(hidden.reshape(1, rows, columns), grid).copy()
+
+
+def hidden_in(config: MaskConfig, grid: Grid, rng: np.random.Generator, size: Grid | None) -> np.ndarray:
+    """One clip's mask: bool (t, h, w), True where hidden. size: of its boxes; None draws one."""
+    if isinstance(config, BlockMaskConfig):
+        return hidden_union(config, size or box_size(config, grid, rng), grid, rng)
+    if isinstance(config, FutureMaskConfig):
+        return hidden_future(config, grid, rng)
+    return hidden_tubes(config, grid, rng)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a batch, packed; sequence s = kind * B + clip.
+    """The masks of a batch, packed, sequence after sequence: a kind's clips, then the next kind's.
 
-    kept_M, hidden_P: s * N + token, in order; together they name every place once.
-    kept_lengths: kept tokens of each sequence. hidden_lengths: hidden tokens of each sequence.
+    clips, kinds (S,): the clip and the mask kind of each sequence. pictures (B,): which clips are pictures
+    with one frame of tokens. kept_M, hidden_P: s * N + token, in order, no place in both; together they name
+    every place once, unless the masks are truncated or the clip is a picture. kept_lengths, hidden_lengths:
+    kept and hidden tokens of each sequence.
     """
 
-    num_kinds: int
-    num_clips: int
     num_tokens: int
+    num_kinds: int
+    clips: tuple[int, ...]
+    kinds: tuple[int, ...]
+    pictures: tuple[bool, ...]
     kept_M: Tensor
     hidden_P: Tensor
     kept_lengths: tuple[int, ...]
     hidden_lengths: tuple[int, ...]
 
     @property
+    def num_clips(self) -> int:
+        return len(self.pictures)
+
+    @property
     def num_sequences(self) -> int:
-        return self.num_kinds * self.num_clips
+        return len(self.clips)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each sequence counts in a mean over clips, of each clip's mean over its mask kinds (S,)."""
+        return tuple(1.0 / (self.num_clips * self.clips.count(clip)) for clip in self.clips)
 
     def source(self, places: Tensor) -> Tensor:
         """clip * N + token for places s * N + token: where the token lies in the batch of clips."""
-        clips = places // self.num_tokens % self.num_clips
-        return clips * self.num_tokens + places % self.num_tokens
+        clips_S = torch.tensor(self.clips, device=places.device)
+        return clips_S[places // self.num_tokens] * self.num_tokens + places % self.num_tokens
 
     @property
     def shape(self) -> Masks:
@@ -98,23 +141,59 @@ class Masks:
 
 
 def sample_masks(
-    configs: Sequence[MaskConfig], grid: Grid, seed: int, step: int, positions: Sequence[int]
+    configs: Sequence[MaskConfig],
+    grid: Grid,
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    *,
+    truncate: Truncate = "none",
+    pictures: Sequence[bool] = (),
+    picture_configs: Sequence[MaskConfig] = (),
 ) -> Masks:
-    """Masks of every kind for the clips at `positions` of the stream, at optimizer step `step`."""
-    rows = []
-    for kind, config in enumerate(configs):
-        size = box_size(config, grid, stream(seed, "mask-size", step, kind))
-        for position in positions:
-            rng = stream(seed, "mask", position, kind)
-            rows.append(hidden_union(size, config.blocks, grid, rng).reshape(-1))
-    hidden_SN = torch.from_numpy(np.stack(rows))
-    kept_SN = ~hidden_SN
+    """Masks of every kind for the clips at `positions` of the stream, at optimizer step `step`.
+
+    truncate: `raster` cuts, as Meta's collator does, the kept tokens of a kind to the fewest that a clip of
+    these positions keeps, and the hidden ones to the fewest hidden, in raster order: the last frames go.
+    pictures: which clips are pictures with tokens of one frame; their kinds are picture_configs, numbered
+    after the others.
+    """
+    pictures = tuple(pictures) or (False,) * len(positions)
+    tokens = math.prod(grid)
+    clips: list[int] = []
+    kinds: list[int] = []
+    kept: list[np.ndarray] = []
+    hidden: list[np.ndarray] = []
+    for kind, config in enumerate((*configs, *picture_configs)):
+        is_picture = kind >= len(configs)
+        own_grid = (1, *grid[1:]) if is_picture else grid
+        size = None
+        if isinstance(config, BlockMaskConfig) and config.sizes == "batch":
+            size = box_size(config, own_grid, stream(seed, "mask-size", step, kind))
+        own = [clip for clip, found in enumerate(pictures) if found == is_picture]
+        drawn = [
+            hidden_in(config, own_grid, stream(seed, "mask", positions[clip], kind), size).reshape(-1)
+            for clip in own
+        ]
+        clips += own
+        kinds += [kind] * len(own)
+        for found, is_wanted in ((kept, False), (hidden, True)):
+            rows = [np.flatnonzero(row == is_wanted) for row in drawn]
+            shortest = min(map(len, rows), default=0)
+            found += [row[:shortest] for row in rows] if truncate == "raster" else rows
     return Masks(
-        num_kinds=len(configs),
-        num_clips=len(positions),
-        num_tokens=hidden_SN.shape[1],
-        kept_M=kept_SN.flatten().nonzero().squeeze(1),
-        hidden_P=hidden_SN.flatten().nonzero().squeeze(1),
-        kept_lengths=tuple(kept_SN.sum(1).tolist()),
-        hidden_lengths=tuple(hidden_SN.sum(1).tolist()),
+        num_tokens=tokens,
+        num_kinds=len(configs) + len(picture_configs),
+        clips=tuple(clips),
+        kinds=tuple(kinds),
+        pictures=tuple(pictures),
+        kept_M=_places(kept, tokens),
+        hidden_P=_places(hidden, tokens),
+        kept_lengths=tuple(map(len, kept)),
+        hidden_lengths=tuple(map(len, hidden)),
     )
+
+
+def _places(rows: Sequence[np.ndarray], tokens: int) -> Tensor:
+    placed = [sequence * tokens + row for sequence, row in enumerate(rows)]
+    return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *placed]))

@@ -12,11 +12,15 @@ from pretrain.schedule import Knobs
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups: matrices, which decay, and biases, norms and mask tokens, which do not."""
+    """Two groups: what decays, and what does not: biases and norms, by the published rule.
+
+    That rule asks whether a parameter has one dimension in Meta's layout, where mask tokens and modality
+    vectors have three: they decay.
+    """
     decaying: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        is_plain = name.endswith((".bias", "mask_tokens")) or ".norm" in name
+        is_plain = name.endswith("bias") or (parameter.ndim == 1 and not name.endswith("mask_token"))
         (plain if is_plain else decaying).append(parameter)
     return [{"params": decaying, "decays": True}, {"params": plain, "decays": False, "weight_decay": 0.0}]
 

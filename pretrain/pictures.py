@@ -19,11 +19,12 @@ from pydantic import ValidationError
 
 from data_pipeline.errors import CheckpointError, DataError
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
-from pretrain.config import MaskConfig, RunConfig
+from pretrain.config import RunConfig
+from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig
 from pretrain.curves import COLOURS, Picture, draw_curves
 from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import ClipReader
-from pretrain.masks import mask_of
+from pretrain.masks import hidden_in
 from pretrain.model.vit import Encoder
 from pretrain.probe import Progress, open_splits, read_probe
 from pretrain.rng import stream
@@ -102,7 +103,7 @@ def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Pa
     colour = np.array([int(COLOURS[kind % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5)])
     rows, shares = [], []
     for number, clip in enumerate(clips):
-        hidden = mask_of(mask, config.grid, stream(config.seed, "mask-picture", kind, number))
+        hidden = hidden_in(mask, config.grid, stream(config.seed, "mask-picture", kind, number), None)
         shares.append(hidden.mean())
         frames = _spread(len(clip), NUM_FRAMES)
         rows.append(
@@ -110,14 +111,27 @@ def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Pa
         )
     path = folder / f"masks-{kind + 1}.png"
     _save(path, [""] * len(rows), rows)
-    blocks = f"{mask.blocks} blocks" if mask.blocks > 1 else "1 block"
     return Picture(
         path,
         f"Masks of kind {kind + 1}",
-        f"{blocks} of {mask.spatial_scale:.0%} of the picture, through {mask.temporal_scale:.0%} of the "
-        f"clip: {np.mean(shares):.0%} of the tokens are hidden here. The encoder sees what is clear, and the "
-        f"predictor says the features of what is shaded.",
+        f"{_in_words(mask)}: {np.mean(shares):.0%} of the tokens are hidden here. The encoder sees what is "
+        f"clear, and the predictor says what is shaded.",
     )
+
+
+def _in_words(mask: MaskConfig) -> str:
+    if isinstance(mask, BlockMaskConfig):
+        blocks = f"{mask.blocks} blocks" if mask.blocks > 1 else "1 block"
+        area, length = _percent(mask.spatial_scale), _percent(mask.temporal_scale)
+        return f"{blocks} of {area} of the picture, through {length} of the clip"
+    if isinstance(mask, FutureMaskConfig):
+        return f"the past, {_percent(mask.past)} of the clip, is seen"
+    return f"{mask.hidden:.0%} of the places, through the whole clip"
+
+
+def _percent(share: tuple[float, float]) -> str:
+    low, high = share
+    return f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
 
 
 def shade(frame: Pixels, hidden_hw: NDArray[np.bool_], colour: NDArray[np.int64]) -> Pixels:

@@ -14,6 +14,7 @@ from data_pipeline.format import DEAD_LETTERS_FILE
 from data_pipeline.storage import Storage
 from pretrain.config import RunConfig
 from pretrain.curves import Picture
+from pretrain.health import judged_features
 from pretrain.pictures import config_of, draw_pictures
 from pretrain.probe import Progress, read_json, read_probe
 from pretrain.report_page import page
@@ -118,21 +119,22 @@ def judge_health(metrics: Sequence[dict[str, Any]], floor: float) -> Health:
         return Health(
             "diverged", "the last logged loss is not finite: lower the learning rate, or clip gradients"
         )
-    looks = [line for line in metrics if _finite(line.get("health/target_std"))]
+    std, rankme = (f"health/{judged_features(metrics)}_{what}" for what in ("std", "rankme"))
+    looks = [line for line in metrics if _finite(line.get(std))]
     if not looks:
         return Health("not looked at", "no look at the features has been logged yet")
     first, last = looks[0], looks[-1]
-    untrained = first.get("health/target_std_untrained") or first["health/target_std"]
-    share = last["health/target_std"] / max(untrained, 1e-12)
-    rank, rank_before = last.get("health/target_rankme"), first.get("health/target_rankme")
+    untrained = first.get(f"{std}_untrained") or first[std]
+    share = last[std] / max(untrained, 1e-12)
+    rank, rank_before = last.get(rankme), first.get(rankme)
     ranks = (
         f", RankMe {rank:.0f} (untrained {rank_before:.0f})" if _finite(rank) and _finite(rank_before) else ""
     )
     spread = f"features vary across clips by {share:.0%} of the untrained encoder's spread{ranks}"
     if share < floor:
         return Health("collapsed", f"{spread}: below {floor:.0%}, every clip gets nearly the same features")
-    best = max(line["health/target_std"] for line in looks)
-    if last["health/target_std"] < 0.5 * best:
+    best = max(line[std] for line in looks)
+    if last[std] < 0.5 * best:
         return Health("warning", f"{spread}, and less than half of what they had earlier in this run")
     return Health("healthy", f"{spread}; the floor is {floor:.0%}")
 

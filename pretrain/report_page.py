@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pretrain.curves import AXIS, Picture
+from pretrain.health import judged_features
 
 if TYPE_CHECKING:
     from pretrain.report import Story
@@ -153,8 +154,9 @@ def _cards(story: Story) -> list[str]:
     cards.append(card("steps", f"{story.last_step:,}", f"of {story.config.train.steps:,}"))
     losses = _values(metrics, "loss")
     if losses:
-        cards.append(card("loss", f"{losses[-1]:.3f}", f"from {losses[0]:.3f}; a proxy only"))
-    spread = _values(metrics, "health/target_std")
+        recent = statistics.fmean(losses[-10:])  # of a single step it jumps
+        cards.append(card("loss", f"{recent:.3f}", f"from {losses[0]:.3f}; a proxy only"))
+    spread = _values(metrics, f"health/{judged_features(metrics)}_std")
     if spread:
         cards.append(
             card("feature spread", f"{spread[-1] / max(spread[0], 1e-12):.0%}", "of the untrained encoder's")
@@ -207,7 +209,8 @@ def _probe(probe: dict[str, Any] | None) -> str:
 def _health(story: Story) -> str:
     tone = TONES.get(story.health.word, "fair")
     reason = story.health.reason[:1].upper() + story.health.reason[1:]
-    looks = [line for line in story.metrics if line.get("health/target_std") is not None]
+    std = f"health/{judged_features(story.metrics)}_std"
+    looks = [line for line in story.metrics if line.get(std) is not None]
     body = f'<p><b class="{tone}">{esc(story.health.word.capitalize())}.</b> {esc(reason)}.</p>'
     if len(looks) < 2:
         return body

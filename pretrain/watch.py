@@ -5,7 +5,9 @@ Numbers are brought to the host only at logged steps; features are measured only
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from pretrain.schedule import Knobs
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
+RECENT_LINES = 10
+
 
 @dataclass(frozen=True)
 class Line:
@@ -32,7 +36,7 @@ class Line:
 
     step: int
     steps: int
-    loss: float
+    loss: float  # mean of the last lines: of a single step it jumps
     clips_per_s: float
     wait_share: float
     verdict: Verdict
@@ -58,9 +62,10 @@ class Watch:
     ) -> None:
         self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
-        self._fixed = fixed_positions(engine.target.num_tokens)
+        self._fixed = fixed_positions(math.prod(plan.config.grid))
         self._losses: list[Tensor] = []
-        self._last: tuple[Output, Tensor] | None = None
+        self._last: Output | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT_LINES)
         self._bad = BadSamples(run, engine.world, plan.config.data, progress.step)
         self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
@@ -74,9 +79,9 @@ class Watch:
         """Whether the verdict ends the run; the same on every rank, as its sums are."""
         return self.verdict.word == "collapsed" and self._plan.config.health.on_collapse == "stop"
 
-    def after_batch(self, batch: Batch, output: Output, targets: Tensor) -> None:
-        self._losses.append(torch.cat([output.loss.detach()[None], output.kind_losses]))
-        self._last = (output, targets)
+    def after_batch(self, batch: Batch, output: Output) -> None:
+        self._losses.append(torch.stack([output.loss.detach(), *output.parts.values()]))
+        self._last = output
         self._bad.note(batch.step + 1, batch.bad)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
@@ -117,23 +122,21 @@ class Watch:
 
     def _look(self, progress: Progress) -> dict[str, Value]:
         assert self._last is not None
-        output, targets = self._last
-        batch, tokens, width = targets.shape
-        everywhere = torch.arange(tokens, device=targets.device).repeat(batch)
         seen = {
-            "target": moments(targets.reshape(-1, width), everywhere, self._fixed),
-            "context": moments(output.context_MD, output.context_M, self._fixed),
-            "prediction": moments(output.prediction_PD, output.hidden_P, self._fixed),
+            name: moments(found.features_MD, found.token_M, self._fixed)
+            for name, found in self._last.seen.items()
         }
         self._engine.world.sum([tensor for sums in seen.values() for tensor in sums.sums])
         values: dict[str, Value] = {f"health/{name}_std": sample_std(sums) for name, sums in seen.items()}
         values |= {f"health/{name}_rankme": rankme(sums.gram) for name, sums in seen.items()}
         is_first_look = progress.history.untrained_std is None
         config = self._plan.config.health
-        self.verdict = judge(progress.history, progress.step, float(values["health/target_std"]), config)
+        judged = "target" if "target" in seen else "context"  # pixels are targets that cannot collapse
+        spread = float(values[f"health/{judged}_std"])
+        self.verdict = judge(progress.history, progress.step, spread, config)
         if is_first_look:
             values |= {
-                f"{key}_untrained": values[key] for key in ("health/target_std", "health/target_rankme")
+                f"{key}_untrained": values[key] for key in (f"health/{judged}_std", f"health/{judged}_rankme")
             }
         if (
             self.verdict.word != "healthy"
@@ -144,21 +147,31 @@ class Watch:
             self._said = self.verdict.reason
         return values
 
+    def _mean_losses(self) -> dict[str, float]:
+        """The loss and its parts, means over the step's micro-batches of all ranks that have them."""
+        assert self._last is not None
+        each = torch.stack(self._losses).float()
+        is_there = ~each[:, 1:].isnan()  # a part is nan where no clip of the batch has such a mask
+        sums = torch.cat([each[:, 0].sum()[None], each[:, 1:].where(is_there, 0.0).sum(0)])
+        counts = torch.cat([torch.full_like(sums[:1], len(each)), is_there.float().sum(0)])
+        self._engine.world.sum([sums, counts])
+        means = zip(("loss", *self._last.parts), (sums / counts).tolist(), counts.tolist(), strict=True)
+        return {name: mean for name, mean, count in means if count}
+
     def _log(self, progress: Progress, knobs: Knobs, update: Update, values: dict[str, Value]) -> None:
         world, batches, config = self._engine.world, self._batches, self._plan.config
         now_s = time.perf_counter()
         elapsed_s, steps = now_s - self._mark_s, progress.step - (self._mark_step or 0)
         stages = batches.take_stage_ms()
-        losses = torch.stack(self._losses).mean(0).tolist()
-        local = [*stages.values(), batches.take_wait_s() / elapsed_s, *losses]
-        mean = world.mean(local)
+        losses = self._mean_losses()
+        mean = world.mean([*stages.values(), batches.take_wait_s() / elapsed_s])
         stage_ms = {f"data/{stage}_ms": ms for stage, ms in zip(stages, mean, strict=False)}
-        wait_share, loss, *kind_losses = mean[len(stages) :]
+        wait_share, loss = mean[-1], losses.pop("loss")
         clips_per_s = steps * config.train.global_batch / elapsed_s
         self._mark_s, self._mark_step = now_s, progress.step
         values |= {
             "loss": loss,
-            **{f"loss/mask{kind}": value for kind, value in enumerate(kind_losses)},
+            **{f"loss/{name}": value for name, value in losses.items()},
             "optim/lr": knobs.lr,
             "optim/weight_decay": knobs.weight_decay,
             "optim/momentum": knobs.momentum,
@@ -174,5 +187,7 @@ class Watch:
             "time_s": now_s - self._begin_s,
         }
         self._tracker.log_metrics(progress.step, values)
-        self.line = Line(progress.step, self._plan.steps, loss, clips_per_s, wait_share, self.verdict)
+        self._recent.append(loss)
+        mean_loss = sum(self._recent) / len(self._recent)
+        self.line = Line(progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, self.verdict)
         self._show(self.line)

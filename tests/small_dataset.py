@@ -153,5 +153,5 @@ def tiny_config(dataset: Path, folder: Path, /, **changes: Any) -> RunConfig:
     }
     for section, values in changes.items():
         is_replaced = not isinstance(values, dict) or section == "strategy"
-        plain[section] = values if is_replaced else {**plain[section], **values}
+        plain[section] = values if is_replaced else {**plain.get(section, {}), **values}
     return RunConfig.model_validate(plain)

@@ -97,8 +97,16 @@ class Loader(Dataset[Loaded | DataError]):
             crops.append(self._slots.write_clip(request.slot, row, clip.frames_THWC, view))
             clips.append(replace(clip, frames_THWC=clip.frames_THWC[:0]))
             laps.lap("crop")
+        has_stills = config.model.encoder.pictures == "own"
         masks = sample_masks(
-            config.objective.masks, config.grid, config.seed, request.step, request.positions
+            config.objective.masks,
+            config.grid,
+            config.seed,
+            request.step,
+            request.positions,
+            truncate=config.objective.truncate,
+            pictures=[has_stills and clip.meta.num_frames == 1 for clip in clips],
+            picture_configs=config.objective.picture_masks if has_stills else (),
         )
         self._slots.write_masks(request.slot, masks)
         laps.lap("mask")

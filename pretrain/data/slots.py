@@ -101,14 +101,15 @@ class Slots:
         return self._clips[slot, row, : int(np.prod(shape))].view(shape)
 
     def write_masks(self, slot: int, masks: Masks) -> None:
-        """Kept places, then hidden ones: together they are every place of every mask."""
-        kept = masks.kept_M.numel()
+        """Kept places, then hidden ones: together they are at most every place of every mask."""
+        kept, hidden = masks.kept_M.numel(), masks.hidden_P.numel()
         self._places[slot, :kept].copy_(masks.kept_M)
-        self._places[slot, kept:].copy_(masks.hidden_P)
+        self._places[slot, kept : kept + hidden].copy_(masks.hidden_P)
 
     def masks(self, slot: int, shape: Masks) -> Masks:
         """The masks written to a slot; shape: the same without their tensors."""
-        return shape.at(*self._places[slot].split((sum(shape.kept_lengths), sum(shape.hidden_lengths))))
+        lengths = [sum(shape.kept_lengths), sum(shape.hidden_lengths)]
+        return shape.at(*self._places[slot, : sum(lengths)].split(lengths))
 
 
 def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

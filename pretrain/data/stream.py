@@ -114,11 +114,12 @@ class Batches:
         self._plan, self._rank, self._device = plan, rank, device
         self.corpus = Corpus(config.data, config.seed)
         frames, rows, columns = config.grid
+        kinds = max(len(config.objective.masks), len(config.objective.picture_masks))
         self._layout = Layout(
             clips=config.train.micro_batch,
             frames=config.data.frames,
             size=config.data.size,
-            places=config.train.micro_batch * frames * rows * columns * len(config.objective.masks),
+            places=config.train.micro_batch * frames * rows * columns * kinds,
             on_gpu=device.type == "cuda",
         )
         self._num_slots = num_outstanding(plan) + 2  # the one in use, and one that may still be copied

@@ -22,10 +22,17 @@ Backend = Literal["xformers", "sdpa"]
 
 
 class Packing:
-    """How M tokens fall into sequences of the given lengths, one after the other."""
+    """How M tokens fall into sequences of the given lengths, one after the other.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    frame: tokens of a moment, where a token must see those of its own moment and of earlier ones only; the
+    sequences are then equally long.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", *, frame: int | None = None
+    ) -> None:
         self.lengths = tuple(lengths)
+        self.frame = frame
         self.device = torch.device(device)
         self.total = sum(self.lengths)
         self.longest = max(self.lengths)
@@ -46,6 +53,14 @@ class Packing:
         return (torch.arange(self.longest)[None] < lengths[:, None]).to(self.device)
 
     @cached_property
+    def seen_LL(self) -> Tensor | None:
+        """True where a token (row) may see another (column) of its sequence; None where it sees all."""
+        if self.frame is None:
+            return None
+        moment = torch.arange(self.longest, device=self.device) // self.frame
+        return moment[:, None] >= moment[None]
+
+    @cached_property
     def block_diagonal(self) -> Any:
         """xformers' mask for this packing."""
         from xformers.ops.fmha.attn_bias import BlockDiagonalMask
@@ -55,13 +70,14 @@ class Packing:
 
 def attend(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, backend: Backend) -> Tensor:
     """Softmax attention inside each sequence of `packing`; (M, H, d) in, (M, H, d) out."""
-    if backend == "xformers":
+    if backend == "xformers" and packing.frame is None:
         from xformers.ops import memory_efficient_attention
 
         mask = None if len(packing.lengths) == 1 else packing.block_diagonal
         out = memory_efficient_attention(q_MHd[None], k_MHd[None], v_MHd[None], attn_bias=mask)
         return out[0]
 
+    assert packing.is_uniform or packing.frame is None, "moments are of equally long sequences"
     _, heads, width = q_MHd.shape
     rows, longest = len(packing.lengths), packing.longest
 
@@ -71,7 +87,7 @@ def attend(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, backen
             x_MHd = padded.index_copy(0, packing.slots_M, x_MHd)
         return x_MHd.view(rows, longest, heads, width).transpose(1, 2)
 
-    mask = None if packing.is_uniform else packing.filled_SL[:, None, None, :]
+    mask = packing.seen_LL if packing.is_uniform else packing.filled_SL[:, None, None, :]
     out = F.scaled_dot_product_attention(lay_out(q_MHd), lay_out(k_MHd), lay_out(v_MHd), attn_mask=mask)
     out = out.transpose(1, 2).reshape(rows * longest, heads, width)
     return out if packing.is_uniform else out[packing.slots_M]

@@ -1,9 +1,8 @@
 """The predictor: a narrow transformer that fills hidden tokens in from the context's features.
 
-Shapes: S sequences (mask kinds × clips), N tokens a clip, M kept tokens, P hidden tokens, D encoder width,
-E predictor width. Every token of a clip is either kept or hidden, so each sequence has exactly N tokens and
-the packed row needs neither padding nor sorting: features go to the kept places, mask tokens to the others.
-Source: V-JEPA, arXiv:2404.08471, sec. 3.1; V-JEPA 2, arXiv:2506.09985.
+Shapes: S sequences (mask kinds × clips), N tokens a clip, M kept tokens, P hidden tokens, D width of what
+comes in and goes out (of all levels together), E predictor width.
+Source: V-JEPA, arXiv:2404.08471, sec. 3.1; V-JEPA 2, arXiv:2506.09985; V-JEPA 2.1, arXiv:2603.14482.
 """
 
 from __future__ import annotations
@@ -11,41 +10,62 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import PredictorConfig
+from pretrain.config import EncoderConfig, PredictorConfig
+from pretrain.masks import Masks
 from pretrain.model.attention import Backend, Packing
-from pretrain.model.vit import Grid, Transformer
+from pretrain.model.positions import Grid
+from pretrain.model.vit import Modalities, Transformer
 
 
 class Predictor(Transformer):
-    """Context features and the places of hidden tokens to predicted features."""
+    """Context features and the places of hidden tokens to what is predicted of those.
+
+    out_width: of a prediction. says_context: predicts the context's tokens too, by a head of their own.
+    """
 
     def __init__(
         self,
         config: PredictorConfig,
-        encoder_width: int,
+        encoder: EncoderConfig,
         grid: Grid,
         num_mask_kinds: int,
-        rope: str,
+        out_width: int | None = None,
         backend: Backend = "sdpa",
+        *,
+        says_context: bool = False,
     ) -> None:
-        super().__init__(config.width, config.depth, config.heads, 4.0, grid, rope, backend)
-        self.embed = nn.Linear(encoder_width, config.width)
-        self.mask_tokens = nn.Parameter(torch.empty(num_mask_kinds, config.width))
-        self.out = nn.Linear(config.width, encoder_width)
+        super().__init__(
+            config.width, config.depth, config.heads, 4.0, grid, encoder.rope, backend,
+            rope_span=encoder.rope_span,
+        )  # fmt: skip
+        width = encoder.shape[0]
+        out_width = out_width or width * encoder.num_levels
+        self.embed: nn.Module = nn.Linear(width, config.width)
+        if encoder.num_levels > 1:
+            wide = nn.Linear(width * encoder.num_levels, width)
+            self.embed = nn.Sequential(wide, nn.GELU(), nn.Linear(width, config.width))
+        self.mask_tokens = nn.Parameter(torch.empty(config.mask_tokens or num_mask_kinds, config.width))
+        self.modalities = Modalities(config.width) if encoder.pictures == "own" else None
+        self.out = nn.Linear(config.width, out_width)
+        self.out_context = nn.Linear(config.width, out_width) if says_context else None
 
-    def forward(self, context_MD: Tensor, kept_M: Tensor, hidden_P: Tensor, num_sequences: int) -> Tensor:
-        """Predicted features (P, D) of the hidden tokens.
-
-        kept_M, hidden_P: sequence * N + token, where sequence = mask kind * clips + clip; together they
-        name each place of the S × N once.
-        """
-        tokens, kinds = self.num_tokens, self.mask_tokens.shape[0]
-        each = num_sequences // kinds * tokens
-        x = self.mask_tokens.repeat_interleave(each, dim=0)
-        x = x.index_copy(0, kept_M, self.embed(context_MD).to(x.dtype))
-        positions = torch.arange(tokens, device=x.device).repeat(num_sequences)
-        packing = Packing((tokens,) * num_sequences, x.device)
-        return self.out(self.run(x, positions, packing)[hidden_P])
+    def forward(self, context_MD: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
+        """Predictions (P, D) of the hidden tokens; and (M, D) of the kept ones, where it says them."""
+        places = torch.cat([masks.kept_M, masks.hidden_P])
+        order = torch.argsort(places)
+        sequences, tokens = places // masks.num_tokens, places % masks.num_tokens
+        kinds_S = torch.tensor(masks.kinds, device=places.device)
+        hidden_PE = self.mask_tokens[kinds_S[sequences[len(masks.kept_M) :]] % len(self.mask_tokens)]
+        x = torch.cat([self.embed(context_MD).to(hidden_PE.dtype), hidden_PE])
+        if (added_NE := self.positions(self.grid, x.device)) is not None:
+            x = x + added_NE.to(x.dtype)[tokens]
+        if self.modalities is not None:
+            pictures_S = torch.tensor([masks.pictures[clip] for clip in masks.clips], device=places.device)
+            x = self.modalities(x, pictures_S[sequences])
+        lengths = [a + b for a, b in zip(masks.kept_lengths, masks.hidden_lengths, strict=True)]
+        x = self.run(x[order], tokens[order], Packing(lengths, x.device))
+        kept, hidden = torch.argsort(order).split([len(masks.kept_M), len(masks.hidden_P)])
+        return self.out(x[hidden]), None if self.out_context is None else self.out_context(x[kept])
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:

@@ -1,13 +1,14 @@
 """The encoder: a pre-norm vision transformer over tubelets, on whole clips or on packed kept tokens.
 
 Shapes: B clips, C channels, T frames, H×W pixels, N tokens a clip in time-major raster order,
-M packed tokens of all sequences, D width.
-Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2.
+M packed tokens of all sequences, D width, L levels.
+Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2; V-JEPA 2.1, arXiv:2603.14482.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import EncoderConfig
 from pretrain.model.attention import Backend, Packing, attend
-from pretrain.model.rope import rope_table, rotate
-
-Grid = tuple[int, int, int]
+from pretrain.model.positions import Grid, rope_on, rotate, sincos_on
 
 
 class Block(nn.Module):
@@ -35,36 +34,78 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x_MD: Tensor, table_2Md: Tensor, packing: Packing, backend: Backend) -> Tensor:
+    def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
         q, k, v = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        out = attend(rotate(q, table_2Md), rotate(k, table_2Md), v, packing, backend)
-        x_MD = x_MD + self.proj(out.flatten(-2))
+        if table_2Md is not None:
+            q, k = rotate(q, table_2Md), rotate(k, table_2Md)
+        x_MD = x_MD + self.proj(attend(q, k, v, packing, backend).flatten(-2))
         return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over packed tokens with 3D rotary positions, and a last norm."""
+    """A stack of blocks over packed tokens with 3D positions, and a last norm.
+
+    grid: what it is trained on; sines and cosines (`rope` none) are stretched from there to other sizes.
+    levels: blocks after which features are taken, the last included; each of the others has its own norm.
+    """
 
     def __init__(
-        self, width: int, depth: int, heads: int, mlp_ratio: float, grid: Grid, rope: str, backend: Backend
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        grid: Grid,
+        rope: str,
+        backend: Backend,
+        *,
+        rope_span: int | None = None,
+        levels: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.width, self.grid, self.backend = width, grid, backend
-        self.num_tokens = math.prod(grid)
+        self.width, self.head_width, self.grid = width, width // heads, grid
+        self.rope, self.rope_span, self.backend = rope, rope_span, backend
         self.recompute = False
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.levels = tuple(levels)[:-1]
+        self.level_norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in self.levels)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.register_buffer("table_2Nd", rope_table(grid, width // heads, rope), persistent=False)
 
-    def run(self, x_MD: Tensor, positions_M: Tensor, packing: Packing) -> Tensor:
-        """Blocks and last norm. positions_M: each token's place in the grid, 0 to N - 1."""
-        table = self.get_buffer("table_2Nd")[:, positions_M].to(x_MD.dtype)
-        for block in self.blocks:
+    @property
+    def num_tokens(self) -> int:
+        """Of a clip of the size it is trained on."""
+        return math.prod(self.grid)
+
+    def positions(self, grid: Grid, device: torch.device) -> Tensor | None:
+        """What is added to the tokens of a clip (N, D); None where attention turns them instead."""
+        return sincos_on(self.grid, grid, self.width, device) if self.rope == "none" else None
+
+    def run(
+        self,
+        x_MD: Tensor,
+        token_M: Tensor,
+        packing: Packing,
+        grid: Grid | None = None,
+        *,
+        all_levels: bool = False,
+    ) -> Tensor:
+        """Blocks and norm: (M, D), or with all_levels (M, L D), shallow to deep.
+
+        token_M: each token's place in the grid, 0 to N - 1. grid: None for the one it is trained on.
+        """
+        table = None
+        if self.rope != "none":
+            whole = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
+            table = whole[:, token_M].to(x_MD.dtype)
+        taken: list[Tensor] = []
+        for number, block in enumerate(self.blocks, start=1):
             if self.recompute and torch.is_grad_enabled():
                 x_MD = checkpoint(block, x_MD, table, packing, self.backend, use_reentrant=False)
             else:
                 x_MD = block(x_MD, table, packing, self.backend)
-        return self.norm(x_MD)
+            if all_levels and number in self.levels:
+                taken.append(self.level_norms[len(taken)](x_MD))
+        return torch.cat([*taken, self.norm(x_MD)], dim=-1) if taken else self.norm(x_MD)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
@@ -76,6 +117,11 @@ class Transformer(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, PatchEmbedding):
+                nn.init.trunc_normal_(module.weight, std=std, a=-2, b=2, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Modalities):
+                nn.init.normal_(module.table_2D, std=1e-6, generator=generator)
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             block.proj.weight.div_(math.sqrt(2.0 * number))
@@ -91,49 +137,111 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, width: int, patch: int, tubelet: int) -> None:
         super().__init__()
-        self.patch, self.tubelet = patch, tubelet
         self.weight = nn.Parameter(torch.empty(width, 3, tubelet, patch, patch))
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x_BCTHW.shape
-        p, s = self.patch, self.tubelet
-        x = x_BCTHW.reshape(batch, channels, frames // s, s, height // p, p, width // p, p)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * s * p * p)
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        tubelet, patch = self.weight.shape[2:4]
+        return F.linear(tubelet_pixels(x_BCTHW, tubelet, patch), self.weight.flatten(1), self.bias)
+
+
+def tubelet_pixels(x_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:
+    """The pixels of each token: (B, N, C * tubelet * patch * patch)."""
+    batch, channels, frames, height, width = x_BCTHW.shape
+    s, p = tubelet, patch
+    x = x_BCTHW.reshape(batch, channels, frames // s, s, height // p, p, width // p, p)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * s * p * p)
+
+
+class Modalities(nn.Module):
+    """One learned vector for tokens of clips, one for tokens of pictures."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table_2D = nn.Parameter(torch.empty(2, width))
+
+    def forward(self, x_MD: Tensor, is_picture_M: Tensor) -> Tensor:
+        return x_MD + self.table_2D[is_picture_M.long()]
 
 
 class Encoder(Transformer):
-    """Clips to tokens: all of them, or the kept ones of masked clips packed into one row."""
+    """Clips to tokens: all of them, or the kept ones of masked clips packed into one row.
+
+    Where pictures have an embedding of their own, one is a clip whose tokens are those of its first tubelet,
+    numbered as there; the others do not exist.
+    """
 
     def __init__(self, config: EncoderConfig, grid: Grid, backend: Backend = "sdpa") -> None:
-        width, depth, heads, mlp_ratio = config.shape
-        super().__init__(width, depth, heads, mlp_ratio, grid, config.rope, backend)
+        width, depth, heads, ratio = config.shape
+        super().__init__(
+            width, depth, heads, ratio, grid, config.rope, backend,
+            rope_span=config.rope_span, levels=config.levels,
+        )  # fmt: skip
+        self.patch, self.tubelet = config.patch, config.tubelet
         self.embed = PatchEmbedding(width, config.patch, config.tubelet)
+        self.embed_pictures = self.modalities = None
+        if config.pictures == "own":
+            self.embed_pictures = PatchEmbedding(width, config.patch, 1)
+            self.modalities = Modalities(width)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Normalised clips (B, 3, T, H, W) to the features of all their tokens (B, N, D)."""
-        x_BND = self.embed(x_BCTHW.to(self.dtype))
-        batch, tokens, width = x_BND.shape
-        positions = torch.arange(tokens, device=x_BND.device).repeat(batch)
-        packing = Packing((tokens,) * batch, x_BND.device)
-        return self.run(x_BND.reshape(-1, width), positions, packing).view(batch, tokens, width)
+    def grid_of(self, x_BCTHW: Tensor) -> Grid:
+        """Tokens of a clip in time, height, width; a single frame makes one of time."""
+        _, _, frames, height, width = x_BCTHW.shape
+        return max(1, frames // self.tubelet), height // self.patch, width // self.patch
 
-    def encode_kept(self, x_BCTHW: Tensor, source_M: Tensor, packing: Packing) -> Tensor:
-        """Features (M, D) of kept tokens only; the others are never computed.
+    def forward(self, x_BCTHW: Tensor, *, all_levels: bool = False) -> Tensor:
+        """Normalised clips (B, 3, T, H, W), or pictures (T 1), to features of all tokens (B, N, D or L D)."""
+        batch, tokens = x_BCTHW.shape[0], math.prod(self.grid_of(x_BCTHW))
+        source = torch.arange(batch * tokens, device=x_BCTHW.device)
+        pictures = (x_BCTHW.shape[2] == 1,) * batch
+        packing = Packing((tokens,) * batch, x_BCTHW.device)
+        return self.encode(x_BCTHW, source, packing, pictures, all_levels=all_levels).view(batch, tokens, -1)
 
-        source_M: clip * N + token of each kept token, sequence after sequence as in `packing`; a clip may
-        appear in several sequences (one a mask kind), its tubelets are embedded once.
+    def encode(
+        self,
+        x_BCTHW: Tensor,
+        source_M: Tensor,
+        packing: Packing,
+        pictures: Sequence[bool] = (),
+        *,
+        all_levels: bool = False,
+    ) -> Tensor:
+        """Features (M, D or L D) of the tokens named only; the others are never computed.
+
+        source_M: clip * N + token of each, sequence after sequence as in `packing`; a clip may appear in
+        several sequences (one a mask kind), its tubelets are embedded once. pictures: which clips are.
         """
-        x_MD = self.embed(x_BCTHW.to(self.dtype)).flatten(0, 1)[source_M]
-        return self.run(x_MD, source_M % self.num_tokens, packing)
+        grid = self.grid_of(x_BCTHW)
+        tokens = math.prod(grid)
+        x_BND = self._embedded(x_BCTHW.to(self.dtype), pictures, tokens)
+        if (added_ND := self.positions(grid, x_BND.device)) is not None:
+            x_BND = x_BND + added_ND.to(x_BND.dtype)
+        x_MD = x_BND.flatten(0, 1)[source_M]
+        if self.modalities is not None:
+            is_picture = torch.tensor(pictures or (False,) * len(x_BND), device=x_MD.device)
+            x_MD = self.modalities(x_MD, is_picture[source_M // tokens])
+        return self.run(x_MD, source_M % tokens, packing, grid, all_levels=all_levels)
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
-        super().initialise(generator, std)
-        nn.init.trunc_normal_(self.embed.weight, std=std, a=-2, b=2, generator=generator)
-        nn.init.zeros_(self.embed.bias)
+    def _embedded(self, x_BCTHW: Tensor, pictures: Sequence[bool], tokens: int) -> Tensor:
+        if self.embed_pictures is None:
+            if x_BCTHW.shape[2] == 1:
+                x_BCTHW = x_BCTHW.expand(-1, -1, self.tubelet, -1, -1)
+            return self.embed(x_BCTHW)
+        stills = [clip for clip, is_picture in enumerate(pictures) if is_picture]
+        # Every rank gives every weight a gradient, also where a batch is all of one kind: ranks that reduce
+        # different sets of gradients would wait for each other.
+        unused = 0.0 * sum(p.sum() for p in (*self.embed.parameters(), *self.embed_pictures.parameters()))
+        if len(stills) == len(x_BCTHW):
+            x_BND = self.embed_pictures(x_BCTHW[:, :, :1])
+            return F.pad(x_BND, (0, 0, 0, tokens - x_BND.shape[1])) + unused
+        x_BND = self.embed(x_BCTHW)
+        if stills:
+            rows = torch.tensor(stills, device=x_BND.device)
+            still = self.embed_pictures(x_BCTHW[rows, :, :1])
+            still = F.pad(still, (0, 0, 0, tokens - still.shape[1]))
+            x_BND = x_BND.index_copy(0, rows, still.to(x_BND.dtype))
+        return x_BND + unused

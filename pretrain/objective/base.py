@@ -1,4 +1,4 @@
-"""What every objective takes and gives: a batch, targets without gradient, one loss.
+"""What every objective takes and gives: a batch, targets, one loss.
 
 Shapes: B clips, C channels, T frames, H×W pixels, N tokens a clip, M kept tokens, P hidden tokens, D width.
 """
@@ -6,12 +6,15 @@ Shapes: B clips, C channels, T frames, H×W pixels, N tokens a clip, M kept toke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from pretrain.config import ModelConfig, TargetConfig
 from pretrain.masks import Masks
-from pretrain.model.vit import Encoder
+from pretrain.model.vit import Encoder, Transformer
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,93 @@ class Batch:
     bad: tuple[tuple[str, str], ...] = ()
 
 
-class Output(NamedTuple):
-    """The loss to go backward from, and what health looks at (detached).
+class Seen(NamedTuple):
+    """Features for health to look at, detached: (M, D), and the token of its clip each stands at (M,)."""
 
-    kind_losses (K,): the loss of each mask kind. context_MD with its places context_M, prediction_PD with
-    hidden_P: features and the token of the clip they stand at.
+    features_MD: Tensor
+    token_M: Tensor
+
+
+class Output(NamedTuple):
+    """The loss to go backward from, and what is logged and looked at (detached).
+
+    parts: scalars by name, such as the loss of each mask kind. seen: features by name: `context`,
+    `prediction`, and where there are targets `target`.
     """
 
     loss: Tensor
-    kind_losses: Tensor
-    context_MD: Tensor
-    context_M: Tensor
-    prediction_PD: Tensor
-    hidden_P: Tensor
+    parts: dict[str, Tensor]
+    seen: dict[str, Seen]
 
 
-class Objective(Protocol):
-    """A trainable module that holds the context encoder and whatever predicts from it."""
+class Objective(nn.Module):
+    """A trainable module that holds the context encoder, if it trains one, and whatever predicts from it."""
 
-    encoder: Encoder
+    encoder: Encoder | None
 
-    def targets(self, target_encoder: Encoder, batch: Batch) -> Tensor: ...
+    def __init__(self, model: ModelConfig, target: TargetConfig) -> None:
+        super().__init__()
+        self._init_std = model.init_std
+        self._target = target
 
-    def __call__(self, batch: Batch, targets: Tensor) -> Output: ...
+    def initialise(self, seed: int) -> None:
+        """Initial weights as published (but for their size, if configured), equal on every rank."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.children():
+            assert isinstance(module, Transformer)
+            module.initialise(generator, self._init_std)
+
+    def recompute_blocks(self) -> None:
+        """Keep no activations inside blocks; compute them again in the backward pass."""
+        for module in self.children():
+            assert isinstance(module, Transformer)
+            module.recompute = True
+
+    @torch.no_grad()
+    def targets(self, target_encoder: Encoder, batch: Batch) -> Tensor | None:
+        """What is to be guessed, by a target encoder of its own, float32, without gradient.
+
+        None where the objective's truth is not a feature.
+        """
+        return self.read(target_encoder, batch)
+
+    def read(self, encoder: Encoder, batch: Batch) -> Tensor:
+        """What is to be guessed (B, N, D): an encoder's features of a batch, normed, float32."""
+        raise NotImplementedError
+
+    def wanted(self, batch: Batch, targets: Tensor | None) -> Tensor:
+        """The targets given, or, with target.kind online, the context encoder's own."""
+        if targets is not None:
+            return targets
+        assert self.encoder is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._target.stop_gradient):
+            return self.read(self.encoder, batch)
+
+    def forward(self, batch: Batch, targets: Tensor | None) -> Output:
+        raise NotImplementedError
+
+
+def normed(features: Tensor, levels: int = 1) -> Tensor:
+    """float32 features, each level's layer-normed without affine terms."""
+    parts = features.float().unflatten(-1, (levels, -1))
+    return F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
+
+
+def mean_over_clips(
+    error: Tensor, places: Tensor, lengths: tuple[int, ...], masks: Masks
+) -> tuple[Tensor, Tensor]:
+    """Of an error for each of some tokens: the mean over clips of each clip's mean; each sequence's (S,).
+
+    error, places: (P,). lengths: how many of them each sequence has. Each clip counts the same however many
+    tokens its mask hides, so a loss is the same for any number of ranks.
+    """
+    count_S = torch.tensor(lengths, device=error.device)
+    error_S = error.new_zeros(masks.num_sequences).index_add(0, places // masks.num_tokens, error)
+    error_S = error_S / count_S.clamp(min=1)
+    return (error_S * error.new_tensor(masks.shares)).sum(), error_S
+
+
+def by_kind(error_S: Tensor, masks: Masks) -> dict[str, Tensor]:
+    """The mean error of each mask kind, as `mask0`, `mask1`; nan of a kind that no clip of the batch has."""
+    kinds_S = torch.tensor(masks.kinds, device=error_S.device)
+    return {f"mask{kind}": error_S.detach()[kinds_S == kind].mean() for kind in range(masks.num_kinds)}

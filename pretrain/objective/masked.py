@@ -2,71 +2,82 @@
 
 The loss lives in feature space: L1 to the target's features, layer-normed without affine terms. Each clip
 counts the same however many tokens its mask hides, so the loss is the same for any number of ranks; where
-all clips hide equally many it is the published mean over tokens.
-Source: V-JEPA, arXiv:2404.08471, sec. 3.1.
+all clips hide equally many it is the published mean over tokens. V-JEPA 2.1 adds features of several levels,
+and a smaller loss on the tokens that are seen.
+Source: V-JEPA, arXiv:2404.08471, sec. 3.1; V-JEPA 2.1, arXiv:2603.14482, eq. 1 to 3.
 
-Shapes: B clips, N tokens a clip, K mask kinds, S = K × B sequences, P hidden tokens, D width.
+Shapes: B clips, N tokens a clip, S sequences (a clip under a mask kind), M kept, P hidden tokens, D width.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain.config import MaskedLatentConfig, ModelConfig
-from pretrain.model.attention import Backend, Packing
-from pretrain.model.predictor import Predictor
-from pretrain.model.vit import Encoder, Grid
-from pretrain.objective.base import Batch, Output
+from pretrain.config import MaskedLatentConfig, ModelConfig, TargetConfig
+from pretrain.config.objective import ContextLossConfig
+from pretrain.masks import Masks
+from pretrain.model.attention import Backend
+from pretrain.model.positions import Grid
+from pretrain.objective.base import Batch, Output, by_kind, mean_over_clips
+from pretrain.objective.hidden import HiddenObjective
 
 
-class MaskedLatent(nn.Module):
-    """Context encoder and predictor, trained together."""
+class MaskedLatent(HiddenObjective):
+    """Context encoder and predictor, trained on the target's features."""
 
-    def __init__(self, config: MaskedLatentConfig, model: ModelConfig, grid: Grid, backend: Backend) -> None:
-        super().__init__()
-        self._init_std = model.init_std
-        self.encoder = Encoder(model.encoder, grid, backend)
-        self.predictor = Predictor(
-            model.predictor, self.encoder.width, grid, len(config.masks), model.encoder.rope, backend
+    def __init__(
+        self,
+        config: MaskedLatentConfig,
+        model: ModelConfig,
+        target: TargetConfig,
+        grid: Grid,
+        backend: Backend,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            config, model, target, grid, backend, seed, says_context=config.context_loss is not None
         )
+        self._context_loss = config.context_loss
 
-    def initialise(self, seed: int) -> None:
-        """Initial weights as published (but for their size, if configured), equal on every rank."""
-        generator = torch.Generator().manual_seed(seed)
-        self.encoder.initialise(generator, self._init_std)
-        self.predictor.initialise(generator, self._init_std)
+    def forward(self, batch: Batch, targets: Tensor | None) -> Output:
+        masks, passed = batch.masks, self.predict(batch)
+        wanted_BND = self.wanted(batch, targets)
+        flat = wanted_BND.flatten(0, 1)
+        error_P = (passed.prediction_PO.float() - flat[passed.source_P]).abs().mean(-1)
+        loss, error_S = mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
+        parts = by_kind(error_S, masks)
+        if self._context_loss is not None and passed.prediction_MO is not None:
+            error_M = (passed.prediction_MO.float() - flat[passed.source_M]).abs().mean(-1)
+            weight_M = context_weights(self._context_loss, masks, self.encoder.grid, batch.step)
+            context, _ = mean_over_clips(error_M * weight_M, masks.kept_M, masks.kept_lengths, masks)
+            loss, parts["context"] = loss + context, context.detach()
+        for name, term in self.regularised(batch, passed).items():
+            loss, parts[name] = loss + term, term.detach()
+        return Output(loss, parts, self.seen(batch, passed, wanted_BND))
 
-    def recompute_blocks(self) -> None:
-        """Keep no activations inside blocks; compute them again in the backward pass."""
-        self.encoder.recompute = self.predictor.recompute = True
 
-    @torch.no_grad()
-    def targets(self, target_encoder: Encoder, batch: Batch) -> Tensor:
-        """What is to be guessed: features of all tokens (B, N, D), normed, float32, without gradient."""
-        features = target_encoder(batch.clips).float()
-        return F.layer_norm(features, features.shape[-1:])
+def context_weights(config: ContextLossConfig, masks: Masks, grid: Grid, step: int) -> Tensor:
+    """What the error of each kept token counts (M,), at the step that follows `step` finished ones."""
+    begin, end = config.warmup
+    rise = 1.0 if step >= end else max(0.0, (step - begin) / (end - begin))
+    clips_S = torch.tensor(masks.clips, device=masks.kept_M.device)
+    pictures_S = torch.tensor(masks.pictures, device=clips_S.device)[clips_S]
+    of_picture = config.weight if config.picture_weight is None else config.picture_weight
+    weight_S = rise * torch.where(pictures_S, of_picture, config.weight)
+    weight_M = weight_S[masks.kept_M // masks.num_tokens]
+    return weight_M / distances(masks, grid).sqrt() if config.by_distance else weight_M
 
-    def forward(self, batch: Batch, targets: Tensor) -> Output:
-        masks = batch.masks
-        source_M = masks.source(masks.kept_M)
-        packing = Packing(masks.kept_lengths, source_M.device)
-        context_MD = self.encoder.encode_kept(batch.clips, source_M, packing)
-        prediction_PD = self.predictor(context_MD, masks.kept_M, masks.hidden_P, masks.num_sequences)
 
-        source_P = masks.source(masks.hidden_P)
-        wanted_PD = targets.flatten(0, 1)[source_P]
-        error_P = (prediction_PD.float() - wanted_PD).abs().mean(-1)
-        sequence_P = masks.hidden_P // masks.num_tokens
-        hidden_S = torch.tensor(masks.hidden_lengths, device=error_P.device)
-        error_S = error_P.new_zeros(masks.num_sequences).index_add(0, sequence_P, error_P) / hidden_S
-        kind_losses = error_S.view(masks.num_kinds, masks.num_clips).mean(1)
-        return Output(
-            loss=kind_losses.mean(),
-            kind_losses=kind_losses.detach(),
-            context_MD=context_MD.detach(),
-            context_M=source_M % masks.num_tokens,
-            prediction_PD=prediction_PD.detach(),
-            hidden_P=source_P % masks.num_tokens,
-        )
+def distances(masks: Masks, grid: Grid) -> Tensor:
+    """From each kept token to the nearest hidden one of its sequence, in tokens of the 3D grid (M,)."""
+
+    def placed(places: Tensor) -> Tensor:
+        token = places % masks.num_tokens
+        _, rows, columns = grid
+        coordinates = (token // (rows * columns), token // columns % rows, token % columns)
+        return torch.stack(coordinates, dim=-1).float()
+
+    kept = placed(masks.kept_M).split(masks.kept_lengths)
+    hidden = placed(masks.hidden_P).split(masks.hidden_lengths)
+    return torch.cat([torch.cdist(a, b).amin(1) for a, b in zip(kept, hidden, strict=True)])

@@ -20,7 +20,7 @@ from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.optim import apply_knobs
 from pretrain.schedule import Knobs
-from pretrain.strategy.shards import MASTER, Read, Shards, tensor_name
+from pretrain.strategy.shards import MASTER, Read, Shards, chunks, part_of_encoder, tensor_name
 
 TARGET = "target"
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class Backend(Protocol):
     @property
     def shards(self) -> Shards: ...
 
-    def forward(self, batch: Batch, targets: Tensor) -> Output: ...
+    def forward(self, batch: Batch, targets: Tensor | None) -> Output: ...
 
     def backward(self, loss: Tensor) -> None: ...
 
@@ -144,26 +144,28 @@ class Engine:
     """Trains one objective: context encoder and predictor by gradient, target encoder by moving average."""
 
     def __init__(
-        self, plan: Plan, world: World, objective: Objective, target: Encoder, backend: Backend
+        self, plan: Plan, world: World, objective: Objective, target: Encoder | None, backend: Backend
     ) -> None:
         self.plan, self.world = plan, world
         self.objective, self.target = objective, target
         self._backend = backend
-        shards, prefix = backend.shards, "encoder."
-        own = [
-            (Fragment(f.name.removeprefix(prefix), f.start, f.numel), master)
-            for f, master in zip(shards.fragments, shards.masters, strict=True)
-            if f.name.startswith(prefix)
-        ]
+        self.ema: ShardedEma | None = None
+        if target is None:
+            return
+        own = part_of_encoder(backend.shards)
+        if plan.config.target.kind == "frozen":  # held in parts, as an average is
+            own = list(chunks(dict(target.named_parameters()), world.rank, world.size))
         everybody = world.gather_objects([fragment for fragment, _ in own])
-        self.ema = ShardedEma(target, everybody, world.rank, [master for _, master in own], world.gather)
+        masters = [master for _, master in own] if plan.config.target.kind == "ema" else []
+        precision = torch.bfloat16 if plan.config.train.precision == "bf16" else torch.float32
+        self.ema = ShardedEma(target, everybody, world.rank, masters, world.gather, precision)
         self.ema.refresh()
 
-    def targets(self, batch: Batch) -> Tensor:
-        """What the predictor is asked for (B, N, D), by the target encoder, without gradient."""
-        return self.objective.targets(self.target, batch)
+    def targets(self, batch: Batch) -> Tensor | None:
+        """What is to be predicted, by the target encoder, without gradient; None where there is none."""
+        return None if self.target is None else self.objective.targets(self.target, batch)
 
-    def loss(self, batch: Batch, targets: Tensor) -> Output:
+    def loss(self, batch: Batch, targets: Tensor | None) -> Output:
         """Context encoder, predictor and loss of one micro-batch."""
         return self._backend.forward(batch, targets)
 
@@ -177,8 +179,9 @@ class Engine:
 
     def update_target(self, momentum: float) -> None:
         """Move the target toward the context encoder and refresh its forward copy on every rank."""
-        self.ema.update(momentum)
-        self.ema.refresh()
+        if self.ema is not None and self.plan.config.target.kind == "ema":
+            self.ema.update(momentum)
+            self.ema.refresh()
 
     def agree(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
@@ -190,19 +193,21 @@ class Engine:
     def owned(self) -> list[tuple[str, Fragment]]:
         """(kind, fragment) of the weights and averages that a checkpoint must hold for this rank."""
         weights = [(MASTER, fragment) for fragment in self._backend.shards.fragments]
-        return weights + [(TARGET, fragment) for fragment in self.ema.fragments]
+        return weights + [(TARGET, fragment) for fragment in (self.ema.fragments if self.ema else ())]
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's part of the whole state: master weights, optimizer's averages, target average."""
         found = self._backend.shards.tensors()
-        for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
-            found[tensor_name(TARGET, fragment)] = average
+        if self.ema is not None:
+            for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
+                found[tensor_name(TARGET, fragment)] = average
         return found
 
     @torch.no_grad()
     def load(self, read: Read, optimizer_step: int) -> None:
         """Take the whole state over from a checkpoint, whatever world size wrote it."""
         self._backend.shards.load(read, optimizer_step)
-        for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
-            average.copy_(read(TARGET, fragment))
-        self.ema.refresh()
+        if self.ema is not None:
+            for fragment, average in zip(self.ema.fragments, self.ema.average, strict=True):
+                average.copy_(read(TARGET, fragment))
+            self.ema.refresh()

@@ -84,7 +84,7 @@ class DeepSpeedBackend:
     def groups(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._engine.optimizer.param_groups)
 
-    def forward(self, batch: Batch, targets: Tensor) -> Output:
+    def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         return cast(Output, self._engine(batch, targets))
 
     def backward(self, loss: Tensor) -> None:

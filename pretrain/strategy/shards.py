@@ -6,7 +6,7 @@ what it owns, and any rank at any world size reads whatever it needs back).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -48,19 +48,33 @@ class Shards(Protocol):
         ...
 
 
+def chunks(parameters: Mapping[str, Tensor], rank: int, world: int) -> Iterator[tuple[Fragment, Tensor]]:
+    """The rank-th part of each parameter, with a flat view of it."""
+    for name, parameter in parameters.items():
+        size = parameter.numel()
+        start, end = size * rank // world, size * (rank + 1) // world
+        if end > start:
+            yield Fragment(name, start, end - start), parameter.detach().view(-1)[start:end]
+
+
+def part_of_encoder(shards: Shards) -> list[tuple[Fragment, Tensor]]:
+    """This rank's fragments of the objective's encoder, by their names there, and the live master weights."""
+    prefix = "encoder."
+    return [
+        (Fragment(f.name.removeprefix(prefix), f.start, f.numel), master)
+        for f, master in zip(shards.fragments, shards.masters, strict=True)
+        if f.name.startswith(prefix)
+    ]
+
+
 class ReplicatedShards:
     """Every rank holds everything; rank r owns the r-th chunk of each parameter (one process, ZeRO-0)."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int) -> None:
         self._optimizer = optimizer
         self._parameters = dict(module.named_parameters())
-        self.fragments, self.masters = [], []
-        for name, parameter in self._parameters.items():
-            size = parameter.numel()
-            start, end = size * rank // world, size * (rank + 1) // world
-            if end > start:
-                self.fragments.append(Fragment(name, start, end - start))
-                self.masters.append(parameter.detach().view(-1)[start:end])
+        own = list(chunks(self._parameters, rank, world))
+        self.fragments, self.masters = [fragment for fragment, _ in own], [master for _, master in own]
 
     def optimizer_step(self) -> int:
         steps = [int(state["step"]) for state in self._optimizer.state.values() if "step" in state]

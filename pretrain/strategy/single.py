@@ -26,7 +26,7 @@ class SingleBackend:
     def groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
 
-    def forward(self, batch: Batch, targets: Tensor) -> Output:
+    def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         return cast(Objective, self._module)(batch, targets)
 
     def backward(self, loss: Tensor) -> None:

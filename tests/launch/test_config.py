@@ -82,7 +82,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(
 
 def test_an_unknown_key_far_from_all_lists_the_valid_ones(tmp_path: Path) -> None:
     found = problems_of(write(tmp_path, SMALLEST + "optim: {qqqq: 1}\n"))
-    assert "lr, start_lr, final_lr" in found["optim.qqqq"].need
+    assert "lr, start_lr, warmup_steps" in found["optim.qqqq"].need
 
 
 def test_the_keys_of_a_kind_are_named_without_the_kind(tmp_path: Path) -> None:

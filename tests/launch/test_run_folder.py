@@ -41,7 +41,15 @@ def test_a_run_with_no_step_left_says_so(small_dataset: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("loss", [None, 0.5])
 def test_a_stop_is_no_end(tmp_path: Path, loss: float | None) -> None:
     said = TrainResult(tmp_path, 3, loss, loss, 9.0, "train.time_limit_s is over").summary()
-    assert said == ("step 3, 9 s" if loss is None else "step 3, loss 0.5000, 0.5 clips/s, 9 s")
+    figures = "step 3, 9 s" if loss is None else "step 3, loss 0.5000, 0.5 clips/s, 9 s"
+    assert said == f"stopped, train.time_limit_s is over: {figures}"
+
+
+def test_samples_that_could_not_be_read_are_told_at_the_end(tmp_path: Path) -> None:
+    result = TrainResult(tmp_path, 3, 0.5, 0.5, 9.0, None, bad_samples=2)
+    assert result.summary().splitlines()[1] == (
+        f"bad    2 samples could not be read: {tmp_path / 'skipped.jsonl'} says which, and why"
+    )
 
 
 def test_a_run_that_was_moved_is_where_it_is_now(tmp_path: Path) -> None:

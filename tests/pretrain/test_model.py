@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import EncoderConfig, PredictorConfig
+from pretrain.config import EncoderConfig
 from pretrain.model.attention import Packing, attend
-from pretrain.model.predictor import Predictor
-from pretrain.model.rope import rope_table, rotate
+from pretrain.model.positions import rope_table, rotate, sincos_table
 from pretrain.model.vit import Encoder
 
 GRID = (2, 4, 4)
@@ -42,20 +43,77 @@ def test_packed_attention_equals_each_sequence_alone() -> None:
     torch.testing.assert_close(grad, grad_wanted, atol=1e-5, rtol=0)
 
 
+def padded(encoder: Encoder, x: Tensor, kept: list[Tensor]) -> list[Tensor]:
+    """The encoder's arithmetic over sequences padded to the longest, attention written out: the reference."""
+    longest, heads = max(map(len, kept)), CONFIG.shape[2]
+    weight = encoder.embed.weight
+    whole = torch.nn.functional.conv3d(x, weight, encoder.embed.bias, stride=tuple(weight.shape[2:]))
+    rows = torch.zeros(len(kept), longest, encoder.width)
+    places = torch.zeros(len(kept), longest, dtype=torch.long)
+    filled = torch.zeros(len(kept), longest, dtype=torch.bool)
+    for clip, tokens in enumerate(kept):
+        rows[clip, : len(tokens)] = whole.flatten(2).transpose(1, 2)[clip, tokens]
+        places[clip, : len(tokens)], filled[clip, : len(tokens)] = tokens, True
+    table = rope_table(GRID, encoder.head_width, CONFIG.rope)[:, places]
+    for block in encoder.blocks:
+        normed = nn.functional.layer_norm(rows, rows.shape[-1:], block.norm1.weight, block.norm1.bias, 1e-6)
+        q, k, v = (part.unflatten(-1, (heads, -1)) for part in block.qkv(normed).chunk(3, dim=-1))
+
+        def turned(part: Tensor) -> Tensor:
+            pairs = part.unflatten(-1, (-1, 2))
+            other = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
+            return part * table[0][:, :, None] + other * table[1][:, :, None]
+
+        scores = torch.einsum("bqhd,bkhd->bhqk", turned(q), turned(k)) / encoder.head_width**0.5
+        scores = scores.masked_fill(~filled[:, None, None], -1e30)
+        rows = rows + block.proj(torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(-2))
+        normed = nn.functional.layer_norm(rows, rows.shape[-1:], block.norm2.weight, block.norm2.bias, 1e-6)
+        rows = rows + block.fc2(nn.functional.gelu(block.fc1(normed)))
+    rows = nn.functional.layer_norm(rows, rows.shape[-1:], encoder.norm.weight, encoder.norm.bias, 1e-6)
+    return [row[: len(tokens)] for row, tokens in zip(rows, kept, strict=True)]
+
+
+def test_packed_equals_padded_gradients_too() -> None:
+    kept = [torch.tensor([0, 3, 17, 31]), torch.arange(32), torch.tensor([8]), torch.arange(5, 20)]
+    x = clips(4)
+    source = torch.cat([clip * 32 + tokens for clip, tokens in enumerate(kept)])
+    gradients, outputs = [], []
+    weights = torch.randn(len(source), 48, generator=torch.Generator().manual_seed(7))
+    for is_packed in (True, False):
+        encoder = make_encoder()
+        with torch.no_grad():  # away from the small weights of the start, where attention is flat
+            for parameter in encoder.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
+        own = x.clone().requires_grad_()
+        out = (
+            encoder.encode(own, source, Packing([len(tokens) for tokens in kept]))
+            if is_packed
+            else torch.cat(padded(encoder, own, kept))
+        )
+        (out * weights).sum().backward()
+        outputs.append(out.detach())
+        gradients.append({name: p.grad for name, p in encoder.named_parameters()} | {"clips": own.grad})
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and gradients[1][name] is not None, name
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradient / scale, gradients[1][name] / scale, atol=1e-5, rtol=0, msg=name)
+
+
 def test_kept_tokens_packed_equal_each_clip_alone() -> None:
     encoder, x = make_encoder(), clips()
     kept = [torch.tensor([0, 3, 17, 31]), torch.arange(32), torch.tensor([8])]
     source = torch.cat([clip * 32 + tokens for clip, tokens in enumerate(kept)])
-    packed = encoder.encode_kept(x, source, Packing([len(tokens) for tokens in kept]))
+    packed = encoder.encode(x, source, Packing([len(tokens) for tokens in kept]))
     for clip, (tokens, found) in enumerate(zip(kept, packed.split([4, 32, 1]), strict=True)):
-        alone = encoder.encode_kept(x[clip : clip + 1], tokens, Packing([len(tokens)]))
+        alone = encoder.encode(x[clip : clip + 1], tokens, Packing([len(tokens)]))
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
 
 
 def test_keeping_every_token_equals_the_whole_clip() -> None:
     encoder, x = make_encoder(), clips(2)
     whole = encoder(x)
-    packed = encoder.encode_kept(x, torch.arange(64), Packing([32, 32]))
+    packed = encoder.encode(x, torch.arange(64), Packing([32, 32]))
     torch.testing.assert_close(whole.flatten(0, 1), packed, atol=1e-6, rtol=0)
 
 
@@ -143,25 +201,101 @@ def test_presets_have_the_published_number_of_parameters(preset: str, millions: 
 
 
 def test_no_parameter_is_left_uninitialised() -> None:
-    encoder = Encoder(CONFIG, GRID)
-    predictor = Predictor(PredictorConfig(depth=2, width=24, heads=2), 48, GRID, 2, "vjepa2")
-    for module in (encoder, predictor):
-        for parameter in module.parameters():
-            parameter.data.fill_(float("nan"))
-        module.initialise(torch.Generator().manual_seed(0))
-        for name, parameter in module.named_parameters():
-            assert torch.isfinite(parameter).all(), name
+    config = EncoderConfig(
+        preset="vit_tiny", width=48, depth=3, heads=2, patch=8, levels=(1, 2, 3), pictures="own"
+    )
+    encoder = Encoder(config, GRID)
+    for parameter in encoder.parameters():
+        parameter.data.fill_(float("nan"))
+    encoder.initialise(torch.Generator().manual_seed(0))
+    for name, parameter in encoder.named_parameters():
+        assert torch.isfinite(parameter).all(), name
 
 
-def test_predictor_depends_on_the_mask_kind_and_on_no_other_sequence() -> None:
-    predictor = Predictor(PredictorConfig(depth=2, width=24, heads=2), 48, GRID, 2, "vjepa2")
-    predictor.initialise(torch.Generator().manual_seed(0))
-    nn.init.normal_(predictor.mask_tokens)
-    places = torch.arange(64)
-    kept, hidden = places[places % 4 == 0], places[places % 4 != 0]
-    context = torch.randn(16, 48, generator=torch.Generator().manual_seed(3))
-    same = torch.cat([context[:8], context[:8]])
-    first, second = predictor(same, kept, hidden, 2).chunk(2)
-    assert not torch.allclose(first, second), "two kinds have mask tokens of their own"
-    changed = predictor(torch.cat([context[:8], context[8:]]), kept, hidden, 2)
-    torch.testing.assert_close(changed[:24], first, atol=1e-6, rtol=0)
+def test_initial_weights_are_the_published_ones() -> None:
+    config = EncoderConfig(preset="vit_small", depth=3)
+    encoder = Encoder(config, GRID)
+    encoder.initialise(torch.Generator().manual_seed(0), 0.02)
+    for number, block in enumerate(encoder.blocks, start=1):
+        shrink = (2 * number) ** 0.5
+        assert float(block.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+        assert float(block.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+        assert float(block.proj.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.02)
+        assert float(block.fc2.weight.detach().std()) == pytest.approx(0.02 / shrink, rel=0.02)
+        assert float(block.qkv.bias.detach().abs().max()) == 0.0
+        assert float((block.norm1.weight - 1).detach().abs().max()) == 0.0
+
+
+def test_sines_and_cosines_are_added_where_nothing_is_turned() -> None:
+    """V-JEPA 1's fixed table: a third of the channels each for time, row and column, sines then cosines."""
+    table = sincos_table((3, 4, 5), 48)
+    assert table.shape == (60, 48)
+    token = (2 * 4 + 3) * 5 + 1  # time 2, row 3, column 1
+    omega = [1 / 10_000 ** (i / 8) for i in range(8)]
+    wanted = [f(place * w) for place in (2, 3, 1) for f in (math.sin, math.cos) for w in omega]
+    assert table[token].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert sincos_table((1, 1, 2), 44).shape == (2, 44), "a width that no three axes share is cut"
+    config = EncoderConfig(preset="vit_tiny", width=48, depth=1, heads=2, patch=8, rope="none")
+    encoder = make_encoder(config)
+    with torch.no_grad():
+        encoder.embed.weight.zero_()
+        by_hand = encoder.blocks[0](sincos_table(GRID, 48), None, Packing([32]), "sdpa")
+        torch.testing.assert_close(encoder(clips(1))[0], encoder.norm(by_hand), atol=1e-6, rtol=0)
+
+
+def test_other_sizes_of_clips_are_encoded_too() -> None:
+    """Rotary positions go on; the added table is stretched; 2.1's rows and columns keep their span."""
+    x = torch.randn(1, 3, 8, 48, 40, generator=torch.Generator().manual_seed(1))
+    for rope in ("vjepa2", "interleaved", "none"):
+        encoder = make_encoder(CONFIG.model_copy(update={"rope": rope}))
+        assert encoder(x).shape == (1, 4 * 6 * 5, 48)
+    once, twice = (rope_table((2, side, side), 24, "interleaved", span=4) for side in (4, 7))
+    corner = lambda table, side: table[:, [0, side - 1, side * side - 1]]  # noqa: E731
+    torch.testing.assert_close(corner(once, 4), corner(twice, 7))
+    torch.testing.assert_close(twice[:, 2], rope_table((1, 1, 2), 24, "interleaved")[:, 1])
+
+
+def test_levels_are_taken_shallow_to_deep_each_with_its_own_norm() -> None:
+    config = EncoderConfig(preset="vit_tiny", width=48, depth=3, heads=2, patch=8, levels=(1, 3))
+    encoder, x = make_encoder(config), clips(2)
+    with torch.no_grad():
+        encoder.level_norms[0].weight.fill_(2.0)
+        both, last = encoder(x, all_levels=True), encoder(x)
+    assert both.shape == (2, 32, 96)
+    torch.testing.assert_close(both[..., 48:], last)
+    torch.testing.assert_close(
+        both[..., :48].var(-1, unbiased=False), torch.full((2, 32), 4.0), atol=0.1, rtol=0
+    )
+    with pytest.raises(ValueError, match="rising numbers that end with the depth 3"):
+        EncoderConfig(depth=3, levels=(3, 1))
+
+
+def test_a_picture_with_tokens_of_its_own_is_what_it_is_alone() -> None:
+    config = EncoderConfig(preset="vit_tiny", width=48, depth=2, heads=2, patch=8, pictures="own")
+    encoder, x = make_encoder(config), clips(2)
+    with torch.no_grad():
+        assert encoder.modalities is not None
+        nn.init.normal_(encoder.modalities.table_2D, generator=torch.Generator().manual_seed(2))
+    x[1] = x[1, :, :1]
+    source = torch.cat([torch.arange(32), 32 + torch.arange(16)])
+    mixed = encoder.encode(x, source, Packing([32, 16]), (False, True))
+    torch.testing.assert_close(mixed[:32], encoder(x[:1])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed[32:], encoder(x[1:, :, :1])[0], atol=1e-5, rtol=0)
+    as_clip = encoder.encode(x, source, Packing([32, 16]), (False, False))
+    assert not torch.allclose(as_clip[32:], mixed[32:], atol=1e-2), "its embedding is its own"
+    for pictures in ((False, False), (True, True)):  # every weight has a gradient on every rank
+        encoder.zero_grad()
+        encoder.encode(x, torch.arange(16), Packing([16]), pictures).sum().backward()
+        assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_frames_see_no_later_frames() -> None:
+    """Causal attention by moments: what comes later changes nothing before, and all of a moment is seen."""
+    packing = Packing([12, 12], frame=4)
+    q, k, v = torch.randn(3, 24, 2, 8, generator=torch.Generator().manual_seed(0))
+    before = attend(q, k, v, packing, "sdpa")
+    for moment in range(3):
+        changed = v.clone()
+        changed[moment * 4] += 1.0  # in the first sequence
+        differs = (attend(q, k, changed, packing, "sdpa") - before).abs().amax((1, 2)) > 1e-7
+        assert differs.tolist() == [row // 4 >= moment for row in range(12)] + [False] * 12

@@ -1,0 +1,80 @@
+"""`foreframe import` and `foreframe export`: weights from elsewhere, and to elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import ValidationError
+
+from data_pipeline.errors import UsageError
+from pretrain.weights.base import Weights
+from pretrain.weights.folder import write_folder
+from pretrain.weights.huggingface import write_huggingface
+from pretrain.weights.meta import Hints
+from pretrain.weights.publish import check_out
+from pretrain.weights.read import open_weights
+from pretrain.weights.run import is_run, run_weights
+
+Say = Callable[[str], None]
+FORMATS = ("foreframe", "huggingface")
+ENCODERS = ("target", "context")
+
+
+def make_hints(**given: object) -> Hints:
+    """What the command line tells of a .pt. Raises: UsageError naming the option."""
+    try:
+        return Hints.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{option} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def run_import(
+    source: Path, out: Path, hints: Hints, *, allow_partial: bool, force: bool, say: Say = print
+) -> None:
+    """Read weights of Meta's, of Hugging Face or of our own, say what became of every key, write our folder.
+
+    Raises: UsageError; CheckpointError when a key is missing or unexpected, unless that is allowed.
+    """
+    check_out(out, force=force)
+    weights, report = open_weights(source, hints)
+    if report.is_whole or allow_partial:
+        say("\n".join(report.lines()))
+    report.check(allow_partial=allow_partial)
+    write_folder(weights, out, report, force=force)
+
+
+def run_export(
+    source: Path,
+    out: Path,
+    layout: str,
+    *,
+    step: int | None,
+    of: str | None,
+    allow_partial: bool,
+    force: bool,
+) -> Weights:
+    """Write a run's weights, or those of a folder that was imported or exported, in a layout.
+
+    Raises: UsageError when they cannot be said in that layout; CheckpointError.
+    """
+    if layout not in FORMATS:
+        raise UsageError(f"--format is {layout!r}: need {' or '.join(FORMATS)}")
+    if of is not None and of not in ENCODERS:
+        raise UsageError(f"--of is {of!r}: need {' or '.join(ENCODERS)}")
+    check_out(out, force=force)
+    if source.is_dir() and is_run(source):
+        weights = run_weights(source, step, cast('Literal["target", "context"]', of or "target"))
+    else:
+        if step is not None or of is not None:
+            raise UsageError(f"{source} is no run's folder: --step and --of are for runs")
+        weights, report = open_weights(source)
+        report.check(allow_partial=allow_partial)
+    if layout == "huggingface":
+        write_huggingface(weights, out, force=force, allow_partial=allow_partial)
+    else:
+        write_folder(weights, out, force=force)
+    return weights

@@ -1,0 +1,110 @@
+"""Encoder and predictor."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pretrain.config.base import PositiveInt, Section
+
+# width, depth, heads; giant has 22 heads as V-JEPA 2 (arXiv:2506.09985), gigantic as ViT-G/14.
+PRESETS: dict[str, tuple[int, int, int, float]] = {
+    "vit_tiny": (192, 12, 3, 4.0),
+    "vit_small": (384, 12, 6, 4.0),
+    "vit_base": (768, 12, 12, 4.0),
+    "vit_large": (1024, 24, 16, 4.0),
+    "vit_huge": (1280, 32, 16, 4.0),
+    "vit_giant": (1408, 40, 22, 48 / 11),
+    "vit_gigantic": (1664, 48, 26, 64 / 13),
+}
+Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant", "vit_gigantic"]
+Rope = Literal["vjepa2", "interleaved", "none"]
+
+
+class EncoderConfig(Section):
+    """A pre-norm ViT over tubelets; width, depth and heads come from the preset unless given."""
+
+    preset: Preset = Field("vit_small", description="width, depth, heads and MLP ratio by name")
+    patch: PositiveInt = Field(16, description="side of a patch in pixels")
+    tubelet: PositiveInt = Field(2, description="frames a token spans")
+    rope: Rope = Field(
+        "vjepa2",
+        description="3D rotary positions as released for V-JEPA 2, or interleaved as for 2.1; none: fixed "
+        "sines and cosines are added, as in V-JEPA 1",
+    )
+    rope_span: int | None = Field(
+        None,
+        ge=2,
+        description="rows and columns are spread over as many positions whatever the picture's size (16 for "
+        "V-JEPA 2.1); null: one for each token",
+    )
+    levels: tuple[PositiveInt, ...] = Field(
+        (),
+        description="blocks after which features are taken, each with a norm of its own, the last one too: "
+        "deep supervision, as V-JEPA 2.1; empty: after the last block only",
+    )
+    pictures: Literal["repeat", "own"] = Field(
+        "repeat",
+        description="a picture is a clip that stands still; or has one frame of tokens with an embedding of "
+        "its own, and both kinds are told apart, as V-JEPA 2.1",
+    )
+    width: PositiveInt | None = Field(None, description="overrides the preset's width")
+    depth: PositiveInt | None = Field(None, description="overrides the preset's number of blocks")
+    heads: PositiveInt | None = Field(None, description="overrides the preset's number of heads")
+
+    @property
+    def shape(self) -> tuple[int, int, int, float]:
+        """width, depth, heads, MLP ratio after the overrides."""
+        width, depth, heads, ratio = PRESETS[self.preset]
+        return self.width or width, self.depth or depth, self.heads or heads, ratio
+
+    @property
+    def num_levels(self) -> int:
+        return max(1, len(self.levels))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        width, depth, heads, _ = self.shape
+        _head_width("encoder", width, heads)
+        levels = self.levels
+        if levels and (list(levels) != sorted(set(levels)) or levels[-1] != depth):
+            raise ValueError(f"levels is {list(levels)}: need rising numbers that end with the depth {depth}")
+        return self
+
+
+def _head_width(part: str, width: int, heads: int) -> None:
+    if width % heads or (width // heads) % 2 or width // heads < 6:
+        raise ValueError(
+            f"{part} width {width} with {heads} heads: need an even width a head of at least 6, "
+            f"so that 3D rotary positions fit"
+        )
+
+
+class PredictorConfig(Section):
+    """A narrow ViT from context tokens and mask tokens to predicted features."""
+
+    depth: PositiveInt = Field(12, description="number of blocks")
+    width: PositiveInt = Field(384, description="width of the predictor's tokens")
+    heads: PositiveInt = Field(12, description="attention heads")
+    mask_tokens: PositiveInt | None = Field(
+        None, description="learned mask tokens, taken by mask kinds in turn; null: one for each kind"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _head_width("predictor", self.width, self.heads)
+        return self
+
+
+class ModelConfig(Section):
+    encoder: EncoderConfig = EncoderConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="of the truncated normal that weights start from; as published for wide models",
+    )
+    attention: Literal["auto", "xformers", "sdpa"] = Field(
+        "auto", description="auto probes xformers forward and backward once on CUDA, else uses SDPA"
+    )

@@ -1,0 +1,175 @@
+"""What is predicted from what, by which loss, and what keeps features from collapsing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pretrain.config.base import PositiveInt, Section, ordered
+from pretrain.config.masks import (
+    PUBLISHED_MASKS,
+    BlockMaskConfig,
+    FutureMaskConfig,
+    MaskConfig,
+    MaskConfigs,
+    Share,
+    Truncate,
+)
+
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+
+
+class VicregConfig(Section):
+    """Every dimension varies over clips, and no two say the same (arXiv:2105.04906, eq. 1 to 4)."""
+
+    kind: Literal["vicreg"] = "vicreg"
+    variance: Weight = Field(1.0, description="weight of the hinge that keeps each dimension's std above 1")
+    covariance: Weight = Field(0.04, description="weight of the squared covariances of different dimensions")
+
+
+class SigregConfig(Section):
+    """Features are pushed to an isotropic normal distribution (LeJEPA, arXiv:2511.08544, sec. 4)."""
+
+    kind: Literal["sigreg"] = "sigreg"
+    weight: Weight = Field(0.05, description="weight of the statistic beside the prediction's loss")
+    directions: PositiveInt = Field(256, description="random directions a step on which features are tested")
+
+
+RegulariserConfig = Annotated[VicregConfig | SigregConfig, Field(discriminator="kind")]
+
+
+class ObjectiveSection(Section):
+    """What every objective can be given."""
+
+    regularisers: tuple[RegulariserConfig, ...] = Field(
+        (),
+        description="losses on the mean of each clip's context: {kind: vicreg} or {kind: sigreg}",
+    )
+
+
+class MaskedSection(ObjectiveSection):
+    """An objective over masked clips."""
+
+    masks: MaskConfigs = Field(
+        PUBLISHED_MASKS, description="kinds of masks, each seen by the same encoder; the loss is their mean"
+    )
+    picture_masks: tuple[MaskConfig, ...] = Field(
+        (BlockMaskConfig(blocks=10, spatial_scale=(0.15, 0.15)),),
+        min_length=1,
+        description="kinds of masks of pictures, where model.encoder.pictures is own",
+    )
+    truncate: Truncate = Field(
+        "none",
+        description="raster cuts the lists of a forward to the shortest, as Meta's collator does: for parity "
+        "runs; it drops most of what is to be predicted of the last frames",
+    )
+
+
+class ContextLossConfig(Section):
+    """The tokens that are seen are predicted too (V-JEPA 2.1, arXiv:2603.14482, eq. 2 and 3)."""
+
+    weight: Weight = Field(0.5, description="of the loss on the context's tokens")
+    picture_weight: Weight | None = Field(None, description="the same for pictures; null: equal")
+    by_distance: bool = Field(
+        True,
+        description="divide each token's error by the root of its distance to the nearest hidden one",
+    )
+    warmup: tuple[int, int] = Field(
+        (15_000, 30_000), description="steps between which the weight rises from 0, linear; [0, 0] for none"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 <= self.warmup[0] <= self.warmup[1]:
+            raise ValueError(f"warmup is {list(self.warmup)}: need [first step, last step]")
+        return self
+
+
+class MaskedLatentConfig(MaskedSection):
+    """L1 between predicted and layer-normed target features of the hidden tokens."""
+
+    kind: Literal["masked_latent"] = "masked_latent"
+    context_loss: ContextLossConfig | None = Field(
+        None, description="also predict the tokens that are seen, as V-JEPA 2.1; null: as V-JEPA and V-JEPA 2"
+    )
+
+
+class FutureLatentConfig(ObjectiveSection):
+    """x-encoder sees the past, y-encoder the future; the predictor guesses y from x and the action."""
+
+    kind: Literal["future_latent"] = "future_latent"
+    past: Share = Field(
+        (0.5, 0.5), description="share of the clip's length that x sees, or a range drawn for each clip"
+    )
+    target_sees: Literal["future", "clip"] = Field(
+        "future", description="what the y-encoder is shown: the future alone, or the whole clip"
+    )
+    action_size: int = Field(
+        0, ge=0, description="numbers that an action of the data has, told to the predictor; 0 tells it none"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ordered(self.past, "past", 0.0, 1.0)
+        return self
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        return (FutureMaskConfig(past=self.past),)
+
+    @property
+    def picture_masks(self) -> tuple[MaskConfig, ...]:
+        return ()
+
+    @property
+    def truncate(self) -> Truncate:
+        return "none"
+
+
+class ActionLatentConfig(Section):
+    """V-JEPA 2-AC: each frame's features from those before, actions and states; the encoder is frozen."""
+
+    kind: Literal["action_latent"] = "action_latent"
+    action_size: PositiveInt = Field(7, description="numbers that an action of the data has")
+    state_size: int = Field(7, ge=0, description="numbers that a state of the data has; 0 tells none")
+    rollout_steps: PositiveInt = Field(
+        2, description="frames guessed one from another in the second loss; the first knows all true ones"
+    )
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        return ()
+
+    @property
+    def picture_masks(self) -> tuple[MaskConfig, ...]:
+        return ()
+
+    @property
+    def truncate(self) -> Truncate:
+        return "none"
+
+
+class PixelConfig(MaskedSection):
+    """Masked autoencoding: the hidden tokens' pixels, the arm to compare with (arXiv:2203.12602)."""
+
+    kind: Literal["pixel"] = "pixel"
+    normalise: bool = Field(
+        True, description="each token's pixels by their own mean and deviation, as published"
+    )
+
+
+class ContrastiveConfig(MaskedSection):
+    """InfoNCE: a hidden token's target feature among those of others (arXiv:1807.03748, eq. 4)."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    temperature: float = Field(0.1, gt=0, le=10, description="cosine similarities are divided by it")
+    tokens: PositiveInt = Field(
+        512, description="hidden tokens of a forward that are told apart, spread evenly over clips"
+    )
+
+
+ObjectiveConfig = Annotated[
+    MaskedLatentConfig | FutureLatentConfig | ActionLatentConfig | PixelConfig | ContrastiveConfig,
+    Field(discriminator="kind"),
+]

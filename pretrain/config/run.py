@@ -1,0 +1,229 @@
+"""The run model: every setting of a training run, typed, frozen, complete; and its plan for a world size.
+
+Unknown keys, wrong types and impossible combinations are refused by pydantic; `launch/config.py`
+turns what it finds into sentences with file, dotted key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from data_pipeline.errors import ConfigError
+from pretrain.config.base import Section
+from pretrain.config.data import AugmentConfig, DataConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.objective import MaskedLatentConfig, ObjectiveConfig
+from pretrain.config.training import (
+    DeepSpeedConfig,
+    HealthConfig,
+    InitConfig,
+    OptimConfig,
+    ProbeConfig,
+    SingleConfig,
+    TargetConfig,
+    TrackerConfig,
+    TrainConfig,
+)
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder is out/name")
+    seed: int = Field(0, ge=0, description="of weights, order, crops and masks")
+    out: str = Field("runs", description="folder that holds the run's folder")
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = MaskedLatentConfig()
+    target: TargetConfig = TargetConfig()
+    init: InitConfig = InitConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    strategy: Annotated[SingleConfig | DeepSpeedConfig, Field(discriminator="kind")] = DeepSpeedConfig()
+    health: HealthConfig = HealthConfig()
+    probe: ProbeConfig = ProbeConfig()
+    tracker: TrackerConfig = TrackerConfig()
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens of a clip in time, height, width."""
+        encoder = self.model.encoder
+        side = self.data.size // encoder.patch
+        return self.data.frames // encoder.tubelet, side, side
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps over which learning rate, weight decay and momentum are laid out."""
+        return self.optim.schedule_steps or self.train.steps
+
+    @property
+    def batch_timeout_s(self) -> float:
+        """Seconds that workers may take for a batch."""
+        if self.data.timeout_s is not None:
+            return self.data.timeout_s
+        return 300.0 if self.strategy.kind == "single" else 0.75 * self.strategy.timeout_s
+
+    def problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules across sections that fail: (dotted key, found, needed, values to try)."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+
+        def multiple(key: str, got: int, of: int, reason: str) -> None:
+            if got % of:
+                near = tuple(sorted({max(1, got // of) * of, (got // of + 1) * of}))
+                found.append((key, got, f"a multiple of {reason} = {of}", near))
+
+        addresses = [("tracker.uri", self.tracker.uri)]
+        addresses += [("data.shards", source.shards) for source in self.data.sources]
+        for key, address in addresses:
+            if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
+                need = "an address without user name and password: they belong in the environment"
+                found.append((key, "(an address with credentials)", need, ()))
+        multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
+        multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
+        if self.data.size < 2 * self.model.encoder.patch:
+            need = (
+                f"at least two patches of {self.model.encoder.patch} pixels a side, or masks hide everything"
+            )
+            found.append(("data.size", self.data.size, need, (2 * self.model.encoder.patch,)))
+        if self.train.global_batch < self.train.micro_batch:
+            need = f"at least train.micro_batch = {self.train.micro_batch}"
+            found.append(("train.global_batch", self.train.global_batch, need, (self.train.micro_batch,)))
+        else:
+            multiple(
+                "train.global_batch", self.train.global_batch, self.train.micro_batch, "train.micro_batch"
+            )
+        if self.strategy.kind == "deepspeed" and self.batch_timeout_s >= self.strategy.timeout_s:
+            need = (
+                f"less than strategy.timeout_s = {self.strategy.timeout_s:g}, or the other ranks give up "
+                f"before the one that waits can say for what"
+            )
+            found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
+        found += self._objective_problems()
+        found += self._schedule_problems()
+        if (
+            self.strategy.kind == "deepspeed"
+            and self.strategy.zero_stage == 0
+            and self.train.precision == "bf16"
+        ):
+            need = "1 or 2 with train.precision bf16 (stage 0 keeps no fp32 master copy)"
+            found.append(("strategy.zero_stage", 0, need, (1,)))
+        if self.strategy.kind == "single" and self.train.precision == "bf16":
+            need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
+            found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        return found
+
+    def _schedule_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules about learning rate and the length of the schedule."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        optim, steps = self.optim, self.train.steps
+        if optim.warmup_steps > steps:
+            need = f"at most train.steps = {steps}"
+            found.append(("optim.warmup_steps", optim.warmup_steps, need, (steps // 10,)))
+        if self.schedule_steps < steps:
+            need = f"at least train.steps = {steps}, or null"
+            found.append(("optim.schedule_steps", optim.schedule_steps, need, (steps, None)))
+        left = max(1, self.schedule_steps - optim.warmup_steps)
+        if optim.decay_steps is not None and optim.decay_steps > left:
+            need = f"at most {left}, the steps of the schedule after the warm-up"
+            found.append(("optim.decay_steps", optim.decay_steps, need, (left, None)))
+        if optim.decay == "constant":
+            for key in ("final_lr", "decay_steps"):
+                if (value := getattr(optim, key)) is not None:
+                    need = "null with optim.decay constant, or another decay"
+                    found.append((f"optim.{key}", value, need, ("optim.decay=cosine", "optim.decay=linear")))
+        elif optim.final_lr is None:
+            need = f"a number with optim.decay {optim.decay}: where it ends"
+            found.append(("optim.final_lr", None, need, (1e-6,)))
+        return found
+
+    def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules about what is predicted, from what, by which encoder."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        kind, target, encoder = self.objective.kind, self.target, self.model.encoder
+        if not target.stop_gradient and target.kind != "online":
+            need = "true, or target.kind online: no gradient reaches an average or frozen weights"
+            found.append(("target.stop_gradient", False, need, (True, "target.kind=online")))
+        if kind == "action_latent" and target.kind != "frozen":
+            need = "frozen with objective.kind action_latent, which trains a predictor only"
+            found.append(("target.kind", target.kind, need, ("frozen",)))
+        if kind in ("future_latent", "action_latent"):
+            if encoder.levels:
+                need = f"[] with objective.kind {kind}: its predictor takes one level"
+                found.append(("model.encoder.levels", list(encoder.levels), need, ([],)))
+            if encoder.pictures == "own":
+                need = f"repeat with objective.kind {kind}: a picture has no future"
+                found.append(("model.encoder.pictures", "own", need, ("repeat",)))
+        if kind == "future_latent" and self.grid[0] < 2:
+            need = f"at least two tubelets of {encoder.tubelet} frames: a past and a future"
+            found.append(("data.frames", self.data.frames, need, (2 * encoder.tubelet,)))
+        if self.objective.kind == "action_latent" and self.data.frames <= self.objective.rollout_steps:
+            need = f"more than objective.rollout_steps = {self.objective.rollout_steps}"
+            found.append(("data.frames", self.data.frames, need, (self.objective.rollout_steps + 1,)))
+        if self.init.optimizer and (self.init.weights is None or self.init.parts != "all"):
+            need = "false, or init.weights naming a run's folder, and init.parts all"
+            found.append(("init.optimizer", True, need, (False,)))
+        if encoder.rope == "none" and encoder.rope_span is not None:
+            need = "null with model.encoder.rope none, which turns nothing"
+            found.append(("model.encoder.rope_span", encoder.rope_span, need, (None,)))
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run config laid out over a world: what the loop counts by.
+
+    micro_batches: forwards a rank does a step. rank_batch: clips a rank sees a step.
+    """
+
+    config: RunConfig
+    world_size: int
+    micro_batches: int
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.steps
+
+    @property
+    def rank_batch(self) -> int:
+        return self.config.train.micro_batch * self.micro_batches
+
+    def saves_at(self, step: int) -> bool:
+        """True after the steps that end with a checkpoint."""
+        return step % self.config.train.checkpoint_every == 0 or step == self.steps
+
+    def logs_at(self, step: int) -> bool:
+        return step == 1 or step % self.config.train.log_every == 0 or step == self.steps
+
+    def looks_at(self, step: int) -> bool:
+        """True at the steps whose features are measured."""
+        return step == 1 or step % self.config.health.every == 0 or step == self.steps
+
+
+def plan(config: RunConfig, world_size: int) -> Plan:
+    """Lay a run out over `world_size` ranks.
+
+    Raises: ConfigError when the global batch cannot be split evenly, or the strategy has one rank only.
+    """
+    micro, total = config.train.micro_batch, config.train.global_batch
+    if config.strategy.kind == "single" and world_size != 1:
+        raise ConfigError(
+            "strategy.kind",
+            got="single",
+            need=f"deepspeed to train on {world_size} ranks",
+            try_=("deepspeed",),
+        )
+    if total % (micro * world_size):
+        each = micro * world_size
+        near = sorted({max(1, total // each) * each, math.ceil(total / each) * each})
+        raise ConfigError(
+            "train.global_batch",
+            got=total,
+            need=f"a multiple of train.micro_batch {micro} × {world_size} ranks = {each}",
+            try_=near,
+        )
+    return Plan(config, world_size, total // (micro * world_size))

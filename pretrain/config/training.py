@@ -1,0 +1,142 @@
+"""How a run is trained, watched and written down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pretrain.config.base import Fraction, PositiveInt, Section
+
+
+class MomentumConfig(Section):
+    """Momentum of the target's moving average, ramped linearly over the schedule."""
+
+    start: Fraction = Field(0.99925, description="at the first step")
+    end: Fraction = Field(
+        0.99925, description="where optim.schedule_steps end; equal to start for a constant"
+    )
+
+
+class TargetConfig(Section):
+    """Which encoder says what is to be guessed."""
+
+    kind: Literal["ema", "online", "frozen"] = Field(
+        "ema",
+        description="the context encoder's moving average; the context encoder itself; or the encoder of the "
+        "start, never moved",
+    )
+    stop_gradient: bool = Field(
+        True, description="false, with kind online: the loss also pulls targets to predictions, and collapses"
+    )
+    momentum: MomentumConfig = MomentumConfig()
+
+
+class InitConfig(Section):
+    """What a run starts from, at step 0; a run that has a checkpoint goes on from that."""
+
+    weights: str | None = Field(
+        None,
+        description="a run's folder (its newest checkpoint), what `foreframe import` or `export` wrote, or a "
+        "Hugging Face folder; null: weights drawn from the seed",
+    )
+    parts: Literal["all", "encoder"] = Field(
+        "all", description="what is taken: encoder, target and predictor; or the encoder (and target) alone"
+    )
+    optimizer: bool = Field(
+        False, description="of a run's folder: AdamW's averages too, as a cooldown goes on"
+    )
+
+
+class OptimConfig(Section):
+    """AdamW with warm-up, then constant, cosine or linear; biases and norms take no weight decay."""
+
+    lr: float = Field(5.25e-4, gt=0, description="learning rate after the warm-up")
+    start_lr: float = Field(0.0, ge=0, description="learning rate that the warm-up starts from")
+    warmup_steps: int = Field(0, ge=0, description="steps from start_lr to lr, linear")
+    decay: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="how the learning rate goes from lr to final_lr; constant: it stays"
+    )
+    final_lr: float | None = Field(None, ge=0, description="where the decay ends; null with decay constant")
+    decay_steps: PositiveInt | None = Field(
+        None, description="the last steps of the schedule, in which lr decays; null: all after the warm-up"
+    )
+    schedule_steps: PositiveInt | None = Field(
+        None,
+        description="steps over which lr, weight decay and momentum are laid out: a run that stops earlier "
+        "never comes to their ends; null: train.steps",
+    )
+    weight_decay: float = Field(0.04, ge=0, description="decoupled weight decay of matrices")
+    final_weight_decay: float | None = Field(
+        None, ge=0, description="where a cosine over the schedule ends; null keeps it constant"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    clip_norm: float | None = Field(None, gt=0, description="global gradient norm limit; null for none")
+
+
+class TrainConfig(Section):
+    steps: PositiveInt = Field(90_000, description="optimizer steps of the run")
+    global_batch: PositiveInt = Field(3072, description="clips a step over all ranks")
+    micro_batch: PositiveInt = Field(24, description="clips a rank a forward")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations in the passes")
+    checkpoint_every: PositiveInt = Field(
+        1000, description="steps between checkpoints; the last step saves too"
+    )
+    keep_checkpoints: PositiveInt = Field(2, description="newest whole checkpoints kept")
+    log_every: PositiveInt = Field(20, description="steps between lines of metrics")
+    max_skipped_steps: int = Field(20, ge=0, description="non-finite steps in a row before the run stops")
+    time_limit_s: float | None = Field(
+        None, gt=0, description="save and stop after so long; null for no limit"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
+
+
+class SingleConfig(Section):
+    """One process, plain PyTorch: the reference the others are tested against."""
+
+    kind: Literal["single"] = "single"
+    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+
+
+class DeepSpeedConfig(Section):
+    """DeepSpeed ZeRO over all ranks, with a sharded moving average of the target."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2] = Field(
+        1, description="what is sharded: 0 nothing, 1 optimizer, 2 gradients too"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+    timeout_s: float = Field(
+        120.0, gt=0, description="a collective that takes longer ends the run: a lost peer"
+    )
+
+
+class HealthConfig(Section):
+    """How often features are looked at, and what happens when their spread is gone."""
+
+    every: PositiveInt = Field(50, description="steps between looks at the features")
+    on_collapse: Literal["note", "warn", "stop"] = Field(
+        "stop", description="what a collapse does to the run"
+    )
+    std_floor: Fraction = Field(
+        0.1, description="collapsed when the std across samples falls below this share of the untrained one"
+    )
+    patience: PositiveInt = Field(3, description="looks in a row below the floor before it counts")
+
+
+class ProbeConfig(Section):
+    """What is read out of frozen features, always beside the untrained encoder."""
+
+    data: str | None = Field(
+        None, description="data set with train and eval splits; null: the run's own (first) data set"
+    )
+    train_clips: PositiveInt = Field(512, description="clips of the train split that the probe is fitted on")
+    eval_clips: PositiveInt = Field(256, description="clips of the eval split that it is scored on")
+    batch: PositiveInt = Field(16, description="clips a forward")
+
+
+class TrackerConfig(Section):
+    kind: Literal["mlflow", "jsonl"] = Field("mlflow", description="jsonl writes the run's folder only")
+    experiment: str = Field("pretrain", description="MLflow experiment")
+    uri: str | None = Field(None, description="MLflow address; null: mlflow.db in the run's folder")

@@ -1,0 +1,85 @@
+"""The action-conditioned predictor: each moment's features from the moments before, actions and states.
+
+A moment is a row of tokens [action, state, patches]. A token sees its own moment and those before; the
+patches of moment t are turned into what is said of moment t + 1, or, where the future's patches are mask
+tokens, of t itself. Actions and states stand at their moment in time and nowhere in the picture.
+Source: V-JEPA 2, arXiv:2506.09985, sec. 3.1 and appendix B.
+
+Shapes: B clips, t moments, P patches a moment, D encoder width, E predictor width, A and S action and state
+size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import EncoderConfig, PredictorConfig
+from pretrain.model.attention import Backend, Packing
+from pretrain.model.positions import Grid
+from pretrain.model.vit import Transformer
+
+
+class ActionPredictor(Transformer):
+    """Features of moments, actions and states to one prediction for each patch of each moment.
+
+    action_size, state_size: 0 leaves that token out. has_mask_token: unknown patches may be asked for.
+    """
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        encoder: EncoderConfig,
+        grid: Grid,
+        action_size: int,
+        state_size: int,
+        backend: Backend = "sdpa",
+        *,
+        has_mask_token: bool = False,
+    ) -> None:
+        super().__init__(
+            config.width, config.depth, config.heads, 4.0, grid, encoder.rope, backend,
+            rope_span=encoder.rope_span,
+        )  # fmt: skip
+        width = encoder.shape[0]
+        self.embed = nn.Linear(width, config.width)
+        self.embed_action = nn.Linear(action_size, config.width) if action_size else None
+        self.embed_state = nn.Linear(state_size, config.width) if state_size else None
+        self.mask_token = nn.Parameter(torch.empty(config.width)) if has_mask_token else None
+        self.out = nn.Linear(config.width, width)
+
+    def forward(
+        self,
+        features_BtPD: Tensor,
+        actions_BtA: Tensor | None = None,
+        states_BtS: Tensor | None = None,
+        is_known_Bt: Tensor | None = None,
+    ) -> Tensor:
+        """Predictions (B, t, P, D). is_known_Bt: False where mask tokens stand for a moment's features."""
+        x_BtPE = self.embed(features_BtPD)
+        batch, moments, patches, width = x_BtPE.shape
+        if is_known_Bt is not None:
+            assert self.mask_token is not None
+            x_BtPE = torch.where(is_known_Bt[..., None, None], x_BtPE, self.mask_token.to(x_BtPE.dtype))
+        told = [
+            embed(given.to(x_BtPE.dtype))[:, :, None]
+            for embed, given in ((self.embed_action, actions_BtA), (self.embed_state, states_BtS))
+            if embed is not None and given is not None
+        ]
+        x_BtLE = torch.cat([*told, x_BtPE], dim=2)
+        length = x_BtLE.shape[2]
+        patch_P = torch.arange(patches, device=x_BtLE.device)
+        own_L = torch.cat([patch_P.new_zeros(len(told)), patch_P])
+        token_tL = torch.arange(moments, device=own_L.device)[:, None] * patches + own_L
+        grid = (moments, *self.grid[1:])
+        if (added_ND := self.positions(grid, x_BtLE.device)) is not None:
+            x_BtLE = x_BtLE + added_ND.to(x_BtLE.dtype)[token_tL]
+        packing = Packing((moments * length,) * batch, x_BtLE.device, frame=length)
+        out = self.run(x_BtLE.reshape(-1, width), token_tL.flatten().repeat(batch), packing, grid)
+        return self.out(out.view(batch, moments, length, width)[:, :, len(told) :])
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:
+        super().initialise(generator, std)
+        if self.mask_token is not None:
+            nn.init.zeros_(self.mask_token)

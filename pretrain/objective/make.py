@@ -1,0 +1,46 @@
+"""The objective that a config names, and the encoders beside it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from pretrain.config import RunConfig
+from pretrain.model.attention import Backend
+from pretrain.model.vit import Encoder
+from pretrain.objective.action import ActionLatent
+from pretrain.objective.base import Objective
+from pretrain.objective.contrastive import Contrastive
+from pretrain.objective.future import FutureLatent
+from pretrain.objective.masked import MaskedLatent
+from pretrain.objective.pixel import Pixel
+
+
+def make_objective(config: RunConfig, backend: Backend = "sdpa") -> Objective:
+    """The objective with its initial weights, on CPU in float32; equal wherever it is made."""
+    given = config.model, config.target, config.grid, backend, config.seed
+    made: Objective
+    if config.objective.kind == "masked_latent":
+        made = MaskedLatent(config.objective, *given)
+    elif config.objective.kind == "future_latent":
+        made = FutureLatent(config.objective, *given)
+    elif config.objective.kind == "action_latent":
+        made = ActionLatent(config.objective, *given)
+    elif config.objective.kind == "pixel":
+        made = Pixel(config.objective, *given)
+    else:
+        made = Contrastive(config.objective, *given)
+    made.initialise(config.seed)
+    return made
+
+
+def first_encoder(objective: Objective, config: RunConfig, backend: Backend = "sdpa") -> Encoder:
+    """A copy of the objective's encoder before any step, without gradient; a new one where it has none."""
+    if objective.encoder is not None:
+        encoder = copy.deepcopy(objective.encoder)
+        encoder.recompute = False
+    else:
+        encoder = Encoder(config.model.encoder, config.grid, backend)
+        encoder.initialise(torch.Generator().manual_seed(config.seed), config.model.init_std)
+    return encoder.eval().requires_grad_(False)

@@ -1,0 +1,90 @@
+"""What a run starts from when it has no checkpoint of its own: the seed, or weights from elsewhere.
+
+Names must match, and shapes; a predictor's own head or mask tokens that the stored one has not are refused,
+never left at random without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.errors import CheckpointError, UsageError
+from pretrain.checkpoint import StoredFragments, newest_whole
+from pretrain.config import InitConfig
+from pretrain.model.vit import Encoder
+from pretrain.objective.base import Objective
+from pretrain.strategy.base import Engine
+from pretrain.weights.read import read_weights
+from pretrain.weights.run import is_run, run_weights
+
+MAX_NAMED = 8
+
+
+def take_weights(config: InitConfig, objective: Objective, target: Encoder | None) -> None:
+    """Overwrite initial weights by those of `config.weights`, in place; nothing where none are named.
+
+    Of a run the context encoder takes the context encoder's and the target the moving average's; of other
+    weights both take the same.
+    Raises: CheckpointError naming every weight that is missing or of another shape; UsageError.
+    """
+    if config.weights is None:
+        return
+    path = Path(config.weights)
+    weights = run_weights(path) if is_run(path) else read_weights(path)
+    encoders = weights.part("encoder")
+    if target is not None:
+        _fill(target, encoders, "encoder", path)
+    if objective.encoder is not None:
+        has_context = is_run(path) and weights.description.provenance.get("objective") != "action_latent"
+        own = run_weights(path, of="context").part("encoder") if has_context else encoders
+        _fill(objective.encoder, own, "encoder", path)
+    predictor = getattr(objective, "predictor", None)
+    if config.parts == "all" and predictor is not None:
+        _fill(predictor, weights.part("predictor"), "predictor", path)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, stored: Mapping[str, Tensor], part: str, path: Path) -> None:
+    own = dict(module.named_parameters())
+    wrong = [f"{part}.{name} is missing" for name in own if name not in stored]
+    wrong += [f"{part}.{name} is not of this model" for name in stored if name not in own]
+    wrong += [
+        f"{part}.{name} is {list(stored[name].shape)}, here {list(parameter.shape)}"
+        for name, parameter in own.items()
+        if name in stored and stored[name].shape != parameter.shape
+    ]
+    if wrong:
+        rest = f"; and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        hint = "; init.parts=encoder takes the encoder alone" if part == "predictor" else ""
+        raise CheckpointError(
+            f"init.weights {path} does not fit this model: {'; '.join(wrong[:MAX_NAMED])}{rest}{hint}"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(stored[name])
+
+
+def take_optimizer(config: InitConfig, engine: Engine) -> None:
+    """The whole state of another run's newest checkpoint but its counters: AdamW's averages too.
+
+    Every rank reads its own fragments, whatever world wrote them.
+    Raises, on every rank: CheckpointError when it is of another model; UsageError when it is no run.
+    """
+    if not config.optimizer:
+        return
+    path = Path(config.weights or "")
+
+    def open_stored() -> tuple[StoredFragments, int]:
+        if not is_run(path):
+            raise UsageError(f"init.optimizer is true, and init.weights {path} is no run's folder")
+        folder, manifest, _ = newest_whole(path)
+        stored = StoredFragments(folder / name for name in manifest["files"])
+        for kind, fragment in engine.owned():
+            stored.check(kind, fragment)
+        return stored, manifest["optimizer_step"]
+
+    stored, optimizer_step = engine.world.own(open_stored)
+    engine.load(stored.read, optimizer_step)

@@ -1,0 +1,1 @@
+"""Weights in and out: our own folder, Hugging Face's, Meta's .pt, a run's checkpoint."""

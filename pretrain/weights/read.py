@@ -1,0 +1,51 @@
+"""Weights from wherever they lie: our own folder, a Hugging Face folder, a .pt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipeline.errors import UsageError
+from pretrain.weights.base import Weights
+from pretrain.weights.folder import is_folder, read_folder
+from pretrain.weights.huggingface import CONFIG, is_huggingface, read_huggingface
+from pretrain.weights.meta import Hints, read_meta
+from pretrain.weights.report import Report
+from pretrain.weights.run import is_run, run_weights
+
+PICKLES = (".pt", ".pth", ".tar", ".bin")
+
+
+def open_weights(path: Path, hints: Hints | None = None) -> tuple[Weights, Report]:
+    """Weights and what became of every key, whole or not.
+
+    hints: for a .pt. Of a run's folder: the newest checkpoint.
+    Raises: UsageError when it is none of what can be read; CheckpointError when it is damaged.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: need a folder of weights, a run's folder or a .pt")
+    if path.is_file():
+        if path.suffix not in PICKLES:
+            raise UsageError(f"{path} is none of {', '.join(PICKLES)}: of safetensors, name the folder")
+        return read_meta(path, hints or Hints())
+    if hints is not None and hints != Hints():
+        raise UsageError(f"{path} is a folder, which tells what a .pt does not: leave the options out")
+    if is_folder(path):
+        return read_folder(path)
+    if is_huggingface(path):
+        return read_huggingface(path)
+    if is_run(path):
+        return run_weights(path), Report(str(path))
+    pickled = [found.name for found in sorted(path.iterdir()) if found.suffix in PICKLES]
+    if (path / CONFIG).is_file() and pickled:
+        raise UsageError(f"{path} holds {pickled[0]}, a pickle: save the model once more as safetensors")
+    raise UsageError(
+        f"{path} holds no weights: need model.safetensors with model.json (foreframe) or config.json "
+        f"(Hugging Face), or a run's checkpoints"
+    )
+
+
+def read_weights(path: Path, hints: Hints | None = None, *, allow_partial: bool = False) -> Weights:
+    """Weights that are whole. Raises: CheckpointError naming every key at fault; else as `open_weights`."""
+    weights, report = open_weights(path, hints)
+    report.check(allow_partial=allow_partial)
+    return weights

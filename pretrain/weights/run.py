@@ -1,0 +1,105 @@
+"""Weights out of a run's checkpoint: the encoder that was asked for, and the predictor's master weights."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from data_pipeline.errors import UsageError
+from pretrain.checkpoint import FOLDER, StoredFragments, chosen_checkpoint
+from pretrain.config import RunConfig
+from pretrain.ema import Fragment
+from pretrain.model.actions import ActionPredictor
+from pretrain.model.predictor import Predictor
+from pretrain.objective.base import Objective
+from pretrain.objective.make import first_encoder, make_objective
+from pretrain.strategy.base import TARGET
+from pretrain.strategy.shards import MASTER
+from pretrain.weights.base import Clips, Description, PredictorForm, Weights
+
+Of = Literal["target", "context"]
+
+
+def is_run(path: Path) -> bool:
+    return (path / FOLDER).is_dir()
+
+
+def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weights:
+    """The weights of a run's checkpoint, float32.
+
+    step: None for the newest whole one. of: the target encoder, or the context encoder where the run trains
+    no other (target.kind online); or the context encoder.
+    Raises: CheckpointError when there is no such checkpoint; UsageError when there is no such encoder.
+    """
+    folder, manifest, passed = chosen_checkpoint(run, step)
+    for sentence in passed:
+        logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
+    config = RunConfig.model_validate(manifest["config"])
+    objective = make_objective(config)
+    if of == "context" and objective.encoder is None:
+        raise UsageError(
+            f"{run} trains no context encoder (objective.kind {config.objective.kind}): --of target"
+        )
+    is_context = of == "context" or config.target.kind == "online"
+    stored = StoredFragments(folder / name for name in manifest["files"])
+
+    def read(kind: str, stored_as: str, parameter: Tensor) -> Tensor:
+        return stored.read(kind, Fragment(stored_as, 0, parameter.numel())).view_as(parameter)
+
+    tensors = {
+        f"encoder.{name}": read(*((MASTER, f"encoder.{name}") if is_context else (TARGET, name)), parameter)
+        for name, parameter in first_encoder(objective, config).named_parameters()
+    }
+    predictor = getattr(objective, "predictor", None)
+    if predictor is not None:
+        for name, parameter in predictor.named_parameters():
+            tensors[f"predictor.{name}"] = read(MASTER, f"predictor.{name}", parameter)
+    provenance = {
+        "name": config.name,
+        "run": config.name,
+        "step": manifest["progress"]["step"],
+        "encoder": "context encoder" if is_context else "target encoder (moving average)",
+        "objective": config.objective.kind,
+        "data_fingerprint": manifest["data_fingerprint"],
+        "foreframe": version("foreframe"),
+    }
+    if config.target.kind == "frozen" and not is_context:
+        provenance["encoder"] = "target encoder (frozen)"
+    return Weights(_description(config, objective, predictor, provenance), tensors)
+
+
+def _description(
+    config: RunConfig, objective: Objective, predictor: nn.Module | None, provenance: dict[str, object]
+) -> Description:
+    form, model = None, config.model
+    if isinstance(predictor, Predictor):
+        rows, _ = predictor.mask_tokens.shape
+        model = model.model_copy(
+            update={"predictor": model.predictor.model_copy(update={"mask_tokens": rows})}
+        )
+        form = PredictorForm(
+            out_width=predictor.out.out_features, says_context=predictor.out_context is not None
+        )
+    elif isinstance(predictor, ActionPredictor):
+        sizes = [
+            embed.in_features if embed is not None else 0
+            for embed in (predictor.embed_action, predictor.embed_state)
+        ]
+        form = PredictorForm(
+            kind="action",
+            out_width=predictor.out.out_features,
+            action_size=sizes[0],
+            state_size=sizes[1],
+            has_mask_token=predictor.mask_token is not None,
+        )
+    return Description(
+        model=model,
+        clips=Clips(frames=config.data.frames, size=config.data.size, fps=config.data.fps),
+        predictor=form,
+        masks=tuple(mask.model_dump(mode="json") for mask in config.objective.masks),
+        provenance=provenance,
+    )

@@ -1,0 +1,122 @@
+"""Features for users: the same tokens as the module gives, for any size, from anywhere; or a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import CheckpointError, DataError, UsageError
+from launch.train import run_train
+from pretrain.checkpoint import load_encoder
+from pretrain.features import Encoder
+from pretrain.weights.folder import write_folder
+from pretrain.weights.huggingface import write_huggingface
+from tests.pretrain.small_weights import small_weights
+from tests.small_dataset import tiny_config
+
+
+def clips(count: int, frames: int, height: int, width: int) -> np.ndarray:
+    shape = (count, frames, height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(small_weights())
+
+
+def test_tokens_are_those_of_normalised_pixels(encoder: Encoder) -> None:
+    """Beside a reference that normalises by hand and asks the module."""
+    x_BTHWC = clips(3, 4, 32, 32)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels = torch.from_numpy((x_BTHWC / 255 - mean) / std).float().permute(0, 4, 1, 2, 3)
+    tokens = encoder(x_BTHWC)
+    torch.testing.assert_close(tokens, encoder._module(pixels), atol=1e-5, rtol=0)
+    assert (tokens.shape, tokens.dtype, tokens.requires_grad) == ((3, 32, 48), torch.float32, False)
+    assert torch.equal(tokens, encoder(torch.from_numpy(x_BTHWC)))
+    assert tokens.unflatten(1, encoder.grid).shape == (3, 2, 4, 4, 48)
+
+
+@pytest.mark.parametrize("rope", ["vjepa2", "interleaved", "none"])
+def test_clips_of_other_sizes_and_lengths_make_their_own_grid(rope: str) -> None:
+    encoder = Encoder(small_weights(rope=rope))
+    for frames, height, width in ((2, 32, 32), (8, 32, 32), (4, 48, 24), (1, 32, 32)):
+        x_BTHWC = clips(2, frames, height, width)
+        grid = encoder.grid_of(x_BTHWC)
+        assert grid == (max(1, frames // 2), height // 8, width // 8)
+        assert encoder(x_BTHWC).unflatten(1, grid).shape == (2, *grid, 48)
+
+
+def test_a_clip_alone_equals_itself_among_others(encoder: Encoder) -> None:
+    x_BTHWC = clips(3, 4, 32, 32)
+    torch.testing.assert_close(encoder(x_BTHWC)[1:2], encoder(x_BTHWC[1:2]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (clips(1, 4, 32, 32)[0], "of one clip, clip\\[None\\]"),
+        (clips(1, 4, 32, 32).transpose(0, 4, 1, 2, 3), "need \\(clips, frames, height, width, 3\\)"),
+        (clips(1, 4, 32, 32) / 255, "are torch.float64: need uint8"),
+        (clips(1, 3, 32, 32), "of 3 frames: need a multiple of 2, or 1"),
+        (clips(0, 4, 32, 32), "the batch is empty"),
+        (clips(1, 4, 30, 32), "30 × 32 pixels: need multiples of 8; `preprocess` makes squares of 32"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused_with_a_sentence(
+    encoder: Encoder, given: np.ndarray, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        encoder(given)
+
+
+def test_preprocess_takes_the_centre_of_the_short_side(encoder: Encoder) -> None:
+    video = clips(1, 4, 64, 128)[0]
+    video[:, :, :32] = video[:, :, -32:] = 0
+    view = encoder.preprocess(video)
+    assert (view.shape, view.dtype) == ((4, 32, 32, 3), torch.uint8)
+    assert int(view[:, :, 0].float().mean()) > 60  # the black sides are cut off
+    assert encoder.preprocess(video, 16).shape == (4, 16, 16, 3)
+    assert encoder(view[None]).shape == (1, 32, 48)
+    blank = np.full((2, 40, 90, 3), 7, dtype=np.uint8)
+    assert (encoder.preprocess(blank) == 7).all()
+
+
+def test_every_source_gives_the_same_tokens(tmp_path: Path, encoder: Encoder) -> None:
+    weights = small_weights()
+    write_folder(weights, tmp_path / "ours")
+    write_huggingface(weights, tmp_path / "theirs")
+    x_BTHWC = clips(2, 4, 32, 32)
+    wanted = encoder(x_BTHWC)
+    for name in ("ours", "theirs"):
+        assert torch.equal(Encoder.from_pretrained(tmp_path / name)(x_BTHWC), wanted)
+        assert torch.equal(Encoder.from_pretrained(str(tmp_path / name))(x_BTHWC), wanted)
+
+
+def test_a_run_gives_the_target_encoder_of_its_newest_checkpoint(small_dataset: Path, tmp_path: Path) -> None:
+    saving = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
+    run = run_train(tiny_config(small_dataset, tmp_path, train=saving), quiet=True).run
+    found = Encoder.from_pretrained(run)
+    target, _, step = load_encoder(run)
+    assert found.description.provenance["step"] == step == 4
+    for name, parameter in target.named_parameters():
+        assert torch.equal(parameter, found._module.get_parameter(name))
+
+
+def test_weights_with_another_normalisation_are_refused(tmp_path: Path) -> None:
+    write_folder(small_weights(), tmp_path / "a")
+    path = tmp_path / "a" / "model.json"
+    plain = json.loads(path.read_text())
+    plain["normalisation"]["mean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="want pixels normalised by"):
+        Encoder.from_pretrained(tmp_path / "a")
+
+
+def test_a_path_that_holds_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        Encoder.from_pretrained(tmp_path / "nowhere")
