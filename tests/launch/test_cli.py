@@ -143,7 +143,7 @@ def test_a_mistake_of_ours_shows_its_traceback() -> None:
 def test_config_show_prints_what_follows_and_can_itself_be_run(tmp_path: Path) -> None:
     shown = run("config", "show", TINY, "optim.lr=2e-3", "--nproc", "2")
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"# a step: 2 ranks × \d+ forwards × \d+ clips = \d+ clips\n", shown.stdout)
+    assert re.search(r"# batch +\d+ clips a step = 2 ranks × \d+ forwards? × \d+ clips\n", shown.stdout)
     (tmp_path / "again.yaml").write_text(shown.stdout)
     differing = run("config", "diff", TINY, str(tmp_path / "again.yaml"))
     assert differing.stdout == "optim.lr  0.001 → 0.002\n"
