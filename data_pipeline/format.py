@@ -193,7 +193,21 @@ class DatasetInfo:
         for key in ("state_names", "action_names"):
             found[key] = tuple(found[key])
         found["shards"] = tuple(ShardDone.of(shard) for shard in found["shards"])
-        return _checked(cls(**found))
+        return _checked(cls(**found)).consistent()
+
+    def consistent(self) -> DatasetInfo:
+        """The same. Raises: ValueError when its counts or its fingerprint are not those of its shards."""
+        for split in {*self.num_clips, *self.num_shards, *(shard.split for shard in self.shards)}:
+            own = self.shards_of(split)
+            counts = sum(shard.num_samples for shard in own), len(own)
+            told = self.num_clips.get(split, 0), self.num_shards.get(split, 0)
+            if counts != told:
+                raise ValueError(f"{split} has {counts} clips and shards, and {told} are told")
+        if len({shard.stem for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard is listed twice")
+        if self.fingerprint != dataset_fingerprint(self.shards):
+            raise ValueError("the fingerprint is not that of the shards")
+        return self
 
     def shards_of(self, split: str) -> list[ShardDone]:
         return [shard for shard in self.shards if shard.split == split]
@@ -208,7 +222,7 @@ def _checked(record: Record) -> Record:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         kind: Any = kinds.get(str(field.type), object)
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (kind is int and (type(value) is bool or not 0 <= value < 1 << 62)):
             raise TypeError(f"{field.name} is {value!r}")
         if field.type == "dict[str, int]" and not all(type(number) is int for number in dict(value).values()):
             raise TypeError(f"{field.name} is {value!r}")
@@ -323,12 +337,12 @@ def read_info(storage: Storage) -> DatasetInfo:
         info = DatasetInfo.from_json(plain) if version == FORMAT_VERSION else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{storage.address(DATASET_FILE)} is cut short or was changed: remove it, and the same "
+            f"{storage.address(DATASET_FILE)} is cut short or was changed ({error}): remove it, and the same "
             f"`foreframe shard` again writes it anew; whole shards are kept"
         ) from error
     if info is None:
         raise DataError(
-            f"{storage.root} has format version {version}; this release reads {FORMAT_VERSION}: "
+            f"{storage.root} has format version {version!r}; this release reads {FORMAT_VERSION}: "
             f"shard the videos again with it"
         )
     return info

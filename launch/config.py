@@ -162,7 +162,17 @@ def _short_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=is_flat)
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    """Quoted where this project's own reading of YAML would take it for something else, as `089` or `1e5`."""
+    try:
+        is_text = parse_value(value) == value
+    except (yaml.YAMLError, ValueError):
+        is_text = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if is_text else "'")
+
+
 _Dumper.add_representer(list, _short_list)
+_Dumper.add_representer(str, _text)
 
 
 def _to_yaml(plain: Any) -> str:

@@ -249,13 +249,13 @@ def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -
     seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
     is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
     if is_short and meta.num_frames > 1 and not holds:
+        tubelet = config.model.encoder.tubelet
+        fitting = int(seconds * config.data.fps) // tubelet * tubelet
         raise ConfigError(
             "data.frames",
             got=config.data.frames,
             need=f"clips of at most {seconds:g} s as {root} holds: "
             f"frames / fps {config.data.fps:g} ≤ {seconds:g}",
-            try_=(
-                int(seconds * config.data.fps) // config.model.encoder.tubelet * config.model.encoder.tubelet,
-            ),
+            try_=(fitting,) if fitting else (),
         )
     reader.read_for(config.data, number)

@@ -268,7 +268,7 @@ def _train(
         clips_per_s=line.clips_per_s if line else None,
         seconds=time.perf_counter() - begin_s,
         stopped=reason,
-        bad_samples=progress.bad_samples,
+        bad_samples=len(progress.bad_ids),
     )
     if world.is_first:
         result.write()

@@ -31,6 +31,16 @@ FLOAT_TAG, INT_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 class Loader(yaml.SafeLoader):
     """The safe loader with YAML 1.2 numbers and no dates."""
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """`089` is 89 as in YAML 1.2; PyYAML would read what begins with 0 in base 8."""
+        text = str(node.value).replace("_", "")
+        sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
+        base = {"0b": 2, "0x": 16}.get(digits[:2].lower(), 10)
+        return sign * int(digits, base)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
 
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":float", ":int"))]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_pipeline.errors import CollapsedError, DivergedError
 from pretrain.config import Plan
-from pretrain.data.bad import BadSamples
+from pretrain.data.bad import SKIPPED_FILE, BadSamples
 from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
 from pretrain.health import Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
@@ -71,6 +71,7 @@ class Watch:
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
         self._said = ""
+        self._next_told = max(1, 2 * len(progress.bad_ids))
         self.verdict = verdict_of(progress.history, plan.config.health)
         self.line: Line | None = None
 
@@ -100,6 +101,7 @@ class Watch:
         is_logged = bool(self._plan.logs_at(step) or values or is_last)
         if is_logged or self._plan.saves_at(step):  # a checkpoint knows of all bad samples before it
             self._bad.gather(progress)
+            self._tell_bad(progress)
         if is_logged:
             self._log(progress, knobs, update, values)
         self._losses.clear()
@@ -111,6 +113,13 @@ class Watch:
                 f"{progress.skipped_in_row} steps in a row had gradients that are not finite, up to step "
                 f"{step}; lower optim.lr or set optim.clip_norm, and go on from the last checkpoint"
             )
+
+    def _tell_bad(self, progress: Progress) -> None:
+        """Once there are any, and whenever they have doubled."""
+        count = len(progress.bad_ids)
+        if count >= self._next_told:
+            self._next_told = 2 * count
+            self._say(f"step {progress.step}: {count} samples could not be read so far; see {SKIPPED_FILE}")
 
     def finish(self) -> None:
         """Raises CollapsedError when that is why the run ended."""

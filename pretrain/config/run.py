@@ -34,7 +34,7 @@ class RunConfig(Section):
     """A whole training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder is out/name")
-    seed: int = Field(0, ge=0, description="of weights, order, crops and masks")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of weights, order, crops and masks")
     out: str = Field("runs", description="folder that holds the run's folder")
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -83,6 +83,10 @@ class RunConfig(Section):
             if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
                 need = "an address without user name and password: they belong in the environment"
                 found.append((key, "(an address with credentials)", need, ()))
+        for source in self.data.sources:
+            scheme = source.shards.partition("://")[0]
+            if "://" in source.shards and scheme != "s3":
+                found.append(("data.shards", f"{scheme}://…", "a folder, or an s3:// address", ()))
         multiple("data.size", self.data.size, self.model.encoder.patch, "model.encoder.patch")
         multiple("data.frames", self.data.frames, self.model.encoder.tubelet, "model.encoder.tubelet")
         if self.data.size < 2 * self.model.encoder.patch:

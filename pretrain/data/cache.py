@@ -18,6 +18,7 @@ from data_pipeline.errors import FULL_DISK, DataError, RefusedError, StorageErro
 from data_pipeline.format import ShardDone, tar_name
 from data_pipeline.storage import Storage
 
+MAX_REMOVALS = 5  # of what is being brought, by others, before that is said
 POLL_S = 0.05  # between two looks for room, where downloads of others take all of it
 
 
@@ -62,6 +63,18 @@ class ShardCache:
                 raise DataError(f"{name} is cut short: {len(data)} of {size} bytes at offset {start}")
         return found
 
+    def drop_damaged(self, done: ShardDone) -> bool:
+        """Remove the shard if its file is not what its done record says; True when it is not here then."""
+        try:
+            with FileIO(self._path(done, "tar")) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == done.tar_sha256:
+                    return False
+            with self._named(), self._accounts():
+                self._path(done, "tar").unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        return True
+
     def prefetch(self, storage: Storage, dones: Sequence[ShardDone]) -> None:
         """Have shards brought in the background, in their order; returns at once.
 
@@ -102,6 +115,16 @@ class ShardCache:
             return self._open_whole(done)
         if done.tar_sha256 in self._spoilt:
             raise DataError(self._spoilt[done.tar_sha256])
+        for _ in range(MAX_REMOVALS):
+            with suppress(FileNotFoundError):  # somebody removed what was coming
+                return self._open_brought(storage, done, waits)
+        raise StorageError(
+            f"{self.folder}, the cache of shards: others remove its files while they come; name a folder of "
+            f"this run's own with data.cache_folder"
+        )
+
+    def _open_brought(self, storage: Storage, done: ShardDone, waits: bool) -> FileIO:
+        """`_open` of a shard that is not here yet."""
         self._own_folder()
         with self._alone(done, waits) as lock:
             with suppress(FileNotFoundError):  # others may have brought it meanwhile
@@ -143,6 +166,8 @@ class ShardCache:
                 cause = error.__cause__
                 if isinstance(cause, OSError) and cause.errno in FULL_DISK:
                     raise OSError(cause.errno, cause.strerror) from error  # `_named` tells of the folder
+                if isinstance(cause, FileNotFoundError):
+                    raise cause from error
                 raise
             with FileIO(part) as file:
                 size = os.fstat(file.fileno()).st_size

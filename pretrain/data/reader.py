@@ -217,11 +217,16 @@ class ClipReader:
         if self._cache is None:
             pieces = self._read_spans(wanted)
         else:
-            pieces = [
-                self._cache.read(self._storage, self.shards[shard], [(s.first, size)])[0]
-                for shard, size, s in wanted
-            ]
+            pieces = [self._read_cached(self._cache, *each) for each in wanted]
         return [replace(sample, data=data) for (*_, sample), data in zip(wanted, pieces, strict=True)]
+
+    def _read_cached(self, cache: ShardCache, shard: int, size: int, sample: Sample) -> bytes:
+        """From the cache; what has not the hash indexed makes a damaged file there come anew."""
+        done, span = self.shards[shard], [(sample.first, size)]
+        found = cache.read(self._storage, done, span)[0]
+        if not replace(sample, data=found).is_whole() and cache.drop_damaged(done):
+            found = cache.read(self._storage, done, span)[0]
+        return found
 
     def _read_spans(self, wanted: Sequence[tuple[int, int, Sample]]) -> list[bytes]:
         """Remotely, what has not the hash indexed is asked for once more: it may have changed on its way."""

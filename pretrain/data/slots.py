@@ -57,9 +57,9 @@ class Slots:
 
     def __init__(self, layout: Layout, count: int, *, is_shared: bool) -> None:
         self.layout = layout
-        new = _new_shared if is_shared else torch.empty
+        new = _new_shared if is_shared else _new
         self._clips = new((count, layout.clips, layout.clip_bytes), dtype=torch.uint8)
-        self._places = new((count, layout.places), dtype=torch.int64)
+        self._places = new((count, max(1, layout.places)), dtype=torch.int64)
 
     def pin(self) -> None:
         """Lock the slots in memory, for a GPU to copy from while the CPU goes on.
@@ -112,6 +112,17 @@ class Slots:
         return shape.at(*self._places[slot, : sum(lengths)].split(lengths))
 
 
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:
+        size = math.prod(shape) * dtype.itemsize
+        raise DataError(
+            f"a batch of clips needs {size / 2**20:,.0f} MiB, which this machine does not give: lower "
+            f"train.micro_batch, data.frames or data.size"
+        ) from error
+
+
 def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in shared memory, which torch takes at once. Raises: DataError when there is not so much."""
     size = math.prod(shape) * dtype.itemsize
@@ -120,8 +131,8 @@ def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < size:
             raise DataError(
-                f"the loader's workers need {size >> 20} MiB of shared memory, and {SHARED_MEMORY} has "
-                f"{free >> 20} MiB free: {remedy}"
+                f"the loader's workers need {size / 2**20:,.1f} MiB of shared memory, and "
+                f"{SHARED_MEMORY} has {free / 2**20:,.1f} MiB free: {remedy}"
             )
     try:
         storage = torch.UntypedStorage._new_shared(size, device="cpu")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, why
 from pretrain.config import Plan
 from pretrain.data.copies import Ahead, Copies
 from pretrain.data.corpus import Corpus
@@ -201,7 +201,13 @@ class Batches:
                 prefetch_factor=data.prefetch if data.workers else None,
                 timeout=self._plan.config.batch_timeout_s if data.workers else 0,
             )
-            iterator = iter(loader)
+            try:
+                iterator = iter(loader)
+            except OSError as error:
+                raise DataError(
+                    f"the loader's {data.workers} workers could not be started: {why(error)}; room in "
+                    f"/dev/shm, processes or open files are short: lower data.workers, or raise that limit"
+                ) from error
         _started.update(getattr(iterator, "_workers", ()))
         return iterator
 

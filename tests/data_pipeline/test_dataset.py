@@ -279,7 +279,7 @@ def test_a_data_set_that_is_not_there_or_cut_short_is_a_sentence(tmp_path: Path)
         read_info(storage)
     for damage in ('{"format_version": 2, "na', "", "[]", "null", "{}", '{"format_version": 2}'):
         (tmp_path / "data" / "dataset.json").write_text(damage)
-        with pytest.raises(DataError, match=r"dataset\.json is cut short or was changed: remove it"):
+        with pytest.raises(DataError, match=r"dataset\.json is cut short or was changed \(.+\): remove it"):
             read_info(storage)
     (tmp_path / "data" / "dataset.json").write_text('{"format_version": 9}')
     with pytest.raises(DataError, match="has format version 9"):

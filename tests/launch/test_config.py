@@ -230,3 +230,39 @@ def test_an_address_with_credentials_is_refused_without_repeating_them(tmp_path:
         read_config(file, [], RunConfig)
     assert "s3cret" not in str(caught.value)
     assert "environment" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["12345678901234567e89", "00000000000000000008", "089", "1e5", "0x1f", "null", "2:30"]
+)
+def test_ids_that_look_like_numbers_stay_text(tmp_path: Path, text: str) -> None:
+    """Sample ids are hexadecimal: some have digits alone, or digits around one e."""
+    config = read_config(TINY, [f'data.exclude=["{text}"]'], RunConfig)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_config(tmp_path / "config.yaml", [], RunConfig).data.exclude == (text,)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "data.shards=http://127.0.0.1:9/x",
+            r"data\.shards is .http://….: need a folder, or an s3:// address",
+        ),
+        ("seed=18446744073709551616", r"seed.*less than"),
+    ],
+)
+def test_what_cannot_be_is_told(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_config(TINY, [override], RunConfig)
+
+
+def test_numbers_with_leading_zeros_are_numbers() -> None:
+    assert [parse_value(text) for text in ("089", "010", "-07", "0x1F", "0b11", "1_000")] == [
+        89,
+        10,
+        -7,
+        31,
+        3,
+        1000,
+    ]

@@ -292,3 +292,42 @@ def test_a_process_that_ends_amid_a_prefetch_ends_in_silence(
     faults.heal()
     assert cache.read(faulty, done, whole(done)) == [body_of(0)]
     assert leftovers(cache) == []
+
+
+def test_a_file_that_others_remove_while_it_comes_is_brought_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path / "store")
+    cache, done = ShardCache(tmp_path / "cache", 1 << 20), put(storage, 0)
+    download, times = Storage.download, 0
+
+    def removed(self: Storage, name: str, path: Path) -> None:
+        nonlocal times
+        download(self, name, path)
+        times += 1
+        if times <= removals:
+            path.unlink()
+
+    monkeypatch.setattr(Storage, "download", removed)
+    removals = 2
+    assert cache.read(storage, done, whole(done)) == [body_of(0)] and times == 3
+    cache.drop_damaged(done)  # is not: it stays
+    assert is_here(cache, done)
+    cache._path(done, "tar").unlink()
+    times, removals = 0, 99
+    with pytest.raises(StorageError, match=r"others remove its files while they come.*data\.cache_folder"):
+        cache.read(storage, done, whole(done))
+
+
+def test_a_damaged_file_of_the_cache_is_dropped_and_no_other(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "store")
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    first, second = (put(storage, number) for number in range(2))
+    for done in (first, second):
+        cache.read(storage, done, [(0, 10)])
+    damaged = bytearray(body_of(0))
+    damaged[7] ^= 1
+    cache._path(first, "tar").write_bytes(damaged)
+    assert cache.drop_damaged(first) and not is_here(cache, first)
+    assert not cache.drop_damaged(second) and is_here(cache, second)
+    assert cache.read(storage, first, whole(first)) == [body_of(0)]

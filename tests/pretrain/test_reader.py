@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -193,3 +194,24 @@ def test_a_data_set_of_jpegs_reads_the_frames_asked_for(tmp_path: Path) -> None:
         with Image.open(io.BytesIO(tar[member.offset : member.offset + member.size])) as image:
             assert np.array_equal(frame, np.asarray(image))
     assert np.allclose(clip.times_s, np.array([1, 3, 5, 7]) / 8)
+
+
+def test_counts_that_are_not_those_of_the_shards_are_told(copy: Path) -> None:
+    path = copy / "dataset.json"
+    plain = json.loads(path.read_text())
+
+    def told(words: str) -> None:
+        path.write_text(json.dumps(plain))
+        with pytest.raises(DataError, match=rf"dataset\.json is cut short or was changed \({words}"):
+            ClipReader(str(copy), "train")
+
+    first = plain["shards"][0]
+    for count in (-3, 10**30, True, first["num_samples"] + 1, 0):
+        kept, first["num_samples"] = first["num_samples"], count
+        told(r"(num_samples is|train has \(\d+, \d+\) clips and shards, and \(\d+, \d+\) are told)")
+        first["num_samples"] = kept
+    plain["shards"].append(first)
+    told("train has")
+    plain["shards"].pop()
+    plain["fingerprint"] = "0" * 16
+    told("the fingerprint is not that of the shards")
