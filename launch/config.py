@@ -18,7 +18,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from launch.outline import consequences as consequences
 from launch.outline import measured
-from launch.problems import fill_kinds, mend, problems_in
+from launch.problems import fill_kinds, forget_other_kind, mend, problems_in
 from launch.yaml_file import Document, parse_value, read_document
 from pretrain.config import RunConfig
 
@@ -79,6 +79,9 @@ def read_config(
     """
     document = read_document(find_config(path))
     data, overridden, problems = _merge(document, list(overrides))
+    for key in overridden:
+        if key.endswith(".kind"):
+            forget_other_kind(model, data, key.removesuffix(".kind"), overridden)
     fill_kinds(model, data)
     try:
         config: M | None = model.model_validate(data)

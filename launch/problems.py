@@ -110,6 +110,26 @@ def fill_kinds(model: type[BaseModel], data: dict[str, Any]) -> None:
             fill_kinds(section, value)
 
 
+def forget_other_kind(model: type[BaseModel], data: dict[str, Any], chosen: str, given: set[str]) -> None:
+    """After an override chose another kind of a section, drop what its file set for the last one, in place.
+
+    chosen: the dotted key of that section, such as `strategy`. given: keys that were themselves overridden.
+    """
+    sections: Sections = {None: model}
+    holder: Any = data
+    for part in chosen.split("."):
+        section = sections.get(None) or sections.get(holder.get("kind"))
+        field = section.model_fields.get(part) if section is not None else None
+        if field is None or not isinstance(holder.get(part), dict):
+            return
+        holder, sections = holder[part], sections_of(field.annotation)
+    section = sections.get(holder.get("kind"))
+    if section is not None:
+        for key in [key for key in holder if key not in section.model_fields]:
+            if not any(each == f"{chosen}.{key}" or each.startswith(f"{chosen}.{key}.") for each in given):
+                del holder[key]
+
+
 def keys_of(model: type[BaseModel], data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, description) of every setting; of sections of several kinds, the one in `data`."""
     for name, field in model.model_fields.items():

@@ -50,8 +50,8 @@ class ShardedEma:
     fragments: for every rank, what it owns of the target's parameters (names as in `target`).
     masters: this rank's float32 master weights, flat and live, one a fragment of its own; none are needed of
     a target that never moves.
-    target: the forward copy, equal on all ranks, never given a gradient; what it holds is what the average
-    begins with, in float32, before it is brought to `precision`.
+    target: the forward copy, equal on all ranks, never given a gradient, brought to `precision`.
+    begins_as_target: the average begins with what the target holds; otherwise with the masters.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class ShardedEma:
         masters: Sequence[Tensor],
         gather: Gather,
         precision: torch.dtype = torch.float32,
+        *,
+        begins_as_target: bool = False,
     ) -> None:
         self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
         check_tiling(
@@ -73,8 +75,9 @@ class ShardedEma:
         self._masters = list(masters)
         self._gather = gather
         self._padded = max(1, *(sum(f.numel for f in own) for own in fragments))
+        held = [self._parameters[f.name][f.start : f.start + f.numel] for f in self.fragments]
         self.average = [
-            self._parameters[f.name][f.start : f.start + f.numel].float().clone() for f in self.fragments
+            begin.detach().float().clone() for begin in (held if begins_as_target else self._masters)
         ]
         target.to(precision)
         self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}

@@ -158,7 +158,15 @@ class Engine:
         everybody = world.gather_objects([fragment for fragment, _ in own])
         masters = [master for _, master in own] if plan.config.target.kind == "ema" else []
         precision = torch.bfloat16 if plan.config.train.precision == "bf16" else torch.float32
-        self.ema = ShardedEma(target, everybody, world.rank, masters, world.gather, precision)
+        self.ema = ShardedEma(
+            target,
+            everybody,
+            world.rank,
+            masters,
+            world.gather,
+            precision,
+            begins_as_target=not masters or plan.config.init.weights is not None,
+        )
         self.ema.refresh()
 
     def targets(self, batch: Batch) -> Tensor | None:

@@ -266,3 +266,17 @@ def test_numbers_with_leading_zeros_are_numbers() -> None:
         3,
         1000,
     ]
+
+
+def test_another_kind_of_a_section_leaves_the_files_settings_of_the_last_one_behind() -> None:
+    config = read_config(TINY, ["strategy.kind=single"], RunConfig)
+    assert config.strategy.kind == "single", "the file's zero_stage is of deepspeed"
+    pixel = read_config(TINY, ["objective.kind=pixel", "objective.normalise=false"], RunConfig)
+    assert pixel.objective.kind == "pixel" and not pixel.objective.normalise
+    assert len(pixel.objective.masks) == 2 and pixel.objective.masks[0].spatial_scale == (0.1, 0.1), (
+        "what both kinds know stays"
+    )
+    future = read_config(TINY, ["objective.kind=future_latent"], RunConfig)
+    assert future.objective.kind == "future_latent"
+    with pytest.raises(ConfigError, match=r"strategy\.zero_stage"):
+        read_config(TINY, ["strategy.kind=single", "strategy.zero_stage=1"], RunConfig)
