@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pretrain.config import EncoderConfig
-from pretrain.model.attention import Packing, attend
-from pretrain.model.positions import rope_table, rotate, sincos_table
+from pretrain.model.attention import Backend, Packing, attend
+from pretrain.model.positions import Grid, rope_table, rotate, sincos_table
 from pretrain.model.vit import Encoder
 
 GRID = (2, 4, 4)
@@ -127,6 +129,65 @@ def test_recomputing_blocks_changes_no_gradient() -> None:
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain is not None and recomputed is not None
         torch.testing.assert_close(plain, recomputed, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="xformers' attention runs on CUDA only")
+@pytest.mark.parametrize("head_width", [32, 64])
+def test_xformers_and_sdpa_agree_in_bf16_within_its_precision(head_width: int) -> None:
+    """Both against float32: packed unequal lengths, forward and backward."""
+    lengths = (300, 17, 1, 1024, 511)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, sum(lengths), 4, head_width, generator=generator).cuda()
+    weights = torch.randn(sum(lengths), 4, head_width, generator=generator).cuda()
+    packing = Packing(lengths, "cuda")
+
+    def passed(backend: Backend, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        own = qkv.to(dtype).requires_grad_()
+        out = attend(*own.unbind(0), packing, backend)
+        (gradient,) = torch.autograd.grad((out.float() * weights).sum(), own)
+        return out.float(), gradient.float()
+
+    exact = passed("sdpa", torch.float32)
+    for backend in ("xformers", "sdpa"):
+        for found, wanted in zip(passed(backend, torch.bfloat16), exact, strict=True):  # type: ignore[arg-type]
+            assert float((found - wanted).norm() / wanted.norm()) < 0.01, backend
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+    clips=st.integers(1, 3),
+    rope=st.sampled_from(["vjepa2", "interleaved", "none"]),
+    levels=st.sampled_from([(), (1, 2)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 9),
+)
+def test_features_have_the_shape_dtype_and_values_that_follow_from_the_input(
+    grid: Grid, clips: int, rope: str, levels: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
+    config = EncoderConfig.model_validate(
+        {
+            "preset": "vit_tiny",
+            "width": 24,
+            "depth": 2,
+            "heads": 2,
+            "patch": 4,
+            "rope": rope,
+            "levels": levels,
+        }
+    )
+    encoder = make_encoder(config, grid).to(dtype)
+    x = torch.randn(
+        clips, 3, 2 * grid[0], 4 * grid[1], 4 * grid[2], generator=torch.Generator().manual_seed(seed)
+    )
+    with torch.no_grad():
+        first, all_levels = encoder(x), encoder(x, all_levels=True)
+        tokens = grid[0] * grid[1] * grid[2]
+        assert first.shape == (clips, tokens, 24) and first.dtype == dtype
+        assert all_levels.shape == (clips, tokens, 24 * max(1, len(levels)))
+        assert torch.equal(first, encoder(x)) and torch.equal(all_levels[..., -24:], first)
+        assert bool(torch.isfinite(first).all())
 
 
 def test_interleaved_rotation_depends_on_distance_only() -> None:
