@@ -196,12 +196,11 @@ class DatasetInfo:
         return _checked(cls(**found)).consistent()
 
     def consistent(self) -> DatasetInfo:
-        """The same. Raises: ValueError when its counts or its fingerprint are not those of its shards."""
+        """The same. Raises: ValueError when counts or fingerprint are not those of the shards."""
         for split in {*self.num_clips, *self.num_shards, *(shard.split for shard in self.shards)}:
             own = self.shards_of(split)
-            counts = sum(shard.num_samples for shard in own), len(own)
             told = self.num_clips.get(split, 0), self.num_shards.get(split, 0)
-            if counts != told:
+            if (counts := (sum(shard.num_samples for shard in own), len(own))) != told:
                 raise ValueError(f"{split} has {counts} clips and shards, and {told} are told")
         if len({shard.stem for shard in self.shards}) < len(self.shards):
             raise ValueError("a shard is listed twice")

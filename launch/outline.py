@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pretrain.config import RunConfig, plan
 from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig
@@ -63,28 +62,15 @@ def num_parameters(config: RunConfig) -> dict[str, int]:
     import torch
 
     from pretrain.model.vit import Encoder
-    from pretrain.objective.action import ActionLatent
-    from pretrain.objective.contrastive import Contrastive
-    from pretrain.objective.future import FutureLatent
-    from pretrain.objective.masked import MaskedLatent
-    from pretrain.objective.pixel import Pixel
+    from pretrain.objective.make import build_objective
 
-    # make_objective would also draw the weights, for which torch loads sympy: seconds, for nothing.
-    kinds: dict[str, Any] = {
-        "masked_latent": MaskedLatent,
-        "future_latent": FutureLatent,
-        "action_latent": ActionLatent,
-        "pixel": Pixel,
-        "contrastive": Contrastive,
-    }
-    with torch.device("meta"):
-        made = kinds[config.objective.kind](
-            config.objective, config.model, config.target, config.grid, "sdpa", config.seed
-        )
+    with torch.device("meta"):  # no weights are drawn, for which torch would load sympy: seconds, for nothing
+        made = build_objective(config)
         encoder = made.encoder or Encoder(config.model.encoder, config.grid)
+        predictor = made.get_submodule("predictor")
     return {
         name: sum(parameter.numel() for parameter in module.parameters())
-        for name, module in (("encoder", encoder), ("predictor", made.predictor))
+        for name, module in (("encoder", encoder), ("predictor", predictor))
     }
 
 

@@ -205,7 +205,8 @@ def check_data(config: RunConfig) -> None:
     Raises: DataError, also when a file of a shard is missing, or none of some clips can be read; ConfigError
     when clips are shorter than data.frames at data.fps.
     """
-    if config.init.weights is not None and not Path(config.init.weights).exists():
+    is_begun = bool(step_folders(run_folder(config)))
+    if config.init.weights is not None and not is_begun and not Path(config.init.weights).exists():
         raise ConfigError(
             "init.weights", got=config.init.weights, need="a run's folder or weights that exist"
         )

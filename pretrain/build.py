@@ -7,7 +7,7 @@ import torch
 from pretrain.config import Plan
 from pretrain.model.attention import choose_backend
 from pretrain.objective.make import first_encoder, make_objective
-from pretrain.start import take_optimizer, take_weights
+from pretrain.start import put_exactly, take_optimizer, take_weights
 from pretrain.strategy.base import Backend, Engine, World
 
 
@@ -20,11 +20,19 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     width, _, heads, _ = config.model.encoder.shape
+    predictor = config.model.predictor
     attention = choose_backend(config.model.attention, world.device.type, dtype, width // heads)
+    if attention == "xformers":  # and does it work for the predictor's heads too
+        attention = choose_backend(
+            config.model.attention, world.device.type, dtype, predictor.width // predictor.heads
+        )
     objective = make_objective(config, attention)
     target = None if config.target.kind == "online" else first_encoder(objective, config, attention)
     if takes_init:
-        world.own(lambda: take_weights(config.init, objective, target))
+        world.own(lambda: take_weights(config.init, config.model, objective, target))
+    exact = {}
+    if takes_init and config.init.weights is not None and dtype == torch.bfloat16:
+        exact = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
     if config.strategy.activation_checkpointing:
         objective.recompute_blocks()
     objective.to(world.device)
@@ -40,6 +48,8 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
 
         backend = DeepSpeedBackend(plan, world, objective)
     engine = Engine(plan, world, objective, target, backend)
+    if exact:
+        put_exactly(engine, exact)
     if takes_init:
         take_optimizer(config.init, engine)
     return engine

@@ -359,7 +359,7 @@ def untrained_encoder(config: RunConfig) -> Encoder:
 def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig, int]:
     """The target encoder (moving average) of a checkpoint, float32 on CPU, with its config and step.
 
-    Where there is none, since target.kind is online, the context encoder.
+    Where there is none, or it never moved (target.kind online or frozen), the context encoder.
     step: None for the newest whole checkpoint. Raises: CheckpointError when there is no such one.
     """
     folder, manifest, passed = chosen_checkpoint(run, step)
@@ -370,9 +370,7 @@ def load_encoder(run: Path, step: int | None = None) -> tuple[Encoder, RunConfig
     stored = StoredFragments(folder / name for name in manifest["files"])
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            kind, stored_as = (
-                (MASTER, f"encoder.{name}") if config.target.kind == "online" else (TARGET, name)
-            )
+            kind, stored_as = (MASTER, f"encoder.{name}") if config.learns_in_context else (TARGET, name)
             whole = Fragment(stored_as, 0, parameter.numel())
             parameter.copy_(stored.read(kind, whole).view_as(parameter))
     return encoder, config, manifest["progress"]["step"]

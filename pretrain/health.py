@@ -94,11 +94,10 @@ def rankme(gram_DD: Tensor) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
-def judged_features(metrics: Iterable[Mapping[str, Any]]) -> Literal["target", "context"]:
-    """Whose spread a run is judged by: the target's; of a run without target features, the context's."""
-    has_target = any(line.get("health/target_std") is not None for line in metrics)
-    has_context = any(line.get("health/context_std") is not None for line in metrics)
-    return "context" if has_context and not has_target else "target"
+def judged_features(metrics: Iterable[Mapping[str, Any]]) -> str:
+    """Whose spread a run is judged by: those whose spread at the start was written down; or the target's."""
+    named = {key for line in metrics for key in line if key.endswith("_std_untrained")}
+    return min(named, default="health/target_std_untrained").split("/")[1].removesuffix("_std_untrained")
 
 
 Word = Literal["healthy", "warning", "collapsed"]

@@ -14,27 +14,33 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import CheckpointError, UsageError
 from pretrain.checkpoint import StoredFragments, newest_whole
-from pretrain.config import InitConfig
+from pretrain.config import InitConfig, ModelConfig
+from pretrain.ema import Fragment
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Objective
-from pretrain.strategy.base import Engine
+from pretrain.strategy.base import TARGET, Engine
+from pretrain.weights.base import Description, Normalisation
 from pretrain.weights.read import read_weights
 from pretrain.weights.run import is_run, run_weights
 
 MAX_NAMED = 8
 
 
-def take_weights(config: InitConfig, objective: Objective, target: Encoder | None) -> None:
+def take_weights(
+    config: InitConfig, model: ModelConfig, objective: Objective, target: Encoder | None
+) -> None:
     """Overwrite initial weights by those of `config.weights`, in place; nothing where none are named.
 
     Of a run the context encoder takes the context encoder's and the target the moving average's; of other
     weights both take the same.
-    Raises: CheckpointError naming every weight that is missing or of another shape; UsageError.
+    Raises: CheckpointError naming every weight that is missing or of another shape, or what of the model that
+    has no weights is another; UsageError.
     """
     if config.weights is None:
         return
     path = Path(config.weights)
     weights = run_weights(path) if is_run(path) else read_weights(path)
+    _check_form(weights.description, model, path, with_predictor=config.parts == "all")
     encoders = weights.part("encoder")
     if target is not None:
         _fill(target, encoders, "encoder", path)
@@ -45,6 +51,22 @@ def take_weights(config: InitConfig, objective: Objective, target: Encoder | Non
     predictor = getattr(objective, "predictor", None)
     if config.parts == "all" and predictor is not None:
         _fill(predictor, weights.part("predictor"), "predictor", path)
+
+
+def _check_form(stored: Description, model: ModelConfig, path: Path, *, with_predictor: bool) -> None:
+    """What shapes do not tell: heads, positions, levels, how pixels are normalised."""
+    theirs, ours = stored.model.encoder, model.encoder
+    pairs: dict[str, tuple[object, object]] = {
+        f"model.encoder.{key}": (getattr(theirs, key), getattr(ours, key))
+        for key in ("patch", "tubelet", "rope", "rope_span", "levels", "pictures")
+    }
+    pairs["model.encoder.heads"] = theirs.shape[2], ours.shape[2]
+    if with_predictor and stored.predictor is not None:
+        pairs["model.predictor.heads"] = stored.model.predictor.heads, model.predictor.heads
+    pairs["normalisation"] = stored.normalisation, Normalisation()
+    others = [f"{key} is {a!r} there and {b!r} here" for key, (a, b) in pairs.items() if a != b]
+    if others:
+        raise CheckpointError(f"init.weights {path} are of another model: {'; '.join(others)}")
 
 
 @torch.no_grad()
@@ -65,6 +87,18 @@ def _fill(module: nn.Module, stored: Mapping[str, Tensor], part: str, path: Path
         )
     for name, parameter in own.items():
         parameter.copy_(stored[name])
+
+
+def put_exactly(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Write float32 weights, by the objective's names, into the masters, which began in bf16."""
+
+    def read(kind: str, fragment: Fragment) -> Tensor:
+        if kind == TARGET:
+            assert engine.ema is not None
+            return engine.ema.average[engine.ema.fragments.index(fragment)].clone()
+        return weights[fragment.name].view(-1)[fragment.start : fragment.start + fragment.numel]
+
+    engine.load(read, 0)
 
 
 def take_optimizer(config: InitConfig, engine: Engine) -> None:

@@ -62,7 +62,9 @@ class Watch:
     ) -> None:
         self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
-        self._fixed = fixed_positions(math.prod(plan.config.grid))
+        of_frames = plan.config.objective.kind == "action_latent"  # whose tokens are of frames, not tubelets
+        moments = plan.config.data.frames if of_frames else plan.config.grid[0]
+        self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
         self._losses: list[Tensor] = []
         self._last: Output | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_LINES)
@@ -140,7 +142,9 @@ class Watch:
         values |= {f"health/{name}_rankme": rankme(sums.gram) for name, sums in seen.items()}
         is_first_look = progress.history.untrained_std is None
         config = self._plan.config.health
-        judged = "target" if "target" in seen else "context"  # pixels are targets that cannot collapse
+        is_moving = self._plan.config.target.kind != "frozen"  # and pixels are targets that cannot collapse
+        order = ("target", "context", "prediction") if is_moving else ("context", "prediction")
+        judged = next(name for name in order if name in seen)
         spread = float(values[f"health/{judged}_std"])
         self.verdict = judge(progress.history, progress.step, spread, config)
         if is_first_look:

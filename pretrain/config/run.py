@@ -62,6 +62,12 @@ class RunConfig(Section):
         return self.optim.schedule_steps or self.train.steps
 
     @property
+    def learns_in_context(self) -> bool:
+        """Whether what is learned is the context encoder itself: there is no target, or it never moves."""
+        is_frozen = self.target.kind == "frozen" and self.objective.kind != "action_latent"
+        return self.target.kind == "online" or is_frozen
+
+    @property
     def batch_timeout_s(self) -> float:
         """Seconds that workers may take for a batch."""
         if self.data.timeout_s is not None:
@@ -162,6 +168,19 @@ class RunConfig(Section):
             if encoder.pictures == "own":
                 need = f"repeat with objective.kind {kind}: a picture has no future"
                 found.append(("model.encoder.pictures", "own", need, ("repeat",)))
+            if self.model.predictor.mask_tokens is not None:
+                need = f"null with objective.kind {kind}, which has no mask kinds"
+                found.append(("model.predictor.mask_tokens", self.model.predictor.mask_tokens, need, (None,)))
+        if kind == "pixel" and not target.stop_gradient:
+            need = "true with objective.kind pixel, which reads no target"
+            found.append(("target.stop_gradient", False, need, (True,)))
+        if kind in ("masked_latent", "pixel", "contrastive"):
+            if self.grid[0] < 2 and any(mask.kind == "future" for mask in self.objective.masks):
+                need = f"at least two tubelets of {encoder.tubelet} frames, where masks hide the future"
+                found.append(("data.frames", self.data.frames, need, (2 * encoder.tubelet,)))
+            if any(mask.kind == "future" for mask in self.objective.picture_masks):
+                need = "blocks or tubes: a picture has no future"
+                found.append(("objective.picture_masks", "future", need, ()))
         if kind == "future_latent" and self.grid[0] < 2:
             need = f"at least two tubelets of {encoder.tubelet} frames: a past and a future"
             found.append(("data.frames", self.data.frames, need, (2 * encoder.tubelet,)))

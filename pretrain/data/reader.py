@@ -87,6 +87,19 @@ class Sample:
         return data
 
 
+def mean_until_next(actions: NDArray[np.float32], shown: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Actions (T, A) from each shown frame to the next shown one: means of those stored in between.
+
+    actions: (F, A), from each stored frame to the next. shown: (T,) stored frames, ascending; one shown twice
+    has its own action; the last one's time is as long as that of the one before.
+    """
+    step = shown[-1] - shown[-2] if len(shown) > 1 else 1
+    until = np.minimum(np.maximum(np.append(shown[1:], shown[-1] + step), shown + 1), len(actions))
+    sums = np.concatenate([np.zeros((1, actions.shape[1])), np.cumsum(actions, axis=0, dtype=np.float64)])
+    means: NDArray[np.float32] = ((sums[until] - sums[shown]) / (until - shown)[:, None]).astype(np.float32)
+    return means
+
+
 def _raise_if_not_of_a_sample(error: DataError) -> None:
     """A store that is away, a full disk, too many open files: which samples it hits is chance.
 
@@ -281,9 +294,17 @@ class ClipReader:
                     raise ValueError(f"shape {table.shape}, for {meta.num_frames} frames")
             except (ValueError, EOFError) as error:
                 raise DataError(f"clip {sample.key}: its .{suffix} cannot be read: {error}") from error
-            return table[shown].astype(np.float32, copy=False)
+            return table.astype(np.float32, copy=False)
 
-        return Clip(sample.key, pictures, times_s, rows(STATE), rows(ACTIONS), meta)
+        states, actions = rows(STATE), rows(ACTIONS)
+        return Clip(
+            sample.key,
+            pictures,
+            times_s,
+            None if states is None else states[shown],
+            None if actions is None else mean_until_next(actions, shown),
+            meta,
+        )
 
     def _read_index(self, done: ShardDone) -> bytes:
         try:

@@ -56,7 +56,9 @@ class ActionPredictor(Transformer):
         is_known_Bt: Tensor | None = None,
     ) -> Tensor:
         """Predictions (B, t, P, D). is_known_Bt: False where mask tokens stand for a moment's features."""
-        x_BtPE = self.embed(features_BtPD)
+        assert (self.embed_action is None) == (actions_BtA is None), "told exactly when they are embedded"
+        assert (self.embed_state is None) == (states_BtS is None), "told exactly when they are embedded"
+        x_BtPE = self.embed(features_BtPD.to(self.embed.weight.dtype))
         batch, moments, patches, width = x_BtPE.shape
         if is_known_Bt is not None:
             assert self.mask_token is not None

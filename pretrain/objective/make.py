@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 
@@ -16,21 +17,26 @@ from pretrain.objective.future import FutureLatent
 from pretrain.objective.masked import MaskedLatent
 from pretrain.objective.pixel import Pixel
 
+OBJECTIVES: dict[str, Any] = {
+    "masked_latent": MaskedLatent,
+    "future_latent": FutureLatent,
+    "action_latent": ActionLatent,
+    "pixel": Pixel,
+    "contrastive": Contrastive,
+}
+
+
+def build_objective(config: RunConfig, backend: Backend = "sdpa") -> Objective:
+    """The objective without its weights drawn, on the default device."""
+    made: Objective = OBJECTIVES[config.objective.kind](
+        config.objective, config.model, config.target, config.grid, backend, config.seed
+    )
+    return made
+
 
 def make_objective(config: RunConfig, backend: Backend = "sdpa") -> Objective:
     """The objective with its initial weights, on CPU in float32; equal wherever it is made."""
-    given = config.model, config.target, config.grid, backend, config.seed
-    made: Objective
-    if config.objective.kind == "masked_latent":
-        made = MaskedLatent(config.objective, *given)
-    elif config.objective.kind == "future_latent":
-        made = FutureLatent(config.objective, *given)
-    elif config.objective.kind == "action_latent":
-        made = ActionLatent(config.objective, *given)
-    elif config.objective.kind == "pixel":
-        made = Pixel(config.objective, *given)
-    else:
-        made = Contrastive(config.objective, *given)
+    made = build_objective(config, backend)
     made.initialise(config.seed)
     return made
 

@@ -32,7 +32,7 @@ def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weight
     """The weights of a run's checkpoint, float32.
 
     step: None for the newest whole one. of: the target encoder, or the context encoder where the run trains
-    no other (target.kind online); or the context encoder.
+    no other (target.kind online or frozen); or the context encoder.
     Raises: CheckpointError when there is no such checkpoint; UsageError when there is no such encoder.
     """
     folder, manifest, passed = chosen_checkpoint(run, step)
@@ -44,7 +44,7 @@ def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weight
         raise UsageError(
             f"{run} trains no context encoder (objective.kind {config.objective.kind}): --of target"
         )
-    is_context = of == "context" or config.target.kind == "online"
+    is_context = of == "context" or config.learns_in_context
     stored = StoredFragments(folder / name for name in manifest["files"])
 
     def read(kind: str, stored_as: str, parameter: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def third_kept(num_tokens: int, count: int = 2, kind: int = 0) -> tuple[Masks, T
     start = torch.arange(count)[:, None] * num_tokens
     masks = Masks(
         num_tokens=num_tokens,
+        num_kinds=kind + 1,
         clips=tuple(range(count)),
         kinds=(kind,) * count,
         pictures=(False,) * count,

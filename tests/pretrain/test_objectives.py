@@ -67,6 +67,22 @@ def test_every_trained_weight_has_a_gradient_and_no_target_has(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_every_kind_passes_in_bf16(name: str) -> None:
+    """As the recipes run: weights in bf16, targets and loss in float32."""
+    config = config_of(name)
+    objective = make(config)
+    target = first_encoder(objective, config).to(torch.bfloat16)
+    exact = passed(config, small_batch(config))[2]
+    objective.to(torch.bfloat16)
+    batch = small_batch(config)
+    output = objective(batch, objective.targets(target, batch))
+    assert output.loss.dtype == torch.float32
+    assert float(output.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.05)
+    output.loss.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in objective.parameters())
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_pass_is_a_function_of_weights_and_batch(name: str) -> None:
     config = config_of(name)
     first, second = (passed(config, small_batch(config))[2] for _ in range(2))
@@ -290,6 +306,25 @@ def test_regularisers_look_at_the_mean_of_each_clips_context() -> None:
             "model.encoder.pictures",
         ),
         ({"encoder": {"rope": "none", "rope_span": 4}}, "model.encoder.rope_span"),
+        (
+            {"objective": {"kind": "pixel"}, "target": {"kind": "online", "stop_gradient": False}},
+            "target.stop_gradient",
+        ),
+        (
+            {"objective": {"kind": "future_latent"}, "predictor": {"mask_tokens": 2}},
+            "model.predictor.mask_tokens",
+        ),
+        (
+            {
+                "objective": {"kind": "masked_latent", "masks": [{"kind": "future"}]},
+                "encoder": {"tubelet": 4},
+            },
+            "data.frames",
+        ),
+        (
+            {"objective": {"kind": "pixel", "picture_masks": [{"kind": "future"}]}},
+            "objective.picture_masks",
+        ),
         ({"objective": {"kind": "future_latent"}, "encoder": {"tubelet": 4}}, "data.frames"),
     ],
 )

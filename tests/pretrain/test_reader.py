@@ -15,7 +15,7 @@ from data_pipeline.encode import encode_frames
 from data_pipeline.errors import DataError, MissingError
 from data_pipeline.format import ShardIndex, encode_index, read_index, read_info, read_shards, tar_name
 from data_pipeline.storage import Storage
-from pretrain.data.reader import ClipReader
+from pretrain.data.reader import ClipReader, mean_until_next
 from tests.small_dataset import write_dataset
 
 
@@ -29,10 +29,11 @@ def test_frames_follow_the_clips_own_clock_and_states_go_with_them(small_dataset
     reader = ClipReader(str(small_dataset), "train")
     every, half = reader.read(0, 8, 8.0), reader.read(0, 4, 4.0)
     assert np.array_equal(half.frames_THWC, every.frames_THWC[::2])
-    for few, all_of in ((half.state, every.state), (half.actions, every.actions)):
-        assert few is not None
-        assert all_of is not None
-        assert np.array_equal(few, all_of[::2])
+    assert half.state is not None and every.state is not None
+    assert np.array_equal(half.state, every.state[::2])
+    assert half.actions is not None and every.actions is not None
+    pairs = every.actions.reshape(4, 2, -1).mean(1)
+    np.testing.assert_allclose(half.actions, pairs, atol=1e-6, err_msg="of the whole time to the next frame")
     late = reader.read(0, 4, 8.0, start=lambda spare: spare)
     assert np.array_equal(late.frames_THWC, every.frames_THWC[4:])
     slow = reader.read(0, 16, 16.0)
@@ -215,3 +216,18 @@ def test_counts_that_are_not_those_of_the_shards_are_told(copy: Path) -> None:
     plain["shards"].pop()
     plain["fingerprint"] = "0" * 16
     told("the fingerprint is not that of the shards")
+
+
+def test_actions_between_two_frames_are_averaged() -> None:
+    actions = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
+    for shown, spans in (
+        ([0, 2, 4], [(0, 2), (2, 4), (4, 6)]),
+        ([1, 2, 5], [(1, 2), (2, 5), (5, 6)]),  # the last: as long as the one before, as far as there is any
+        ([0, 0, 1, 1], [(0, 1), (0, 1), (1, 2), (1, 2)]),  # shown twice
+        ([3], [(3, 4)]),
+        ([5, 5], [(5, 6), (5, 6)]),
+    ):
+        wanted = [actions[a:b].mean(0) for a, b in spans]
+        found = mean_until_next(actions, np.array(shown, dtype=np.int64))
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert found.dtype == np.float32

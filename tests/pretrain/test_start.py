@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def test_a_resumed_run_does_not_start_anew(first_run: Path, small_dataset: Path,
     run = run_train(config, quiet=True).run
     cut_back(run, tmp_path / "b", 2)
     again = config.model_copy(update={"out": str(tmp_path / "b")})
+    shutil.rmtree(moved)
     found = run_train(again, quiet=True).run
     assert [line["loss"] for line in read_metrics(found)] == [line["loss"] for line in read_metrics(run)]
 
@@ -159,3 +161,32 @@ def test_weights_that_are_not_there_are_told_before_a_start(small_dataset: Path,
     with pytest.raises(ConfigError, match=r"init\.weights"):
         run_train(follow(small_dataset, tmp_path, {"weights": str(tmp_path / "nothing")}), quiet=True)
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope", "interleaved"), ("heads", 4), ("rope_span", 7), ("rope", "none")]
+)
+def test_what_shapes_do_not_tell_is_compared_too(
+    first_run: Path, small_dataset: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    encoder = {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "patch": 8, key: value}
+    config = follow(small_dataset, tmp_path, {"weights": str(first_run)}, model={"encoder": encoder})
+    with pytest.raises(CheckpointError, match=rf"of another model: model\.encoder\.{key} is .* there and"):
+        run_train(config, quiet=True)
+
+
+@pytest.mark.distributed
+def test_given_weights_are_exact_under_bf16(first_run: Path, small_dataset: Path, tmp_path: Path) -> None:
+    """DeepSpeed makes its masters of bf16 weights: they are put right afterwards."""
+    config = follow(
+        small_dataset,
+        tmp_path,
+        {"weights": str(first_run)},
+        train={"steps": 1, "precision": "bf16"},
+        optim={"lr": 1e-30, "warmup_steps": 0, "weight_decay": 0.0},
+        target={"momentum": {"start": 1.0, "end": 1.0}},
+        strategy={"kind": "deepspeed", "zero_stage": 1, "timeout_s": 60},
+    )
+    run = run_train(config, quiet=True).run
+    for of in ("context", "target"):
+        assert same(run_weights(run, of=of).tensors, run_weights(first_run, of=of).tensors), of  # type: ignore[arg-type]

@@ -274,7 +274,8 @@ def test_a_worker_does_not_outlive_a_killed_rank(when: str, small_dataset: Path,
 def test_little_shared_memory_is_said_before_anything_starts(small_dataset: Path) -> None:
     config = tiny_config(small_dataset, Path("runs"), data={"workers": 1, "prefetch": 10_000_000})
     with pytest.raises(
-        DataError, match=r"need \d+ MiB of shared memory, and /dev/shm has \d+ MiB free: lower data.workers"
+        DataError,
+        match=r"need [\d,.]+ MiB of shared memory, and /dev/shm has [\d,.]+ MiB free: lower data.workers",
     ):
         taken(config, 1)
 
