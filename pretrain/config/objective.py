@@ -95,7 +95,19 @@ class MaskedLatentConfig(MaskedSection):
     )
 
 
-class FutureLatentConfig(ObjectiveSection):
+class MomentsSection(Section):
+    """An objective over whole moments: nothing is cut, and a picture has none to come."""
+
+    @property
+    def picture_masks(self) -> tuple[MaskConfig, ...]:
+        return ()
+
+    @property
+    def truncate(self) -> Truncate:
+        return "none"
+
+
+class FutureLatentConfig(ObjectiveSection, MomentsSection):
     """x-encoder sees the past, y-encoder the future; the predictor guesses y from x and the action."""
 
     kind: Literal["future_latent"] = "future_latent"
@@ -118,16 +130,8 @@ class FutureLatentConfig(ObjectiveSection):
     def masks(self) -> tuple[MaskConfig, ...]:
         return (FutureMaskConfig(past=self.past),)
 
-    @property
-    def picture_masks(self) -> tuple[MaskConfig, ...]:
-        return ()
 
-    @property
-    def truncate(self) -> Truncate:
-        return "none"
-
-
-class ActionLatentConfig(Section):
+class ActionLatentConfig(MomentsSection):
     """V-JEPA 2-AC: each frame's features from those before, actions and states; the encoder is frozen."""
 
     kind: Literal["action_latent"] = "action_latent"
@@ -140,14 +144,6 @@ class ActionLatentConfig(Section):
     @property
     def masks(self) -> tuple[MaskConfig, ...]:
         return ()
-
-    @property
-    def picture_masks(self) -> tuple[MaskConfig, ...]:
-        return ()
-
-    @property
-    def truncate(self) -> Truncate:
-        return "none"
 
 
 class PixelConfig(MaskedSection):
