@@ -74,6 +74,7 @@ def test_the_optimizers_averages_are_taken_when_asked_for(
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_run_of_two_ranks_takes_the_optimizer_of_one(
     first_run: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
