@@ -164,8 +164,8 @@ class ShardDone:
 class DatasetInfo:
     """`dataset.json`. `fingerprint` hashes the tar hashes in order: equal data, equal fingerprint.
 
-    shards: the done records of the shards that count, in the order of their names; what else may lie in the
-    shards' folder does not. revision: 0, and one more with each `--redrive` that added shards.
+    shards: the done records of the shards that count, in the order of their names; what else lies beside them
+    does not. revision: 0, and one more with each `--redrive` that added shards.
     """
 
     format_version: int
@@ -197,15 +197,14 @@ class DatasetInfo:
 
     def consistent(self) -> DatasetInfo:
         """The same. Raises: ValueError when counts or fingerprint are not those of the shards."""
-        for split in {*self.num_clips, *self.num_shards, *(shard.split for shard in self.shards)}:
+        for split in {*self.num_clips, *self.num_shards, *(s.split for s in self.shards)}:
             own = self.shards_of(split)
             told = self.num_clips.get(split, 0), self.num_shards.get(split, 0)
             if (counts := (sum(shard.num_samples for shard in own), len(own))) != told:
                 raise ValueError(f"{split} has {counts} clips and shards, and {told} are told")
-        if len({shard.stem for shard in self.shards}) < len(self.shards):
-            raise ValueError("a shard is listed twice")
-        if self.fingerprint != dataset_fingerprint(self.shards):
-            raise ValueError("the fingerprint is not that of the shards")
+        is_twice = len({shard.stem for shard in self.shards}) < len(self.shards)
+        if is_twice or self.fingerprint != dataset_fingerprint(self.shards):
+            raise ValueError("a shard is listed twice, or the fingerprint is of other shards")
         return self
 
     def shards_of(self, split: str) -> list[ShardDone]:

@@ -215,7 +215,7 @@ def test_counts_that_are_not_those_of_the_shards_are_told(copy: Path) -> None:
     told("train has")
     plain["shards"].pop()
     plain["fingerprint"] = "0" * 16
-    told("the fingerprint is not that of the shards")
+    told("a shard is listed twice, or the fingerprint is of other shards")
 
 
 def test_actions_between_two_frames_are_averaged() -> None:
