@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.errors import CheckpointError, DataError, UsageError
 from pretrain.data.augment import eval_view, normalise
 from pretrain.model.positions import Grid
 from pretrain.weights.base import Description, Normalisation, Weights, build_encoder
@@ -37,8 +37,13 @@ class Encoder:
                 f"these weights want pixels normalised by {self.description.normalisation}; this release has "
                 f"{Normalisation()} only"
             )
-        self.device = torch.device(device)
-        self._module = build_encoder(weights).to(self.device)
+        self._module = build_encoder(weights)
+        try:
+            self.device = torch.device(device)
+            self._module.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch built without CUDA
+            first, *_ = str(error).splitlines()
+            raise UsageError(f"device {str(device)!r} cannot be used here: {first}") from error
 
     @classmethod
     def from_pretrained(
@@ -76,7 +81,7 @@ class Encoder:
 
     def grid_of(self, clips_BTHWC: Clips) -> Grid:
         """Tokens in time, height and width of these clips: `tokens.unflatten(1, encoder.grid_of(clips))`."""
-        _, frames, height, width, _ = clips_BTHWC.shape
+        _, frames, height, width, _ = self._checked(clips_BTHWC).shape
         return max(1, frames // self.tubelet), height // self.patch, width // self.patch
 
     @torch.no_grad()
@@ -85,26 +90,26 @@ class Encoder:
 
         Raises: DataError when clips are not uint8, not RGB, or of a size that tokens do not tile.
         """
-        clips = torch.as_tensor(clips_BTHWC_uint8)
-        self._check(clips)
+        clips = self._checked(clips_BTHWC_uint8)
         features: Tensor = self._module(normalise(clips.to(self.device)))
         return features
 
-    def preprocess(self, video_THWC_uint8: NDArray[np.uint8], size: int | None = None) -> Tensor:
+    def preprocess(self, video_THWC_uint8: Clips, size: int | None = None) -> Tensor:
         """One video as the model was evaluated: short side to `size`, centre crop; uint8 (T, size, size, C).
 
         size: None for the one it was trained on. Frames are taken as they are.
+        Raises: DataError when the video is not uint8, not RGB, or has no pixels.
         """
-        return eval_view(np.asarray(video_THWC_uint8), size or self.description.clips.size)
+        side = self.description.clips.size if size is None else size
+        if side < 1 or side % self.patch:
+            raise DataError(f"size {side}: need a multiple of the patch, {self.patch} pixels")
+        video = _pixels(video_THWC_uint8, "frames", ("frames", "height", "width", 3))
+        if 0 in video.shape:
+            raise DataError(f"frames are of shape {tuple(video.shape)}: there is no pixel")
+        return eval_view(video, side)
 
-    def _check(self, clips: Tensor) -> None:
-        if clips.ndim != 5 or clips.shape[-1] != 3:
-            raise DataError(
-                f"clips are of shape {tuple(clips.shape)}: need (clips, frames, height, width, 3); of one "
-                f"clip, clip[None]"
-            )
-        if clips.dtype != torch.uint8:
-            raise DataError(f"clips are {clips.dtype}: need uint8, 0 to 255; they are normalised here")
+    def _checked(self, given: Clips) -> Tensor:
+        clips = _pixels(given, "clips", ("clips", "frames", "height", "width", 3))
         batch, frames, height, width, _ = clips.shape
         if not batch:
             raise DataError("no clips: the batch is empty")
@@ -117,3 +122,20 @@ class Encoder:
                 f"frames of {height} × {width} pixels: need multiples of {self.patch}; `preprocess` makes "
                 f"squares of {self.description.clips.size}"
             )
+        return clips
+
+
+def _pixels(given: Clips, what: str, form: tuple[object, ...]) -> Tensor:
+    """Bytes of RGB as a tensor, without a copy where none is needed. Raises: DataError."""
+    if not isinstance(given, Tensor | np.ndarray):
+        raise DataError(f"{what} are a {type(given).__name__}: need a numpy array or a tensor of uint8")
+    if str(given.dtype).removeprefix("torch.") != "uint8":
+        raise DataError(f"{what} are {given.dtype}: need uint8, 0 to 255; they are normalised here")
+    if given.ndim != len(form) or given.shape[-1] != 3:
+        hint = "; of one clip, clip[None]" if given.ndim == len(form) - 1 == 4 else ""
+        need = ", ".join(map(str, form))
+        raise DataError(f"{what} are of shape {tuple(given.shape)}: need ({need}){hint}")
+    # A view that runs backwards, as a flip makes, or may not be written to is copied: torch has none such.
+    return (
+        given if isinstance(given, Tensor) else torch.from_numpy(np.require(given, requirements=["C", "W"]))
+    )

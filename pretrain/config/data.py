@@ -24,11 +24,13 @@ class DataConfig(Section):
         "{shards: …, weight: …}, each repeated by its own epochs"
     )
     split: Literal["train", "eval"] = Field("train", description="which split of the data sets to train on")
-    frames: PositiveInt = Field(16, description="frames a clip; a picture is shown in all of them")
+    frames: int = Field(16, ge=1, le=1 << 16, description="frames a clip; a picture is shown in all of them")
     fps: float = Field(
         4.0, gt=0, description="frames a second that the model sees, from the clip's own clock"
     )
-    size: PositiveInt = Field(256, description="height and width of a clip in pixels, after the crop")
+    size: int = Field(
+        256, ge=1, le=1 << 14, description="height and width of a clip in pixels, after the crop"
+    )
     short_clips: Literal["refuse", "hold"] = Field(
         "refuse",
         description="clips shorter than frames / fps: replaced as unreadable; or their last frame held",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pretrain.config.base import Fraction, PositiveInt, Range, Section, ordered
+from pretrain.config.base import Fraction, Range, Section, ordered
 
 Share = Annotated[
     Range, BeforeValidator(lambda given: (given, given) if isinstance(given, int | float) else given)
@@ -18,14 +18,16 @@ class BlockMaskConfig(Section):
     """Tubes that hide the union of `blocks` boxes."""
 
     kind: Literal["blocks"] = Field("blocks", description="the union of a few boxes is hidden")
-    blocks: PositiveInt = Field(description="boxes whose union is hidden and predicted")
+    blocks: int = Field(ge=1, le=1000, description="boxes whose union is hidden and predicted")
     spatial_scale: Share = Field(description="share of the picture's patches that one box covers, or a range")
     temporal_scale: Share = Field(
         (1.0, 1.0), description="share of the clip's length that one box covers, or a range"
     )
     ratio: Range = Field((0.75, 1.5), description="aspect ratio of a box, height over width")
     max_temporal_keep: Fraction = Field(
-        1.0, description="share of the clip's length that may be kept, from its begin; all later is hidden"
+        1.0,
+        description="share of the clip's length that may be kept, from its begin (one tubelet at least); all "
+        "later is hidden",
     )
     sizes: Literal["batch", "clip"] = Field(
         "batch", description="a box's size is drawn once a step, as published, or for each clip"
@@ -47,7 +49,9 @@ class FutureMaskConfig(Section):
 
     kind: Literal["future"] = Field("future", description="the past is kept, the future hidden")
     past: Share = Field(
-        (0.5, 0.5), description="share of the clip's length that is kept, or a range drawn for each clip"
+        (0.5, 0.5),
+        description="share of the clip's length that is kept, or a range drawn for each clip; one tubelet "
+        "at least is kept, and one hidden",
     )
 
     @model_validator(mode="after")
@@ -60,7 +64,9 @@ class TubeMaskConfig(Section):
     """Places drawn at random, hidden through all frames."""
 
     kind: Literal["tubes"] = Field("tubes", description="random places are hidden through all frames")
-    hidden: Fraction = Field(0.9, description="share of the picture's patches that is hidden")
+    hidden: Fraction = Field(
+        0.9, description="share of the picture's patches that is hidden; one at least is kept, and one hidden"
+    )
 
 
 def _blocks_unless_named(given: Any) -> Any:

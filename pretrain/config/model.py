@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,14 +20,17 @@ PRESETS: dict[str, tuple[int, int, int, float]] = {
 }
 Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant", "vit_gigantic"]
 Rope = Literal["vjepa2", "interleaved", "none"]
+# Far above any that was trained; a number beyond is a slip, or a damaged file, and would fill memory.
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
 
 
 class EncoderConfig(Section):
     """A pre-norm ViT over tubelets; width, depth and heads come from the preset unless given."""
 
     preset: Preset = Field("vit_small", description="width, depth, heads and MLP ratio by name")
-    patch: PositiveInt = Field(16, description="side of a patch in pixels")
-    tubelet: PositiveInt = Field(2, description="frames a token spans")
+    patch: int = Field(16, ge=1, le=512, description="side of a patch in pixels")
+    tubelet: int = Field(2, ge=1, le=512, description="frames a token spans")
     rope: Rope = Field(
         "vjepa2",
         description="3D rotary positions as released for V-JEPA 2, or interleaved as for 2.1; none: fixed "
@@ -36,10 +39,11 @@ class EncoderConfig(Section):
     rope_span: int | None = Field(
         None,
         ge=2,
+        le=1 << 16,
         description="rows and columns are spread over as many positions whatever the picture's size (16 for "
         "V-JEPA 2.1); null: one for each token",
     )
-    levels: tuple[PositiveInt, ...] = Field(
+    levels: tuple[Depth, ...] = Field(
         (),
         description="blocks after which features are taken, each with a norm of its own, the last one too: "
         "deep supervision, as V-JEPA 2.1; empty: after the last block only",
@@ -49,8 +53,8 @@ class EncoderConfig(Section):
         description="a picture is a clip that stands still; or has one frame of tokens with an embedding of "
         "its own, and both kinds are told apart, as V-JEPA 2.1",
     )
-    width: PositiveInt | None = Field(None, description="overrides the preset's width")
-    depth: PositiveInt | None = Field(None, description="overrides the preset's number of blocks")
+    width: Width | None = Field(None, description="overrides the preset's width")
+    depth: Depth | None = Field(None, description="overrides the preset's number of blocks")
     heads: PositiveInt | None = Field(None, description="overrides the preset's number of heads")
 
     @property
@@ -84,11 +88,14 @@ def _head_width(part: str, width: int, heads: int) -> None:
 class PredictorConfig(Section):
     """A narrow ViT from context tokens and mask tokens to predicted features."""
 
-    depth: PositiveInt = Field(12, description="number of blocks")
-    width: PositiveInt = Field(384, description="width of the predictor's tokens")
+    depth: Depth = Field(12, description="number of blocks")
+    width: Width = Field(384, description="width of the predictor's tokens")
     heads: PositiveInt = Field(12, description="attention heads")
-    mask_tokens: PositiveInt | None = Field(
-        None, description="learned mask tokens, taken by mask kinds in turn; null: one for each kind"
+    mask_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="learned mask tokens, taken by mask kinds in turn; null: one for each kind",
     )
 
     @model_validator(mode="after")
@@ -103,6 +110,7 @@ class ModelConfig(Section):
     init_std: float = Field(
         0.02,
         gt=0,
+        le=10,
         description="of the truncated normal that weights start from; as published for wide models",
     )
     attention: Literal["auto", "xformers", "sdpa"] = Field(

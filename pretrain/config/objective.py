@@ -33,7 +33,9 @@ class SigregConfig(Section):
 
     kind: Literal["sigreg"] = "sigreg"
     weight: Weight = Field(0.05, description="weight of the statistic beside the prediction's loss")
-    directions: PositiveInt = Field(256, description="random directions a step on which features are tested")
+    directions: int = Field(
+        256, ge=1, le=1 << 16, description="random directions a step on which features are tested"
+    )
 
 
 RegulariserConfig = Annotated[VicregConfig | SigregConfig, Field(discriminator="kind")]
@@ -112,7 +114,9 @@ class FutureLatentConfig(ObjectiveSection, MomentsSection):
 
     kind: Literal["future_latent"] = "future_latent"
     past: Share = Field(
-        (0.5, 0.5), description="share of the clip's length that x sees, or a range drawn for each clip"
+        (0.5, 0.5),
+        description="share of the clip's length that x sees, or a range drawn for each clip; one tubelet at "
+        "least is past, and one future",
     )
     target_sees: Literal["future", "clip"] = Field(
         "future", description="what the y-encoder is shown: the future alone, or the whole clip"
@@ -159,9 +163,12 @@ class ContrastiveConfig(MaskedSection):
     """InfoNCE: a hidden token's target feature among those of others (arXiv:1807.03748, eq. 4)."""
 
     kind: Literal["contrastive"] = "contrastive"
-    temperature: float = Field(0.1, gt=0, le=10, description="cosine similarities are divided by it")
-    tokens: PositiveInt = Field(
-        512, description="hidden tokens of a forward that are told apart, spread evenly over clips"
+    temperature: float = Field(0.1, ge=1e-3, le=10, description="cosine similarities are divided by it")
+    tokens: int = Field(
+        512,
+        ge=2,
+        le=1 << 16,
+        description="hidden tokens of a forward that are told apart, spread evenly over clips",
     )
 
 

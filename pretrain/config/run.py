@@ -171,6 +171,10 @@ class RunConfig(Section):
             if self.model.predictor.mask_tokens is not None:
                 need = f"null with objective.kind {kind}, which has no mask kinds"
                 found.append(("model.predictor.mask_tokens", self.model.predictor.mask_tokens, need, (None,)))
+        regularisers = () if self.objective.kind == "action_latent" else self.objective.regularisers
+        if regularisers and self.train.micro_batch < 2:
+            need = "at least 2 with objective.regularisers, which compare the clips of a forward"
+            found.append(("train.micro_batch", self.train.micro_batch, need, (2,)))
         if kind == "pixel" and not target.stop_gradient:
             need = "true with objective.kind pixel, which reads no target"
             found.append(("target.stop_gradient", False, need, (True,)))

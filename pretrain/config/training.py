@@ -37,6 +37,7 @@ class InitConfig(Section):
 
     weights: str | None = Field(
         None,
+        min_length=1,
         description="a run's folder (its newest checkpoint), what `foreframe import` or `export` wrote, or a "
         "Hugging Face folder; null: weights drawn from the seed",
     )

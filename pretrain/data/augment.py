@@ -97,12 +97,12 @@ def normalise(
     return out
 
 
-def eval_view(frames_THWC: NDArray[np.uint8], size: int) -> Tensor:
+def eval_view(frames_THWC: NDArray[np.uint8] | Tensor, size: int) -> Tensor:
     """The short side resized to `size`, then the centre: uint8 (T, size, size, 3)."""
     height, width = frames_THWC.shape[1:3]
     scale = size / min(height, width)
     view = resize(
-        torch.from_numpy(frames_THWC), max(size, round(height * scale)), max(size, round(width * scale))
+        torch.as_tensor(frames_THWC), max(size, round(height * scale)), max(size, round(width * scale))
     )
     top, left = (view.shape[1] - size) // 2, (view.shape[2] - size) // 2
     return view[:, top : top + size, left : left + size].contiguous()

@@ -98,6 +98,6 @@ def given(values: Tensor | None, what: str, size: int) -> Tensor:
         found = "none for every clip" if values is None else f"{values.shape[-1]}"
         raise DataError(
             f"objective.{what.removesuffix('s')}_size is {size}, and the data's {what} have {found}: set it "
-            f"to what `foreframe verify` prints of the data set, or shard it with a sidecar of {what}"
+            f"to what the data set's dataset.json names, or shard it with a sidecar of {what}"
         )
     return values

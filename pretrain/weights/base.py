@@ -7,15 +7,14 @@ from the description, by building the modules without memory.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from data_pipeline.errors import CheckpointError
 from pretrain.config import ModelConfig, Section
-from pretrain.config.base import PositiveInt
 from pretrain.data.augment import MEAN, STD
 from pretrain.model.actions import ActionPredictor
 from pretrain.model.positions import Grid
@@ -30,8 +29,8 @@ M = TypeVar("M", bound=nn.Module)
 class Clips(Section):
     """What the encoder was trained on. fps: null where nobody says."""
 
-    frames: PositiveInt
-    size: PositiveInt
+    frames: int = Field(ge=1, le=1 << 16)
+    size: int = Field(ge=1, le=1 << 14)
     fps: float | None = Field(None, gt=0)
 
 
@@ -50,10 +49,10 @@ class PredictorForm(Section):
     """
 
     kind: Literal["masked", "action"] = "masked"
-    out_width: PositiveInt
+    out_width: int = Field(ge=1, le=1 << 20)
     says_context: bool = False
-    action_size: int = Field(0, ge=0)
-    state_size: int = Field(0, ge=0)
+    action_size: int = Field(0, ge=0, le=1 << 16)
+    state_size: int = Field(0, ge=0, le=1 << 16)
     has_mask_token: bool = False
 
 
@@ -64,8 +63,18 @@ class Description(Section):
     clips: Clips
     predictor: PredictorForm | None = None
     normalisation: Normalisation = Normalisation()
-    masks: tuple[dict[str, Any], ...] = ()
+    masks: tuple[dict[str, Any], ...] = Field((), max_length=1000)
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        encoder, clips = self.model.encoder, self.clips
+        if clips.frames % encoder.tubelet or clips.size % encoder.patch:
+            raise ValueError(
+                f"clips of {clips.frames} frames of {clips.size} pixels a side: need multiples of the "
+                f"tubelet {encoder.tubelet} and the patch {encoder.patch}"
+            )
+        return self
 
     @property
     def grid(self) -> Grid:

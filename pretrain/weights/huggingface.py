@@ -73,6 +73,8 @@ def read_huggingface(path: Path) -> tuple[Weights, Report]:
     report.notes.append("frames a second: not in the folder")
     source: dict[str, Tensor] = {}
     for name, tensor in _tensors(path).items():
+        if name.removeprefix(f"{MODEL_TYPE}.") in source:
+            raise CheckpointError(f"{path} holds {name} twice, under different names: which one counts?")
         if name.startswith(("pooler.", "classifier.")):
             report.set_aside[name] = "of a classifier, which foreframe does not have"
         else:
@@ -118,7 +120,7 @@ def _description(path: Path, plain: dict[str, Any]) -> Description:
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(f"{path / CONFIG} cannot be used: {first['msg']}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path / CONFIG} cannot be used: {error}") from error
 
 
@@ -126,11 +128,19 @@ def _check_normalisation(path: Path) -> None:
     if not (path / PROCESSOR).is_file():
         return
     plain, known = read_json(path / PROCESSOR), _processor(256)
-    for key in ("image_mean", "image_std", "rescale_factor"):
+    for key in ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize"):
         got = plain.get(key, known[key])
-        pairs = zip(*((v if isinstance(v, list) else [v]) for v in (got, known[key])), strict=False)
-        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs):
+        if not _is_near(got, known[key]):
             raise CheckpointError(f"{path / PROCESSOR}: {key} is {got}; foreframe has {known[key]} only")
+
+
+def _is_near(got: Any, known: Any) -> bool:
+    """Equal values, numbers to 1e-6, lists item by item."""
+    if isinstance(known, list):
+        return isinstance(got, list) and len(got) == len(known) and all(map(_is_near, got, known))
+    if isinstance(known, bool) or isinstance(got, bool) or not isinstance(got, int | float):
+        return bool(got == known)
+    return math.isclose(got, known, rel_tol=1e-6)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

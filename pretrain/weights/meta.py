@@ -35,6 +35,7 @@ PREDICTOR = "predictor"
 TRAINING = ("opt", "optimizer", "scaler", "epoch", "loss", "batch_size", "world_size", "lr")
 ZIP_MAGIC = b"PK\x03\x04"
 PREFIXES = ("module.", "backbone.")
+MAX_DIGITS = 3  # of a block's number
 # V-JEPA 2.1 takes features after these blocks (counted from 1), by depth.
 LEVELS = {12: (3, 6, 9, 12), 24: (6, 12, 18, 24), 40: (10, 20, 30, 40), 48: (12, 24, 38, 48)}
 SPAN_PX = 256  # V-JEPA 2.1 spreads positions over the grid of this size
@@ -65,8 +66,7 @@ def read_meta(path: Path, hints: Hints) -> tuple[Weights, Report]:
     report = Report(path.name)
     key = _encoder_key(path, stored, hints.of)
     encoder = _cleaned(stored[key], key, report)
-    has_predictor = isinstance(stored.get(PREDICTOR), Mapping)
-    predictor = _cleaned(stored[PREDICTOR], PREDICTOR, report) if has_predictor else {}
+    predictor = _cleaned(_mapping(path, stored, PREDICTOR), PREDICTOR, report)
     _account_for_others(stored, key, report)
     try:
         found = _Measured(path, encoder, predictor, hints, report)
@@ -116,6 +116,14 @@ def open_pickle(path: Path) -> Mapping[str, Any]:
     return stored
 
 
+def _mapping(path: Path, stored: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of the file, empty if it has none. Raises: CheckpointError when it holds something else."""
+    part = stored.get(key, {})
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"{path}: {key!r} holds a {type(part).__name__}, need tensors by name")
+    return part
+
+
 def _encoder_key(path: Path, stored: Mapping[str, Any], of: str | None) -> str:
     have = [key for key in (*AVERAGES, CONTEXT) if isinstance(stored.get(key), Mapping)]
     wanted = [key for key in have if of is None or (key == CONTEXT) == (of == "context")]
@@ -137,7 +145,9 @@ def _cleaned(state: Mapping[str, Any], key: str, report: Report) -> dict[str, Te
         plain = str(name)
         while plain.startswith(PREFIXES):
             plain = plain.partition(".")[2]
-        if isinstance(value, Tensor):
+        if plain in found:
+            raise CheckpointError(f"{key} holds {plain} twice, under different names: which one counts?")
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested and value.ndim:
             found[plain] = value
         else:
             report.unexpected.append(f"{key}.{plain}")
@@ -214,7 +224,8 @@ class _Measured:
 
     def description(self) -> Description:
         """Raises: CheckpointError, UsageError, ValueError when the shapes are of no model of ours."""
-        embed, hidden = self._weight("patch_embed.proj.weight", 5), self._weight("blocks.0.mlp.fc1.weight", 2)
+        embed = self._weight(self._encoder, "patch_embed.proj.weight", 5)
+        hidden = self._weight(self._encoder, "blocks.0.mlp.fc1.weight", 2)
         width, _, tubelet, patch, _ = embed.shape
         depth = _count(self._encoder, "blocks")
         encoder = encoder_config(
@@ -231,7 +242,7 @@ class _Measured:
         )
         predictor = PredictorConfig()
         if self._predictor:
-            inside = self._inside()
+            inside = self._weight(self._predictor, "predictor_norm.weight", 1).shape[0]
             predictor = PredictorConfig(
                 depth=_count(self._predictor, "predictor_blocks") or 1,
                 width=inside,
@@ -248,24 +259,16 @@ class _Measured:
             },
         )
 
-    def _weight(self, name: str, dimensions: int) -> Tensor:
-        found = self._encoder.get(name)
+    def _weight(self, state: dict[str, Tensor], name: str, dimensions: int) -> Tensor:
+        """A weight whose shape tells something. Raises: CheckpointError."""
+        found = state.get(name)
         if found is None or found.ndim != dimensions:
+            part = "encoder" if state is self._encoder else "predictor"
             what = "missing" if found is None else f"of shape {tuple(found.shape)}"
             raise CheckpointError(
-                f"{self._path}: the encoder's {name} is {what}, and nothing can be measured without it"
+                f"{self._path}: the {part}'s {name} is {what}, and nothing can be measured without it"
             )
         return found
-
-    def _inside(self) -> int:
-        """The predictor's width. Raises: CheckpointError."""
-        norm = self._predictor.get("predictor_norm.weight")
-        if norm is None:
-            raise CheckpointError(
-                f"{self._path}: the predictor's predictor_norm.weight is missing, and nothing can be "
-                f"measured without it"
-            )
-        return norm.shape[0]
 
     def _levels(self, depth: int) -> tuple[int, ...]:
         if self.num_norms <= 1 or self.is_distilled:
@@ -281,23 +284,23 @@ class _Measured:
         if not self._predictor:
             self._report.notes.append("no predictor in the file")
             return None
-        out = self._predictor.get("predictor_proj.weight")
-        out_width = width if out is None else out.shape[0]
+        out_width = width
+        if "predictor_proj.weight" in self._predictor:
+            out_width = self._weight(self._predictor, "predictor_proj.weight", 2).shape[0]
         if not self.is_action:
             says_context = "predictor_proj_context.weight" in self._predictor
             return PredictorForm(out_width=out_width, says_context=says_context)
-        state = self._predictor.get("state_encoder.weight")
-        return PredictorForm(
-            kind="action",
-            out_width=out_width,
-            action_size=self._predictor["action_encoder.weight"].shape[1],
-            state_size=0 if state is None else state.shape[1],
-        )
+        sizes = [
+            self._weight(self._predictor, name, 2).shape[1] if name in self._predictor else 0
+            for name in ("action_encoder.weight", "state_encoder.weight")
+        ]
+        return PredictorForm(kind="action", out_width=out_width, action_size=sizes[0], state_size=sizes[1])
 
     def _clips(self, tubelet: int, patch: int) -> Clips:
         frames, size = (64, 384) if self.is_2_1 else (64, 256)
         if self.rope == "none":
-            moments, side, _ = grid_of_file(self._path, self._encoder["pos_embed"])
+            table = self._weight(self._encoder, "pos_embed", 3)
+            moments, side, _ = grid_of_file(self._path, table)
             frames, size = moments * tubelet, side * patch
         elif self._hints.frames is None or self._hints.size is None:
             self._report.notes.append(
@@ -327,6 +330,14 @@ class _Measured:
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
-    """One more than the highest number after a name: how many there are, if none is missing."""
+    """One more than the highest number after a name: how many there are, if none is missing.
+
+    Raises: CheckpointError when the number is beyond that of any model.
+    """
     numbers = [key.split(".")[1] for key in state if key.startswith(f"{name}.")]
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    for number in numbers:
+        if number.isdecimal() and len(number) > MAX_DIGITS:
+            raise CheckpointError(
+                f"a key {name}.{number[:20]}… is of no model of Meta's: its number is too large"
+            )
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)

@@ -54,6 +54,8 @@ def drop_positions(
         name = f"{key}.{TABLES[part]}"
         if table is None:
             continue
+        if table.ndim < 2:
+            raise CheckpointError(f"{path}: {name} is of shape {tuple(table.shape)}, which is no table")
         if description.model.encoder.rope != "none":
             report.set_aside[name] = f"not used with rope {description.model.encoder.rope}"
         elif _is_same(table, description.grid, table.shape[-1]):

@@ -20,6 +20,15 @@ from data_pipeline.storage import sync_folder
 
 TENSORS = "model.safetensors"
 LOCK = ".lock"
+OURS = (
+    TENSORS,
+    "model.json",
+    "config.json",
+    "video_preprocessor_config.json",
+    "import.json",
+    "README.md",
+    LOCK,
+)
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -32,6 +41,10 @@ def check_out(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} exists: name another folder, or replace it with --force")
     if out.is_symlink() or not (out / TENSORS).is_file():
         raise UsageError(f"{out} is no folder of weights (it has no {TENSORS}): --force does not replace it")
+    if others := sorted(path.name for path in out.iterdir() if path.name not in OURS):
+        raise UsageError(
+            f"{out} holds {', '.join(others[:3])} beside weights, which --force would remove: name another"
+        )
 
 
 @contextmanager
@@ -43,6 +56,9 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     when it cannot be written.
     """
     out = out.absolute()
+    old = out.with_name(f".{out.name}.old")
+    if old.is_dir() and not out.exists():  # a process was killed between the two steps of replacing it
+        old.rename(out)
     check_out(out, force=force)
     part = out.with_name(f".{out.name}.part")
     try:
@@ -131,8 +147,8 @@ def read_json(path: Path) -> dict[str, Any]:
         plain = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {why(error)}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON that can be read: {error}") from error
     if not isinstance(plain, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return plain

@@ -1,4 +1,4 @@
-"""What became of every key of a file of weights: taken, missing, unexpected, of another shape, set aside."""
+"""What became of every key of a file of weights: taken, missing, unexpected, unfit, set aside."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ VARIES = r"\.(\d+|weight|bias)(?=\.|$)"
 
 @dataclass
 class Report:
-    """Of one source. taken: their key to ours. mismatched, set_aside: key to why. notes: assumptions."""
+    """Of one source. taken: their key to ours. notes: assumptions.
+
+    unfit: key to why: another shape, no floating point, numbers that are not finite. set_aside: key to why.
+    """
 
     source: str
     taken: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    mismatched: dict[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     set_aside: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
         """Whether every key expected was there with its shape, and no other that nobody accounts for."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        return not (self.missing or self.unexpected or self.unfit)
 
     def problems(self) -> list[str]:
         """Everything that keeps the source from being whole, a line each."""
         return [
             *(f"missing     {name}" for name in self.missing),
             *(f"unexpected  {name}" for name in self.unexpected),
-            *(f"shape       {name}: {reason}" for name, reason in self.mismatched.items()),
+            *(f"unfit       {name}: {reason}" for name, reason in self.unfit.items()),
         ]
 
     def check(self, *, allow_partial: bool = False) -> None:
@@ -47,8 +50,8 @@ class Report:
         if self.is_whole or allow_partial:
             return
         counts = f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
-        if self.mismatched:
-            counts += f", {len(self.mismatched)} of another shape"
+        if self.unfit:
+            counts += f", {len(self.unfit)} unfit"
         lines = "\n".join(f"  {line}" for line in self.problems())
         raise CheckpointError(
             f"{self.source} does not fit the model it seems to be of: {counts}\n{lines}\n"
@@ -75,7 +78,7 @@ class Report:
             "set_aside": self.set_aside,
             "missing": self.missing,
             "unexpected": self.unexpected,
-            "mismatched": self.mismatched,
+            "unfit": self.unfit,
         }
 
 
@@ -98,10 +101,15 @@ def take(
             continue
         wrong = _wrong(part, present, shapes[part.ours])
         if wrong is not None:
-            report.mismatched[", ".join(part.theirs)] = wrong
+            report.unfit[", ".join(part.theirs)] = wrong
             continue
-        joined = part.joined([tensor.to(torch.float32) for tensor in present])
-        found[part.ours] = joined.contiguous()
+        joined = part.joined([tensor.to(torch.float32) for tensor in present]).contiguous()
+        if wrong_numbers := joined.numel() - int(joined.isfinite().sum()):
+            report.unfit[", ".join(part.theirs)] = (
+                f"{wrong_numbers:,} of {joined.numel():,} numbers are not finite in float32"
+            )
+            continue
+        found[part.ours] = joined
         report.taken.update(dict.fromkeys(part.theirs, part.ours))
     report.unexpected += source
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.errors import UsageError
 from launch.cli import main
 from launch.train import run_train
 from pretrain.checkpoint import StoredFragments, newest_whole
@@ -18,6 +19,7 @@ from pretrain.features import Encoder
 from pretrain.weights.base import Weights, build_predictor
 from pretrain.weights.folder import write_folder
 from pretrain.weights.huggingface import write_huggingface
+from pretrain.weights.publish import TENSORS, check_out, whole_folder
 from pretrain.weights.read import read_weights
 from tests.pretrain.meta_layout import save
 from tests.pretrain.small_weights import small_weights
@@ -211,3 +213,22 @@ def test_force_replaces_weights(tmp_path: Path, command: Command) -> None:
     write_folder(small_weights(depth=3), tmp_path / "b")
     assert command("export", tmp_path / "a", tmp_path / "b", "--force")[0] == 0
     assert read_weights(tmp_path / "b").description.model == small_weights().description.model
+
+
+def test_force_removes_nothing_but_weights_and_finds_them_again(tmp_path: Path) -> None:
+    """A run beside the weights stays; and what a kill left between the two steps of replacing is put back."""
+    out = tmp_path / "weights"
+    with whole_folder(out) as folder:
+        (folder / TENSORS).write_bytes(b"first")
+    (out / "run").mkdir()
+    with pytest.raises(UsageError, match=r"holds run beside weights, which --force would remove"):
+        check_out(out, force=True)
+    (out / "run").rmdir()
+    out.rename(tmp_path / ".weights.old")
+    with pytest.raises(UsageError, match="exists"), whole_folder(out):
+        pass
+    assert (out / TENSORS).read_bytes() == b"first"
+    with whole_folder(out, force=True) as folder:
+        (folder / TENSORS).write_bytes(b"second")
+    assert (out / TENSORS).read_bytes() == b"second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,10 @@ def test_a_clip_alone_equals_itself_among_others(encoder: Encoder) -> None:
     [
         (clips(1, 4, 32, 32)[0], "of one clip, clip\\[None\\]"),
         (clips(1, 4, 32, 32).transpose(0, 4, 1, 2, 3), "need \\(clips, frames, height, width, 3\\)"),
-        (clips(1, 4, 32, 32) / 255, "are torch.float64: need uint8"),
+        (clips(1, 4, 32, 32) / 255, "are float64: need uint8"),
+        (torch.ones(1, 4, 32, 32, 3), "are torch.float32: need uint8"),
+        ("clip.mp4", "are a str: need a numpy array or a tensor"),
+        (clips(1, 4, 32, 32)[0, 0, 0], "are of shape"),
         (clips(1, 3, 32, 32), "of 3 frames: need a multiple of 2, or 1"),
         (clips(0, 4, 32, 32), "the batch is empty"),
         (clips(1, 4, 30, 32), "30 × 32 pixels: need multiples of 8; `preprocess` makes squares of 32"),
@@ -84,6 +88,40 @@ def test_preprocess_takes_the_centre_of_the_short_side(encoder: Encoder) -> None
     assert encoder(view[None]).shape == (1, 32, 48)
     blank = np.full((2, 40, 90, 3), 7, dtype=np.uint8)
     assert (encoder.preprocess(blank) == 7).all()
+
+
+def test_arrays_that_run_backwards_or_are_read_only_are_taken(encoder: Encoder) -> None:
+    x_BTHWC = clips(1, 4, 32, 32)
+    wanted = encoder(x_BTHWC[:, ::-1].copy())
+    assert torch.equal(encoder(x_BTHWC[:, ::-1]), wanted)
+    assert torch.equal(encoder.preprocess(x_BTHWC[0, ::-1]), torch.from_numpy(x_BTHWC[0, ::-1].copy()))
+    x_BTHWC.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(x_BTHWC)
+
+
+@pytest.mark.parametrize(
+    ("video", "size", "said"),
+    [
+        (clips(1, 4, 32, 32)[0] / 255, None, "are float64: need uint8"),
+        (clips(1, 4, 32, 32), None, r"need \(frames, height, width, 3\)"),
+        (clips(1, 4, 0, 32)[0], None, "there is no pixel"),
+        (clips(1, 4, 32, 32)[0], -4, "size -4: need a multiple of the patch, 8 pixels"),
+        (clips(1, 4, 32, 32)[0], 20, "size 20: need a multiple"),
+    ],
+)
+def test_videos_that_cannot_be_prepared_are_refused_with_a_sentence(
+    encoder: Encoder, video: np.ndarray, size: int | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        encoder.preprocess(video, size)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_with_a_sentence(device: str) -> None:
+    with pytest.raises(UsageError, match=f"device '{device}' cannot be used here"):
+        Encoder(small_weights(), device)
 
 
 def test_every_source_gives_the_same_tokens(tmp_path: Path, encoder: Encoder) -> None:

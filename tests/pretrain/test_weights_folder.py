@@ -153,6 +153,13 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
     [
         ({"format_version": 2}, "format version 2; this release reads 1"),
         ({"clips": {"frames": 0, "size": 32}}, "clips.frames: Input should be greater"),
+        ({"clips": {"frames": 10**9, "size": 32}}, "clips.frames: Input should be less"),
+        (
+            {"clips": {"frames": 4, "size": 33}},
+            "33 pixels a side: need multiples of the tubelet 2 and the patch 8",
+        ),
+        ({"model": {"encoder": {"preset": "vit_tiny", "depth": 10**9}}}, "depth: Input should be less"),
+        ({"model": {"predictor": {"mask_tokens": 10**9}}}, "mask_tokens: Input should be less"),
         ({"rotation": 3}, "rotation: Extra inputs"),
         ({"predictor": None}, "unexpected  predictor.embed.weight"),
     ],
@@ -178,9 +185,10 @@ def test_damaged_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
     tensors.unlink()
     with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
         read_folder(tmp_path / "a")
-    (tmp_path / "a" / "model.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"model.json is no JSON"):
-        read_folder(tmp_path / "a")
+    for content in ("{", '{"a":' + "[" * 100_000):
+        (tmp_path / "a" / "model.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"model.json is no JSON that can be read"):
+            read_folder(tmp_path / "a")
 
 
 def test_what_holds_no_weights_is_named_with_what_is_needed(tmp_path: Path) -> None:

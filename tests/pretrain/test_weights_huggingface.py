@@ -140,6 +140,11 @@ def equal(a: Weights, b: Weights) -> bool:
         ("mlp_ratio", 3.0, "an MLP of 144 at width 48"),
         ("num_attention_heads", 7, "width 48 with 7 heads"),
         ("hidden_size", "wide", "cannot be used"),
+        ("hidden_size", float("inf"), "cannot be used"),
+        ("hidden_size", 10**9, "cannot be used"),
+        ("patch_size", [8, 16], "cannot be used"),
+        ("crop_size", 33, "33 pixels a side: need multiples"),
+        ("pred_num_mask_tokens", 10**9, "cannot be used"),
         ("num_hidden_layers", 2, "unexpected  encoder.layer.2.norm1.weight"),
         ("num_hidden_layers", 4, "missing     encoder.layer.3.attention.query.weight"),
     ],
@@ -154,12 +159,24 @@ def test_another_model_is_refused_with_what_differs(
         read_weights(tmp_path)
 
 
-def test_another_normalisation_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_mean", [0.5, 0.5, 0.5]),
+        ("image_mean", [0.485]),
+        ("image_mean", []),
+        ("image_std", None),
+        ("rescale_factor", "abc"),
+        ("do_normalize", False),
+        ("do_rescale", False),
+    ],
+)
+def test_another_normalisation_is_refused(tmp_path: Path, key: str, value: object) -> None:
     write_huggingface(small_weights(), tmp_path / "out")
     path = tmp_path / "out" / "video_preprocessor_config.json"
     plain = json.loads(path.read_text())
-    path.write_text(json.dumps(plain | {"image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(CheckpointError, match="image_mean is"):
+    path.write_text(json.dumps(plain | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} is"):
         read_huggingface(tmp_path / "out")
 
 

@@ -170,14 +170,14 @@ def test_every_key_missing_unexpected_or_of_another_shape_is_named(tmp_path: Pat
     with pytest.raises(CheckpointError) as caught:
         read_weights(path, TOLD)
     said = str(caught.value)
-    assert "2 missing, 3 unexpected, 1 of another shape" in said
+    assert "2 missing, 3 unexpected, 1 unfit" in said
     for line in (
         "missing     target_encoder.blocks.1.norm2.bias",
         "missing     target_encoder.norm.weight",
         "unexpected  target_encoder.blocks.0.mlp.fc3.weight",
         "unexpected  target_encoder.cls_token",
         "unexpected  classifier",
-        "shape       target_encoder.blocks.0.attn.proj.weight: (48, 47), need (48, 48)",
+        "unfit       target_encoder.blocks.0.attn.proj.weight: (48, 47), need (48, 48)",
     ):
         assert line in said
     partial = read_weights(path, TOLD, allow_partial=True)
@@ -205,6 +205,61 @@ def test_a_published_width_of_another_depth_is_asked_about(tmp_path: Path) -> No
     same_depth = small_weights(width=192, heads=3, depth=12)
     weights = read_weights(save(path, same_depth, predictor=...), Hints())
     assert weights.description.model.encoder.shape[:3] == (192, 12, 3)
+
+
+def test_numbers_that_are_not_finite_in_float32_are_refused(tmp_path: Path) -> None:
+    wanted = small_weights()
+    encoder = meta_encoder(wanted)
+    encoder["norm.weight"] = encoder["norm.weight"].clone()
+    encoder["norm.weight"][3] = torch.nan
+    encoder["norm.bias"] = torch.full((48,), 1e300, dtype=torch.float64)
+    with pytest.raises(CheckpointError) as caught:
+        read_weights(save(tmp_path / "a.pt", wanted, target_encoder=encoder), TOLD)
+    assert "norm.weight: 1 of 48 numbers are not finite in float32" in str(caught.value)
+    assert "norm.bias: 48 of 48 numbers are not finite" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [
+        (
+            "target_encoder",
+            "patch_embed.proj.weight",
+            torch.tensor(1.0),
+            "patch_embed.proj.weight is missing",
+        ),
+        (
+            "target_encoder",
+            "norm.weight",
+            torch.ones(48).to_sparse(),
+            "missing     target_encoder.norm.weight",
+        ),
+        ("target_encoder", "blocks.999999999.norm1.weight", torch.ones(48), "its number is too large"),
+        (
+            "target_encoder",
+            "blocks.900.norm1.weight",
+            torch.ones(48),
+            "missing     target_encoder.blocks.899",
+        ),
+        ("predictor", "mask_tokens.999999999", torch.ones(1, 1, 24), "its number is too large"),
+        ("predictor", "predictor_norm.weight", torch.ones(2, 12), "predictor_norm.weight is of shape"),
+        ("predictor", "predictor_proj.weight", torch.ones(48), "predictor_proj.weight is of shape"),
+        ("predictor", "module.predictor_norm.weight", torch.ones(24), "holds predictor_norm.weight twice"),
+    ],
+)
+def test_tensors_that_make_no_model_are_refused_with_a_sentence(
+    tmp_path: Path, part: str, name: str, value: torch.Tensor, said: str
+) -> None:
+    wanted = small_weights()
+    state = meta_encoder(wanted) if part == "target_encoder" else meta_predictor(wanted)
+    path = save(tmp_path / "a.pt", wanted, **{part: state | {name: value}})
+    with pytest.raises(CheckpointError, match=said):
+        read_weights(path, TOLD)
+
+
+def test_a_predictor_that_is_none_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'predictor' holds a list, need tensors by name"):
+        open_weights(save(tmp_path / "a.pt", small_weights(), predictor=[1]), TOLD)
 
 
 class Hostile:
