@@ -20,6 +20,7 @@ class ForeframeError(Exception):
     """Base of every error that a user can cause or mend; its text is what the terminal shows."""
 
     exit_code = 1
+    label = "error"  # what the terminal shows before the sentence
 
 
 @dataclass(frozen=True)

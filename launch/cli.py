@@ -327,7 +327,9 @@ def config_show(config: ConfigFile, overrides: Overrides = None, nproc: NumRanks
         if isinstance(found, RunConfig):
             consequences(found, nproc)
 
-    print(explain(read_config(config, overrides or [], KINDS[kind_of(config)], [fits]), nproc), end="")
+    print(
+        explain(read_config(config, overrides or [], KINDS[kind_of(config)], [fits]), nproc, config), end=""
+    )
 
 
 @config_app.command("diff", epilog="Example: foreframe config diff runs/a runs/b")

@@ -187,10 +187,15 @@ def dump_config(config: BaseModel) -> str:
     return _to_yaml(config.model_dump(mode="json"))
 
 
-def explain(config: BaseModel, num_ranks: int = 1) -> str:
-    """The same YAML with each setting's meaning beside it, and for a run what follows from it."""
+def explain(config: BaseModel, num_ranks: int = 1, source: str = "") -> str:
+    """The same YAML with each setting's meaning beside it, and for a run what follows from it.
+
+    source: a file, whose own comments are named.
+    """
     found = [*consequences(config, num_ranks), *measured(config)] if isinstance(config, RunConfig) else []
     lines = [f"# {line}" for line in found]
+    if Path(source).is_file() and "#" in Path(source).read_text(encoding="utf-8"):
+        lines.append(f"# Where values are from stands in {source}, as comments; here is what each means.")
     rows = list(_explained(config, 0))
     width = min(46, max(len(text) for text, _ in rows))
     lines += [f"{text:<{width}}  # {note}" if note else text for text, note in rows]

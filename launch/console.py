@@ -126,7 +126,7 @@ def probe_table(found: dict[str, Any]) -> Table:
 def print_error(error: ForeframeError) -> None:
     """The error on stderr as a sentence; a config's problems as an aligned list, and that nothing ran."""
     console = make_console(stderr=True)
-    label = Text("error: ", style="bold red")
+    label = Text(f"{error.label}: ", style="bold red" if error.label == "error" else "bold yellow")
     if not isinstance(error, ConfigError):
         console.print(label + Text(str(error)))
         return

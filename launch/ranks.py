@@ -30,6 +30,7 @@ class PreemptedError(ForeframeError):
     """Asked to stop: the state is saved, the same command goes on."""
 
     exit_code = EXIT_PREEMPTED
+    label = "stopped"
 
 
 def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:

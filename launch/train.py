@@ -24,6 +24,7 @@ from data_pipeline.errors import (
     UsageError,
     why,
 )
+from data_pipeline.format import DatasetInfo
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.provenance import provenance
@@ -89,7 +90,7 @@ class StopRequests:
     @property
     def reason(self) -> str | None:
         if self._signal is not None:
-            return f"asked to by {self._signal}"
+            return f"{self._signal} received"
         is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
         return "train.time_limit_s is over" if is_late else None
 
@@ -230,6 +231,8 @@ def _train(
     fingerprint = batches.corpus.fingerprint
     checkpoints = Checkpoints(run, laid_out, fingerprint, display.say, tracker.flush)
     with display:
+        for sentence in notes(config, [reader.info for reader in batches.corpus.readers]):
+            display.say(sentence)
         progress = checkpoints.resume(engine)
 
         def start_tracker() -> None:
@@ -259,7 +262,7 @@ def _train(
         finally:
             batches.close()
         tracker.close("done" if ended else "stopped")
-    reason = None if ended else stops.reason or "another rank asked to"
+    reason = None if ended else stops.reason or "a signal received by another rank"
     line = watch.line
     result = TrainResult(
         run=run,
@@ -278,6 +281,17 @@ def _train(
     if is_preempted:
         raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
     return result
+
+
+def notes(config: RunConfig, datasets: Sequence[DatasetInfo]) -> list[str]:
+    """What is allowed, and may not be meant."""
+    names = sorted({name for info in datasets for name in info.action_names})
+    if config.objective.kind == "future_latent" and not config.objective.action_size and names:
+        return [
+            f"the data has actions ({', '.join(names)}), which the predictor is not told: "
+            f"objective.action_size is 0"
+        ]
+    return []
 
 
 def device_name(device: object) -> str:

@@ -113,7 +113,10 @@ def take_optimizer(config: InitConfig, engine: Engine) -> None:
 
     def open_stored() -> tuple[StoredFragments, int]:
         if not is_run(path):
-            raise UsageError(f"init.optimizer is true, and init.weights {path} is no run's folder")
+            raise UsageError(
+                f"init.optimizer is true, and init.weights {path} is no run's folder, which alone holds the "
+                f"optimizer's averages: name the run, or set init.optimizer=false"
+            )
         folder, manifest, _ = newest_whole(path)
         stored = StoredFragments(folder / name for name in manifest["files"])
         for kind, fragment in engine.owned():

@@ -49,11 +49,12 @@ Clips are {frames} frames of {size} × {size}, as `video_preprocessor_config.jso
 def _card(weights: Weights, library: str, use: str, notes: list[str]) -> str:
     description = weights.description
     name = description.provenance.get("name") or "weights"
+    width, depth, _, _ = description.model.encoder.shape
     sections = [
         f"---\nlibrary_name: {library}\ntags: [video, v-jepa, self-supervised, foreframe]\n---",
-        f"# {name}",
-        "A video encoder trained in feature space, without labels"
-        + (", and the predictor it was trained with." if description.predictor else "."),
+        f"# {name}: a video encoder of {depth} blocks, {width} wide",
+        "Trained on videos, without labels"
+        + (", with the predictor it was trained with." if description.predictor else "."),
         _table(_facts(weights)),
         f"## Use\n\n{use}",
         "## Where it is from\n\n" + _table(_provenance(description)),

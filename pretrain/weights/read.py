@@ -38,9 +38,11 @@ def open_weights(path: Path, hints: Hints | None = None) -> tuple[Weights, Repor
     pickled = [found.name for found in sorted(path.iterdir()) if found.suffix in PICKLES]
     if (path / CONFIG).is_file() and pickled:
         raise UsageError(f"{path} holds {pickled[0]}, a pickle: save the model once more as safetensors")
+    below = [found for found in sorted(path.iterdir()) if is_run(found) or is_folder(found)]
+    hint = f"; {' and '.join(str(found) for found in below[:3])} has them" if below else ""
     raise UsageError(
         f"{path} holds no weights: need model.safetensors with model.json (foreframe) or config.json "
-        f"(Hugging Face), or a run's checkpoints"
+        f"(Hugging Face), or a run's checkpoints{hint}"
     )
 
 

@@ -127,7 +127,8 @@ def test_each_named_error_ends_with_its_exit_code(raised: str, code: int) -> Non
     module = "launch.ranks" if name == "PreemptedError" else "data_pipeline.errors"
     ended = run_failing(raised, f"from {module} import {name}")
     assert ended.returncode == code
-    assert ended.stderr == f"error: {said}\n"
+    label = "stopped" if name == "PreemptedError" else "error"
+    assert ended.stderr == f"{label}: {said}\n"
 
 
 def test_ctrl_c_is_a_sentence_and_130() -> None:

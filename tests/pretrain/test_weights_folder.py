@@ -68,6 +68,7 @@ def test_the_card_says_what_the_weights_are_and_where_from(tmp_path: Path) -> No
     card = (tmp_path / "a" / "README.md").read_text()
     for said in (
         "width 48, 2 blocks, 2 heads",
+        ": a video encoder of 2 blocks, 48 wide",
         "4 frames of 32 × 32 at 4 frames",
         "0.485",
         "| step | 7 |",
