@@ -83,7 +83,10 @@ class RunConfig(Section):
                 near = tuple(sorted({max(1, got // of) * of, (got // of + 1) * of}))
                 found.append((key, got, f"a multiple of {reason} = {of}", near))
 
-        addresses = [("tracker.uri", self.tracker.uri)]
+        addresses = [
+            ("tracker.uri", self.tracker.uri),
+            ("train.checkpoint_store", self.train.checkpoint_store),
+        ]
         addresses += [("data.shards", source.shards) for source in self.data.sources]
         for key, address in addresses:
             if address is not None and "@" in address.partition("://")[2].partition("/")[0]:
@@ -125,6 +128,12 @@ class RunConfig(Section):
         if self.strategy.kind == "single" and self.train.precision == "bf16":
             need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
             found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        store = self.train.checkpoint_store
+        if store is not None and not store.startswith("s3://"):
+            found.append(("train.checkpoint_store", store, "an s3:// address, or null", (None,)))
+        every = self.train.keep_every
+        if every is not None:
+            multiple("train.keep_every", every, self.train.checkpoint_every, "train.checkpoint_every")
         return found
 
     def _schedule_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:

@@ -85,10 +85,35 @@ class TrainConfig(Section):
         1000, description="steps between checkpoints; the last step saves too"
     )
     keep_checkpoints: PositiveInt = Field(2, description="newest whole checkpoints kept")
+    keep_every: PositiveInt | None = Field(
+        None, description="checkpoints at multiples of so many steps are kept for good; null: none"
+    )
+    keep_best: str | None = Field(
+        None,
+        min_length=1,
+        description="a score of `foreframe probe`, such as shape: the checkpoint that has the best one is "
+        "kept; null: none",
+    )
+    checkpoint_store: str | None = Field(
+        None,
+        min_length=1,
+        description="s3:// address that every checkpoint is copied to, and resumed from where the run's "
+        "folder has none as new; null: the run's folder alone",
+    )
+    save_in_background: bool = Field(
+        True,
+        description="training goes on while a checkpoint is written; it waits for the copy to memory only",
+    )
     log_every: PositiveInt = Field(20, description="steps between lines of metrics")
     max_skipped_steps: int = Field(20, ge=0, description="non-finite steps in a row before the run stops")
     time_limit_s: float | None = Field(
         None, gt=0, description="save and stop after so long; null for no limit"
+    )
+    hang_s: float | None = Field(
+        900.0,
+        gt=0,
+        description="a rank in which nothing moves for so long (no batch, step, or byte saved) ends the run "
+        "with the stacks of all threads; null: never",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
 
