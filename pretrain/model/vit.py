@@ -149,8 +149,9 @@ def tubelet_pixels(x_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:
     """The pixels of each token: (B, N, C * tubelet * patch * patch)."""
     batch, channels, frames, height, width = x_BCTHW.shape
     s, p = tubelet, patch
-    x = x_BCTHW.reshape(batch, channels, frames // s, s, height // p, p, width // p, p)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * s * p * p)
+    grid = frames // s, height // p, width // p
+    x = x_BCTHW.reshape(batch, channels, grid[0], s, grid[1], p, grid[2], p)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, math.prod(grid), channels * s * p * p)
 
 
 class Modalities(nn.Module):
@@ -193,30 +194,29 @@ class Encoder(Transformer):
         _, _, frames, height, width = x_BCTHW.shape
         return max(1, frames // self.tubelet), height // self.patch, width // self.patch
 
-    def forward(self, x_BCTHW: Tensor, *, all_levels: bool = False) -> Tensor:
-        """Normalised clips (B, 3, T, H, W), or pictures (T 1), to features of all tokens (B, N, D or L D)."""
-        batch, tokens = x_BCTHW.shape[0], math.prod(self.grid_of(x_BCTHW))
-        source = torch.arange(batch * tokens, device=x_BCTHW.device)
-        pictures = (x_BCTHW.shape[2] == 1,) * batch
-        packing = Packing((tokens,) * batch, x_BCTHW.device)
-        return self.encode(x_BCTHW, source, packing, pictures, all_levels=all_levels).view(batch, tokens, -1)
-
-    def encode(
+    def forward(
         self,
         x_BCTHW: Tensor,
-        source_M: Tensor,
-        packing: Packing,
+        source_M: Tensor | None = None,
+        packing: Packing | None = None,
         pictures: Sequence[bool] = (),
         *,
         all_levels: bool = False,
     ) -> Tensor:
-        """Features (M, D or L D) of the tokens named only; the others are never computed.
+        """Normalised clips (B, 3, T, H, W), or pictures (T 1), to features of all tokens (B, N, D or L D).
 
-        source_M: clip * N + token of each, sequence after sequence as in `packing`; a clip may appear in
-        several sequences (one a mask kind), its tubelets are embedded once. pictures: which clips are.
+        With source_M and packing: features (M, D or L D) of the tokens named only; the others are never
+        computed. source_M: clip * N + token of each, sequence after sequence as in `packing`; a clip may
+        appear in several sequences (one a mask kind), its tubelets are embedded once. pictures: which clips
+        are.
         """
         grid = self.grid_of(x_BCTHW)
-        tokens = math.prod(grid)
+        batch, tokens = x_BCTHW.shape[0], math.prod(grid)
+        is_whole = source_M is None or packing is None
+        if source_M is None or packing is None:
+            source_M = torch.arange(batch * tokens, device=x_BCTHW.device)
+            packing = Packing((tokens,) * batch, x_BCTHW.device)
+            pictures = (x_BCTHW.shape[2] == 1,) * batch
         x_BND = self._embedded(x_BCTHW.to(self.dtype), pictures, tokens)
         if (added_ND := self.positions(grid, x_BND.device)) is not None:
             x_BND = x_BND + added_ND.to(x_BND.dtype)
@@ -224,24 +224,22 @@ class Encoder(Transformer):
         if self.modalities is not None:
             is_picture = torch.tensor(pictures or (False,) * len(x_BND), device=x_MD.device)
             x_MD = self.modalities(x_MD, is_picture[source_M // tokens])
-        return self.run(x_MD, source_M % tokens, packing, grid, all_levels=all_levels)
+        features = self.run(x_MD, source_M % tokens, packing, grid, all_levels=all_levels)
+        return features.view(batch, tokens, -1) if is_whole else features
 
     def _embedded(self, x_BCTHW: Tensor, pictures: Sequence[bool], tokens: int) -> Tensor:
         if self.embed_pictures is None:
             if x_BCTHW.shape[2] == 1:
                 x_BCTHW = x_BCTHW.expand(-1, -1, self.tubelet, -1, -1)
             return self.embed(x_BCTHW)
-        stills = [clip for clip, is_picture in enumerate(pictures) if is_picture]
-        # Every rank gives every weight a gradient, also where a batch is all of one kind: ranks that reduce
-        # different sets of gradients would wait for each other.
-        unused = 0.0 * sum(p.sum() for p in (*self.embed.parameters(), *self.embed_pictures.parameters()))
-        if len(stills) == len(x_BCTHW):
-            x_BND = self.embed_pictures(x_BCTHW[:, :, :1])
-            return F.pad(x_BND, (0, 0, 0, tokens - x_BND.shape[1])) + unused
+        # Both embeddings are called in every batch, also with no clip at all: ranks that gather different
+        # weights, or reduce different sets of gradients, would wait for each other.
+        rows = torch.tensor([n for n, is_picture in enumerate(pictures) if is_picture], dtype=torch.long)
+        rows = rows.to(x_BCTHW.device)
+        still = self.embed_pictures(x_BCTHW[rows, :, :1])
+        still = F.pad(still, (0, 0, 0, tokens - still.shape[1]))
+        if len(rows) == len(x_BCTHW):
+            empty = self.embed(x_BCTHW.new_empty(0, 3, self.tubelet, *x_BCTHW.shape[3:]))
+            return still + empty.sum()
         x_BND = self.embed(x_BCTHW)
-        if stills:
-            rows = torch.tensor(stills, device=x_BND.device)
-            still = self.embed_pictures(x_BCTHW[rows, :, :1])
-            still = F.pad(still, (0, 0, 0, tokens - still.shape[1]))
-            x_BND = x_BND.index_copy(0, rows, still.to(x_BND.dtype))
-        return x_BND + unused
+        return x_BND.index_copy(0, rows, still.to(x_BND.dtype))

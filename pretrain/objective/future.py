@@ -52,13 +52,13 @@ class FutureLatent(Objective):
         source_F = masks.source(masks.hidden_P)
         if self._config.target_sees == "future":
             packing = Packing(masks.hidden_lengths, source_F.device)
-            return normed(encoder.encode(batch.clips, source_F, packing))
+            return normed(encoder(batch.clips, source_F, packing))
         return normed(encoder(batch.clips).flatten(0, 1)[source_F])
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         masks, (moments, rows, columns) = batch.masks, self.encoder.grid
         source_M, source_F = masks.source(masks.kept_M), masks.source(masks.hidden_P)
-        context_MD = self.encoder.encode(batch.clips, source_M, Packing(masks.kept_lengths, source_M.device))
+        context_MD = self.encoder(batch.clips, source_M, Packing(masks.kept_lengths, source_M.device))
         width = self.encoder.width
         whole = context_MD.new_zeros(masks.num_clips * masks.num_tokens, width)
         x_BtPD = whole.index_copy(0, source_M, context_MD).view(-1, moments, rows * columns, width)

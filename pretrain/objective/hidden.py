@@ -61,7 +61,7 @@ class HiddenObjective(Objective):
         masks = batch.masks
         source_M, source_P = masks.source(masks.kept_M), masks.source(masks.hidden_P)
         packing = Packing(masks.kept_lengths, source_M.device)
-        context_MD = self.encoder.encode(batch.clips, source_M, packing, masks.pictures, all_levels=True)
+        context_MD = self.encoder(batch.clips, source_M, packing, masks.pictures, all_levels=True)
         prediction_PO, prediction_MO = self.predictor(context_MD, masks)
         return Passed(context_MD, prediction_PO, prediction_MO, source_M, source_P)
 
@@ -87,7 +87,7 @@ class HiddenObjective(Objective):
         """Features of all tokens (B, N, L D), each level normed; zeros where a picture has no token."""
         clips, pictures = len(batch.clips), batch.masks.pictures
         source, packing = self._present(batch)
-        features = encoder.encode(batch.clips, source, packing, pictures, all_levels=True)
+        features = encoder(batch.clips, source, packing, pictures, all_levels=True)
         wanted = normed(features, self.num_levels)
         if packing.total == clips * batch.masks.num_tokens:
             return wanted.unflatten(0, (clips, -1))

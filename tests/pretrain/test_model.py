@@ -88,7 +88,7 @@ def test_packed_equals_padded_gradients_too() -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.1)
         own = x.clone().requires_grad_()
         out = (
-            encoder.encode(own, source, Packing([len(tokens) for tokens in kept]))
+            encoder(own, source, Packing([len(tokens) for tokens in kept]))
             if is_packed
             else torch.cat(padded(encoder, own, kept))
         )
@@ -106,16 +106,16 @@ def test_kept_tokens_packed_equal_each_clip_alone() -> None:
     encoder, x = make_encoder(), clips()
     kept = [torch.tensor([0, 3, 17, 31]), torch.arange(32), torch.tensor([8])]
     source = torch.cat([clip * 32 + tokens for clip, tokens in enumerate(kept)])
-    packed = encoder.encode(x, source, Packing([len(tokens) for tokens in kept]))
+    packed = encoder(x, source, Packing([len(tokens) for tokens in kept]))
     for clip, (tokens, found) in enumerate(zip(kept, packed.split([4, 32, 1]), strict=True)):
-        alone = encoder.encode(x[clip : clip + 1], tokens, Packing([len(tokens)]))
+        alone = encoder(x[clip : clip + 1], tokens, Packing([len(tokens)]))
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
 
 
 def test_keeping_every_token_equals_the_whole_clip() -> None:
     encoder, x = make_encoder(), clips(2)
     whole = encoder(x)
-    packed = encoder.encode(x, torch.arange(64), Packing([32, 32]))
+    packed = encoder(x, torch.arange(64), Packing([32, 32]))
     torch.testing.assert_close(whole.flatten(0, 1), packed, atol=1e-6, rtol=0)
 
 
@@ -292,14 +292,14 @@ def test_a_picture_with_tokens_of_its_own_is_what_it_is_alone() -> None:
         nn.init.normal_(encoder.modalities.table_2D, generator=torch.Generator().manual_seed(2))
     x[1] = x[1, :, :1]
     source = torch.cat([torch.arange(32), 32 + torch.arange(16)])
-    mixed = encoder.encode(x, source, Packing([32, 16]), (False, True))
+    mixed = encoder(x, source, Packing([32, 16]), (False, True))
     torch.testing.assert_close(mixed[:32], encoder(x[:1])[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed[32:], encoder(x[1:, :, :1])[0], atol=1e-5, rtol=0)
-    as_clip = encoder.encode(x, source, Packing([32, 16]), (False, False))
+    as_clip = encoder(x, source, Packing([32, 16]), (False, False))
     assert not torch.allclose(as_clip[32:], mixed[32:], atol=1e-2), "its embedding is its own"
     for pictures in ((False, False), (True, True)):  # every weight has a gradient on every rank
         encoder.zero_grad()
-        encoder.encode(x, torch.arange(16), Packing([16]), pictures).sum().backward()
+        encoder(x, torch.arange(16), Packing([16]), pictures).sum().backward()
         assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
 
 
