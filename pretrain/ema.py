@@ -2,7 +2,8 @@
 
 A fragment is a run of elements of one flattened parameter. Its average is float32 and lies beside the rank's
 own float32 master shard, so the update is local and exact. The forward copy of the target, in the precision
-of training, is then refreshed on every rank by one padded gather.
+of training, is then written anew: whole on every rank, by one padded gather that runs while the next batch is
+waited for; or into the target's own shards (strategy/zero3.py).
 Source: V-JEPA, arXiv:2404.08471, sec. 3; sharding in docs/decisions/0003-fragments.md.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +26,20 @@ class Fragment:
     numel: int
 
 
-Gather = Callable[[Tensor], Tensor]
-"""A flat tensor (n,), equally long on every rank, to all ranks' tensors (world, n)."""
+Gather = Callable[[Tensor], Callable[[], Tensor]]
+"""Starts to gather a flat tensor (n,), equally long on every rank; the answer waits for all (world, n)."""
+
+
+class ForwardCopy(Protocol):
+    """The target that is run, in the precision of training; one that is never given a gradient."""
+
+    def begin(self, averages: Sequence[Tensor]) -> None:
+        """Start to write this rank's averages, in the order of its fragments; every rank calls it."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until what was begun is written on all ranks; nothing where nothing was begun."""
+        ...
 
 
 def check_tiling(fragments: Sequence[Fragment], sizes: dict[str, int]) -> None:
@@ -44,43 +58,66 @@ def check_tiling(fragments: Sequence[Fragment], sizes: dict[str, int]) -> None:
     assert not missing, f"fragments leave parts of {missing[:3]} uncovered"
 
 
-class ShardedEma:
-    """The moving average of a target module, over the ranks of a gather.
+class WholeCopy:
+    """The whole target on every rank.
 
     fragments: for every rank, what it owns of the target's parameters (names as in `target`).
-    masters: this rank's float32 master weights, flat and live, one a fragment of its own; none are needed of
-    a target that never moves.
-    target: the forward copy, equal on all ranks, never given a gradient, brought to `precision`.
-    begins_as_target: the average begins with what the target holds; otherwise with the masters.
+    precision: what the target is brought to.
     """
 
     def __init__(
         self,
         target: nn.Module,
         fragments: Sequence[Sequence[Fragment]],
-        rank: int,
-        masters: Sequence[Tensor],
         gather: Gather,
         precision: torch.dtype = torch.float32,
-        *,
-        begins_as_target: bool = False,
     ) -> None:
-        self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
-        check_tiling(
-            [f for own in fragments for f in own], {n: p.numel() for n, p in self._parameters.items()}
-        )
-        self.target = target
-        self.fragments = list(fragments[rank])
-        self._everybody = fragments
-        self._masters = list(masters)
-        self._gather = gather
-        self._padded = max(1, *(sum(f.numel for f in own) for own in fragments))
-        held = [self._parameters[f.name][f.start : f.start + f.numel] for f in self.fragments]
-        self.average = [
-            begin.detach().float().clone() for begin in (held if begins_as_target else self._masters)
-        ]
         target.to(precision)
         self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
+        self._everybody, self._gather = fragments, gather
+        self._padded = max(1, *(sum(f.numel for f in own) for own in fragments))
+        self._wait: Callable[[], Tensor] | None = None
+
+    @torch.no_grad()
+    def begin(self, averages: Sequence[Tensor]) -> None:
+        self.finish()
+        first = next(iter(self._parameters.values()))
+        flat = first.new_zeros(self._padded)
+        offset = 0
+        for average in averages:
+            flat[offset : offset + average.numel()] = average
+            offset += average.numel()
+        self._wait = self._gather(flat)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        if self._wait is None:
+            return
+        rows, self._wait = self._wait(), None
+        for row, own in zip(rows, self._everybody, strict=True):
+            offset = 0
+            for f in own:
+                self._parameters[f.name][f.start : f.start + f.numel] = row[offset : offset + f.numel]
+                offset += f.numel
+
+
+class ShardedEma:
+    """This rank's part of the moving average of a target.
+
+    fragments: what it owns. begin: what the average begins with, flat, one a fragment; it is kept and moved.
+    masters: its float32 master weights, flat and live, one a fragment; none of a target that never moves.
+    """
+
+    def __init__(
+        self,
+        fragments: Sequence[Fragment],
+        begin: Sequence[Tensor],
+        masters: Sequence[Tensor],
+        copy: ForwardCopy,
+    ) -> None:
+        self.fragments, self.average = list(fragments), list(begin)
+        self._masters, self._copy = list(masters), copy
+        self.refresh()
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
@@ -88,17 +125,10 @@ class ShardedEma:
         if self.average:
             torch._foreach_lerp_(self.average, self._masters, 1.0 - momentum)
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Write the averages of all ranks into the forward copy, in its own precision."""
-        first = next(iter(self._parameters.values()))
-        flat = first.new_zeros(self._padded)
-        offset = 0
-        for average in self.average:
-            flat[offset : offset + average.numel()] = average
-            offset += average.numel()
-        for row, own in zip(self._gather(flat), self._everybody, strict=True):
-            offset = 0
-            for f in own:
-                self._parameters[f.name][f.start : f.start + f.numel] = row[offset : offset + f.numel]
-                offset += f.numel
+        """Begin to write the averages of all ranks into the forward copy, in its own precision."""
+        self._copy.begin(self.average)
+
+    def ready(self) -> None:
+        """Wait for what `refresh` began: the forward copy may be run."""
+        self._copy.finish()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config import OptimConfig
 from pretrain.schedule import Knobs
@@ -35,6 +37,35 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         weight_decay=config.weight_decay,
         foreach=True,
     )
+
+
+@torch.no_grad()
+def clip_modules(
+    gradients: Sequence[tuple[str, Tensor]],
+    modules: Sequence[str],
+    limit: float,
+    add: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> float:
+    """Scale the gradients of encoder and predictor, each to a norm of at most `limit`, in place.
+
+    gradients: (parameter, what this rank owns of its gradient). modules: the first words of their names.
+    add: a tensor's sum over ranks, where each owns a part.
+    Returns the norm of all together, before; nothing is scaled when it is not finite.
+    Source: the released code of V-JEPA, which clips each module by itself.
+    """
+    squares = {module: torch.zeros(()) for module in modules}
+    for name, gradient in gradients:
+        module = name.partition(".")[0]
+        squares[module] = squares[module].to(gradient.device) + gradient.float().square().sum()
+    sums = add(torch.stack([squares[module].to(squares[modules[-1]].device) for module in modules]))
+    norms = dict(zip(modules, sums.sqrt().tolist(), strict=True))
+    total = math.sqrt(sum(norm**2 for norm in norms.values()))
+    if math.isfinite(total):
+        for name, gradient in gradients:
+            norm = norms[name.partition(".")[0]]
+            if norm > limit:
+                gradient.mul_(limit / (norm + 1e-6))
+    return total
 
 
 def apply_knobs(groups: list[dict[str, Any]], knobs: Knobs) -> None:

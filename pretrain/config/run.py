@@ -123,8 +123,18 @@ class RunConfig(Section):
             and self.strategy.zero_stage == 0
             and self.train.precision == "bf16"
         ):
-            need = "1 or 2 with train.precision bf16 (stage 0 keeps no fp32 master copy)"
+            need = "1, 2 or 3 with train.precision bf16 (stage 0 keeps no fp32 master copy)"
             found.append(("strategy.zero_stage", 0, need, (1,)))
+        if (
+            self.strategy.kind == "deepspeed"
+            and self.strategy.offload_optimizer
+            and self.strategy.zero_stage == 0
+        ):
+            need = "false with strategy.zero_stage 0, which shards no optimizer"
+            found.append(("strategy.offload_optimizer", True, need, (False, "strategy.zero_stage=1")))
+        if self.optim.clip_per == "module" and self.optim.clip_norm is None:
+            need = "all without optim.clip_norm, or a limit"
+            found.append(("optim.clip_per", "module", need, ("all",)))
         if self.strategy.kind == "single" and self.train.precision == "bf16":
             need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
             found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))

@@ -73,7 +73,10 @@ class OptimConfig(Section):
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's averages")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    clip_norm: float | None = Field(None, gt=0, description="global gradient norm limit; null for none")
+    clip_norm: float | None = Field(None, gt=0, description="limit of the gradient's norm; null for none")
+    clip_per: Literal["all", "module"] = Field(
+        "all", description="the norm of all weights together; or encoder and predictor each, as V-JEPA"
+    )
 
 
 class TrainConfig(Section):
@@ -129,8 +132,12 @@ class DeepSpeedConfig(Section):
     """DeepSpeed ZeRO over all ranks, with a sharded moving average of the target."""
 
     kind: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2] = Field(
-        1, description="what is sharded: 0 nothing, 1 optimizer, 2 gradients too"
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="what is sharded: 0 nothing, 1 optimizer, 2 gradients too, 3 weights and target too",
+    )
+    offload_optimizer: bool = Field(
+        False, description="master weights, AdamW's averages and the target's average in host memory"
     )
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     timeout_s: float = Field(

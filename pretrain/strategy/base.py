@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipeline.errors import CheckpointError, DataError, ForeframeError, UsageError
 from pretrain.config import Plan
-from pretrain.ema import Fragment, ShardedEma
+from pretrain.ema import ForwardCopy, Fragment, ShardedEma, WholeCopy, check_tiling
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.optim import apply_knobs
@@ -47,6 +47,12 @@ class World:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """A small tensor's sum over ranks, on the device of the ranks."""
+        found = tensor.to(self.device, copy=True)
+        self.sum([found])
+        return found
+
     def digest(self, value: int) -> str:
         """The sum of every rank's number modulo 2⁶⁴, in hexadecimal."""
         tensor = torch.tensor((value + (1 << 63)) % (1 << 64) - (1 << 63), device=self.device)
@@ -67,13 +73,18 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(tensor.item())
 
-    def gather(self, flat: Tensor) -> Tensor:
-        """All ranks' equally long flat tensors (world, n)."""
+    def gather(self, flat: Tensor) -> Callable[[], Tensor]:
+        """Start to gather all ranks' equally long flat tensors; the answer waits for them (world, n)."""
         if self.size == 1:
-            return flat[None]
+            return lambda: flat[None]
         out = flat.new_empty(self.size * flat.numel())
-        gather_into(out, flat)
-        return out.view(self.size, -1)
+        work = gather_into(out, flat, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return out.view(self.size, -1)
+
+        return wait
 
     def gather_objects(self, value: Any) -> list[Any]:
         """All ranks' small picklable values, in rank order."""
@@ -130,6 +141,12 @@ class Backend(Protocol):
     @property
     def shards(self) -> Shards: ...
 
+    def split_copy(
+        self, target: nn.Module, fragments: Sequence[Fragment], precision: torch.dtype
+    ) -> ForwardCopy | None:
+        """The target in shards over the ranks, where the trained weights are; None where they are whole."""
+        ...
+
     def forward(self, batch: Batch, targets: Tensor | None) -> Output: ...
 
     def backward(self, loss: Tensor) -> None: ...
@@ -155,23 +172,27 @@ class Engine:
         own = part_of_encoder(backend.shards)
         if plan.config.target.kind == "frozen":  # held in parts, as an average is
             own = list(chunks(dict(target.named_parameters()), world.rank, world.size))
-        everybody = world.gather_objects([fragment for fragment, _ in own])
+        fragments = [fragment for fragment, _ in own]
+        everybody = world.gather_objects(fragments)
+        whole = {name: parameter.detach().view(-1) for name, parameter in target.named_parameters()}
+        check_tiling([f for each in everybody for f in each], {name: p.numel() for name, p in whole.items()})
         masters = [master for _, master in own] if plan.config.target.kind == "ema" else []
+        # The average begins with the masters, unless weights were given, among which the target has its own.
+        held = [whole[f.name][f.start : f.start + f.numel].to(like.device) for f, like in own]
+        begin = masters if masters and plan.config.init.weights is None else held
+        average = [part.float().clone() for part in begin]
         precision = torch.bfloat16 if plan.config.train.precision == "bf16" else torch.float32
-        self.ema = ShardedEma(
-            target,
-            everybody,
-            world.rank,
-            masters,
-            world.gather,
-            precision,
-            begins_as_target=not masters or plan.config.init.weights is not None,
-        )
-        self.ema.refresh()
+        copy = backend.split_copy(target, fragments, precision)
+        if copy is None:
+            copy = WholeCopy(target, everybody, world.gather, precision)
+        self.ema = ShardedEma(fragments, average, masters, copy)
 
     def targets(self, batch: Batch) -> Tensor | None:
         """What is to be predicted, by the target encoder, without gradient; None where there is none."""
-        return None if self.target is None else self.objective.targets(self.target, batch)
+        if self.target is None or self.ema is None:
+            return None
+        self.ema.ready()
+        return self.objective.targets(self.target, batch)
 
     def loss(self, batch: Batch, targets: Tensor | None) -> Output:
         """Context encoder, predictor and loss of one micro-batch."""
@@ -186,7 +207,7 @@ class Engine:
         return self._backend.step()
 
     def update_target(self, momentum: float) -> None:
-        """Move the target toward the context encoder and refresh its forward copy on every rank."""
+        """Move the target toward the context encoder; its forward copy follows while others work."""
         if self.ema is not None and self.plan.config.target.kind == "ema":
             self.ema.update(momentum)
             self.ema.refresh()

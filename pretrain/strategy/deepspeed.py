@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 0 to 2 over all ranks: its engine behind our small interface. The only file that imports it.
+"""DeepSpeed ZeRO 0 to 3 over all ranks: its engine behind our small interface. Only strategy/ imports it.
 
 What is asked of DeepSpeed 0.19.8 here, and why: a torch AdamW is handed in, so that no CPU optimizer is
 compiled; its shared-memory collective is declared absent on CPU, since probing for it compiles for a minute
@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import DeepSpeedConfig, Plan
+from pretrain.ema import ForwardCopy, Fragment
 from pretrain.objective.base import Batch, Output
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, clip_modules
 from pretrain.strategy.base import Update, World
 from pretrain.strategy.shards import PartitionedShards, ReplicatedShards, Shards
+from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -50,14 +53,19 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """What DeepSpeed is told; everything comes from the run's config."""
     config = plan.config
     strategy = cast(DeepSpeedConfig, config.strategy)
+    zero: dict[str, Any] = {"stage": strategy.zero_stage}
+    if strategy.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    clips_all = config.optim.clip_per == "all"
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": plan.micro_batches,
-        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "gradient_clipping": (config.optim.clip_norm or 0.0) if clips_all else 0.0,
         "bf16": {"enabled": config.train.precision == "bf16"},
-        "zero_optimization": {"stage": strategy.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled; torch's AdamW runs on the host too
         "steps_per_print": None,
     }
 
@@ -69,13 +77,16 @@ class DeepSpeedBackend:
         deepspeed = _import_deepspeed(world.device)
         optimizer = build_optimizer(module, plan.config.optim)
         self._stage = cast(DeepSpeedConfig, plan.config.strategy).zero_stage
-        self._module = module
+        self._module, self._world, self._optim, self._plan = module, world, plan.config.optim, plan
+        self._modules = [name for name, _ in module.named_children()]
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(plan), dist_init_required=False
         )
         self.shards: Shards
         if self._stage == 0:
             self.shards = ReplicatedShards(module, optimizer, world.rank, world.size)
+        elif self._stage == 3:
+            self.shards = Zero3Shards(module, self._zero, world.rank, world.size)
         else:
             self._zero.check_grad_overflow = True  # off by default in float32: a NaN would be stepped on
             self.shards = PartitionedShards(module, self._zero)
@@ -83,6 +94,13 @@ class DeepSpeedBackend:
     @property
     def groups(self) -> list[dict[str, Any]]:
         return cast(list[dict[str, Any]], self._engine.optimizer.param_groups)
+
+    def split_copy(
+        self, target: nn.Module, fragments: Sequence[Fragment], precision: torch.dtype
+    ) -> ForwardCopy | None:
+        if self._stage != 3:
+            return None
+        return SplitCopy(target, fragments, deepspeed_config(self._plan), precision)
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         return cast(Output, self._engine(batch, targets))
@@ -95,8 +113,14 @@ class DeepSpeedBackend:
     def step(self) -> Update:
         if self._stage == 0:
             return self._step_replicated()
+        norm = None
+        if self._optim.clip_per == "module" and self._optim.clip_norm is not None:
+            norm = clip_modules(
+                self.shards.gradients(), self._modules, self._optim.clip_norm, self._world.total
+            )
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        if norm is None or not self._engine.was_step_applied():
+            norm = self._engine.get_global_grad_norm()
         return Update(bool(self._engine.was_step_applied()), math.nan if norm is None else float(norm))
 
     def _step_replicated(self) -> Update:
@@ -104,6 +128,9 @@ class DeepSpeedBackend:
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
         is_finite = math.isfinite(norm)
+        if self._optim.clip_per == "module" and self._optim.clip_norm is not None:
+            whole = [(name, p.grad) for name, p in self._module.named_parameters() if p.grad is not None]
+            clip_modules(whole, self._modules, self._optim.clip_norm)  # every rank holds all of them
         if not is_finite:
             for parameter in self._module.parameters():
                 parameter.grad = None

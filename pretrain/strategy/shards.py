@@ -1,4 +1,4 @@
-"""Who owns which fragment of the float32 master weights and of the optimizer's averages.
+"""Who owns which fragment of the float32 master weights, of the gradients and of the optimizer's averages.
 
 The same layout serves the moving average (each rank moves what it owns) and the checkpoint (each rank writes
 what it owns, and any rank at any world size reads whatever it needs back).
@@ -43,18 +43,28 @@ class Shards(Protocol):
         """What this rank owns, by `tensor_name`."""
         ...
 
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        """(parameter, live gradient of what this rank owns of it), between the last backward and the step."""
+        ...
+
     def load(self, read: Read, optimizer_step: int) -> None:
         """Overwrite weights and averages; afterwards every rank's forward weights are the stored ones."""
         ...
 
 
+def part(name: str, size: int, rank: int, world: int) -> Fragment | None:
+    """The rank-th of `world` parts of a parameter's elements, split as ZeRO-3 does; None if it is empty."""
+    each = -(-size // world)
+    start, end = min(size, rank * each), min(size, (rank + 1) * each)
+    return Fragment(name, start, end - start) if end > start else None
+
+
 def chunks(parameters: Mapping[str, Tensor], rank: int, world: int) -> Iterator[tuple[Fragment, Tensor]]:
     """The rank-th part of each parameter, with a flat view of it."""
     for name, parameter in parameters.items():
-        size = parameter.numel()
-        start, end = size * rank // world, size * (rank + 1) // world
-        if end > start:
-            yield Fragment(name, start, end - start), parameter.detach().view(-1)[start:end]
+        own = part(name, parameter.numel(), rank, world)
+        if own is not None:
+            yield own, parameter.detach().view(-1)[own.start : own.start + own.numel]
 
 
 def part_of_encoder(shards: Shards) -> list[tuple[Fragment, Tensor]]:
@@ -87,9 +97,15 @@ class ReplicatedShards:
             state = self._optimizer.state.get(self._parameters[fragment.name], {})
             for kind in MOMENTS:
                 if kind in state:
-                    part = state[kind].view(-1)[fragment.start : fragment.start + fragment.numel]
-                    found[tensor_name(kind, fragment)] = part
+                    own = state[kind].view(-1)[fragment.start : fragment.start + fragment.numel]
+                    found[tensor_name(kind, fragment)] = own
         return found
+
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        return [
+            (f.name, self._parameters[f.name].grad.view(-1)[f.start : f.start + f.numel])  # type: ignore[union-attr]
+            for f in self.fragments
+        ]
 
     @torch.no_grad()
     def load(self, read: Read, optimizer_step: int) -> None:
@@ -102,35 +118,35 @@ class ReplicatedShards:
                 self._optimizer.state[parameter] = {"step": step, **averages}
 
 
-class PartitionedShards:
-    """ZeRO-1 and ZeRO-2: a rank owns what its flat float32 partition holds, by DeepSpeed's own mapping."""
+class FlatShards:
+    """What ZeRO-1, 2 and 3 share: a rank owns flat float32 partitions, one a group, that hold its fragments.
 
-    def __init__(self, module: nn.Module, zero_optimizer: Any) -> None:
+    fragments, masters: as in `Shards`. places: the partition of each, and where in it the fragment begins.
+    """
+
+    def __init__(self, zero_optimizer: Any) -> None:
         self._zero = zero_optimizer
-        self.fragments, self.masters, self._places = [], [], []
-        for name, parameter in module.named_parameters():
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
-            if mapping is None:
-                continue
-            address = mapping.lp_fragment_address
-            self.fragments.append(Fragment(name, address.start, address.numel))
-            self.masters.append(mapping.hp_fragment.detach())
-            self._places.append((mapping.param_group_index, mapping.hp_fragment_address.start))
+        self.fragments: list[Fragment] = []
+        self.masters: list[Tensor] = []
+        self._places: list[tuple[int, int]] = []
 
     @property
-    def _flats(self) -> list[Tensor]:
-        """This rank's flat float32 partition of each parameter group."""
-        return list(self._zero.single_partition_of_fp32_groups)
+    def flats(self) -> list[Tensor]:
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Bring the forward weights of all ranks to what the partitions hold."""
+        raise NotImplementedError
 
     def optimizer_step(self) -> int:
-        states = (self._zero.optimizer.state.get(flat, {}) for flat in self._flats)
+        states = (self._zero.optimizer.state.get(flat, {}) for flat in self.flats)
         return max((int(state["step"]) for state in states if "step" in state), default=0)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {}
+        found, flats = {}, self.flats
         for fragment, master, (group, offset) in zip(self.fragments, self.masters, self._places, strict=True):
             found[tensor_name(MASTER, fragment)] = master
-            state = self._zero.optimizer.state.get(self._flats[group], {})
+            state = self._zero.optimizer.state.get(flats[group], {})
             for kind in MOMENTS:
                 if kind in state:
                     found[tensor_name(kind, fragment)] = state[kind][offset : offset + fragment.numel]
@@ -138,7 +154,7 @@ class PartitionedShards:
 
     @torch.no_grad()
     def load(self, read: Read, optimizer_step: int) -> None:
-        flats = self._flats
+        flats = self.flats
         if optimizer_step:
             for flat in flats:
                 averages = {kind: torch.zeros_like(flat) for kind in MOMENTS}
@@ -148,6 +164,48 @@ class PartitionedShards:
             master.copy_(read(MASTER, fragment))
             if optimizer_step:
                 for kind in MOMENTS:
-                    part = self._zero.optimizer.state[flats[group]][kind][offset : offset + fragment.numel]
-                    part.copy_(read(kind, fragment))
+                    own = self._zero.optimizer.state[flats[group]][kind][offset : offset + fragment.numel]
+                    own.copy_(read(kind, fragment))
+        self.refresh()
+
+    def _offloaded_gradients(self) -> list[tuple[str, Tensor]]:
+        """Of an optimizer in host memory: parts of the partitions' gradients."""
+        flats = self.flats
+        found = []
+        for fragment, (group, offset) in zip(self.fragments, self._places, strict=True):
+            gradient = flats[group].grad
+            assert gradient is not None, "asked for between the last backward and the step"
+            found.append((fragment.name, gradient[offset : offset + fragment.numel]))
+        return found
+
+
+class PartitionedShards(FlatShards):
+    """ZeRO-1 and ZeRO-2, by DeepSpeed's own mapping."""
+
+    def __init__(self, module: nn.Module, zero_optimizer: Any) -> None:
+        super().__init__(zero_optimizer)
+        self._parameters = []
+        for name, parameter in module.named_parameters():
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
+            if mapping is None:
+                continue
+            address = mapping.lp_fragment_address
+            self.fragments.append(Fragment(name, address.start, address.numel))
+            self.masters.append(mapping.hp_fragment.detach())
+            self._places.append((mapping.param_group_index, mapping.hp_fragment_address.start))
+            self._parameters.append(parameter)
+
+    @property
+    def flats(self) -> list[Tensor]:
+        return list(self._zero.single_partition_of_fp32_groups)
+
+    def refresh(self) -> None:
         self._zero.update_lp_params()
+
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        if self._zero.cpu_offload:
+            return self._offloaded_gradients()
+        return [
+            (fragment.name, parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group))  # type: ignore[attr-defined]
+            for fragment, parameter in zip(self.fragments, self._parameters, strict=True)
+        ]

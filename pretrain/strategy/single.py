@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Plan
 from pretrain.objective.base import Batch, Objective, Output
-from pretrain.optim import build_optimizer
+from pretrain.optim import build_optimizer, clip_modules
 from pretrain.strategy.base import Update
 from pretrain.strategy.shards import ReplicatedShards
 
@@ -18,6 +18,8 @@ class SingleBackend:
     def __init__(self, plan: Plan, module: nn.Module) -> None:
         self._module = module
         self._clip_norm = plan.config.optim.clip_norm
+        self._clips_modules = plan.config.optim.clip_per == "module"
+        self._modules = [name for name, _ in module.named_children()]
         self._share = 1.0 / plan.micro_batches
         self._optimizer = build_optimizer(module, plan.config.optim)
         self.shards = ReplicatedShards(module, self._optimizer, rank=0, world=1)
@@ -25,6 +27,9 @@ class SingleBackend:
     @property
     def groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
+
+    def split_copy(self, *_: object) -> None:
+        return None
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         return cast(Objective, self._module)(batch, targets)
@@ -34,7 +39,10 @@ class SingleBackend:
 
     def step(self) -> Update:
         limit = self._clip_norm if self._clip_norm is not None else float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
+        if self._clips_modules:
+            norm = clip_modules(self.shards.gradients(), self._modules, limit)
+        else:
+            norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
         is_finite = torch.isfinite(torch.tensor(norm)).item()
         if is_finite:
             self._optimizer.step()

@@ -20,12 +20,31 @@ from pretrain.strategy.deepspeed import join_world
 def full_weights(engine: Engine, world: World) -> dict[str, torch.Tensor]:
     """The context encoder's float32 master weights, put together from all ranks' fragments."""
     tensors = {key: t.clone() for key, t in engine.tensors().items() if key.startswith("master/encoder.")}
-    whole = {name: torch.empty(p.numel()) for name, p in engine.target.named_parameters()}
+    assert engine.target is not None
+    whole = {name: torch.empty(whole_size(p)) for name, p in engine.target.named_parameters()}
     for own in world.gather_objects(tensors):
         for key, part in own.items():
             name, _, start = key.removeprefix("master/encoder.").rpartition("@")
             whole[name][int(start) : int(start) + part.numel()] = part
     return whole
+
+
+def whole_size(parameter: torch.Tensor) -> int:
+    """Also of one that ZeRO-3 has split."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def forward_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """The target's weights as a forward would use them, flat float32."""
+    assert engine.target is not None and engine.ema is not None
+    engine.ema.ready()
+    parameters = dict(engine.target.named_parameters())
+    if not hasattr(next(iter(parameters.values())), "ds_numel"):
+        return {name: p.detach().float().view(-1).clone() for name, p in parameters.items()}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        return {name: p.detach().float().view(-1).clone() for name, p in parameters.items()}
 
 
 def compare_ema(config: RunConfig, out: Path) -> None:
@@ -47,7 +66,7 @@ def compare_ema(config: RunConfig, out: Path) -> None:
         engine.update_target(knobs.momentum)
         for name, weights in full_weights(engine, world).items():
             plain[name].lerp_(weights, 1.0 - knobs.momentum)
-        forward = {name: p.detach().float().view(-1) for name, p in engine.target.named_parameters()}
+        forward = forward_weights(engine)
         rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
         is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
         losses.append(world.mean([total])[0])

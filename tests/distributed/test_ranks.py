@@ -64,7 +64,15 @@ def one_process(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "stage", "precision"), [(2, 0, "fp32"), (2, 1, "fp32"), (2, 1, "bf16"), (3, 2, "fp32")]
+    ("num_ranks", "stage", "precision"),
+    [
+        (2, 0, "fp32"),
+        (2, 1, "fp32"),
+        (2, 1, "bf16"),
+        (3, 2, "fp32"),
+        (2, 3, "bf16"),
+        (3, 3, "fp32"),
+    ],
 )
 def test_the_sharded_average_equals_a_plain_one_and_losses_equal_one_process(
     small_dataset: Path, tmp_path: Path, one_process: list[float], num_ranks: int, stage: int, precision: str

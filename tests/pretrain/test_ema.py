@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pretrain.ema import Fragment, ShardedEma, check_tiling
+from pretrain.ema import Fragment, ShardedEma, WholeCopy, check_tiling
 
 
 def make_module() -> nn.Module:
@@ -40,21 +41,21 @@ def cut(module: nn.Module, cuts: list[int]) -> list[list[Fragment]]:
 def test_any_sharding_equals_a_plain_float32_average(cuts: list[int], momenta: list[float]) -> None:
     context, plain = make_module(), make_module()
     fragments = cut(context, cuts)
-    sent: list[Tensor] = []
-    rows: list[Tensor] = []
     flat = {name: p.detach().view(-1) for name, p in context.named_parameters()}
-    ranks = [
-        ShardedEma(
-            make_module(),
-            fragments,
-            rank,
-            [flat[f.name][f.start : f.start + f.numel] for f in own],
-            lambda mine: (sent.append(mine), torch.stack(rows) if rows else mine.expand(len(fragments), -1))[
-                1
-            ],
-        )
-        for rank, own in enumerate(fragments)
-    ]
+    targets = [make_module() for _ in fragments]
+    sent: list[Tensor] = []
+
+    def gather(mine: Tensor) -> Callable[[], Tensor]:
+        sent.append(mine)
+        return lambda: torch.stack(sent)
+
+    ranks = []
+    for target, own in zip(targets, fragments, strict=True):
+        masters = [flat[f.name][f.start : f.start + f.numel] for f in own]
+        begin = [master.clone() for master in masters]
+        ranks.append(ShardedEma(own, begin, masters, WholeCopy(target, fragments, gather)))
+    for ema in ranks:
+        ema.ready()
     for number, momentum in enumerate(momenta):
         torch.manual_seed(number)
         with torch.no_grad():
@@ -62,16 +63,14 @@ def test_any_sharding_equals_a_plain_float32_average(cuts: list[int], momenta: l
                 parameter.add_(torch.randn_like(parameter))
             for mine, theirs in zip(plain.parameters(), context.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - momentum)
+        sent.clear()
         for ema in ranks:
             ema.update(momentum)
-    sent.clear()
-    for ema in ranks:
-        ema.refresh()
-    rows.extend(sent)
-    for ema in ranks:
-        ema.refresh()
-        for name, parameter in ema.target.named_parameters():
-            assert torch.equal(parameter, plain.get_parameter(name)), name
+            ema.refresh()
+        for ema, target in zip(ranks, targets, strict=True):
+            ema.ready()
+            for name, parameter in target.named_parameters():
+                assert torch.equal(parameter, plain.get_parameter(name)), name
 
 
 def test_momentum_one_keeps_the_target_and_zero_copies_the_context() -> None:
@@ -81,12 +80,14 @@ def test_momentum_one_keeps_the_target_and_zero_copies_the_context() -> None:
         for parameter in context.parameters():
             parameter.add_(1.0)
     masters = [context.get_parameter(f.name).detach().view(-1) for f in fragments[0]]
-    ema = ShardedEma(target, fragments, 0, masters, lambda mine: mine[None])
+    copy = WholeCopy(target, fragments, lambda mine: lambda: mine[None])
+    ema = ShardedEma(fragments[0], [master.clone() for master in masters], masters, copy)
     before = [average.clone() for average in ema.average]
     ema.update(1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, ema.average, strict=True))
     ema.update(0.0)
     ema.refresh()
+    ema.ready()
     assert all(torch.equal(target.get_parameter(n), p) for n, p in context.named_parameters())
 
 
