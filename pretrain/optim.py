@@ -68,6 +68,15 @@ def clip_modules(
     return total
 
 
+def clip_whole(module: nn.Module, config: OptimConfig) -> float:
+    """Clip the gradients of a module that this rank holds all of; the norm of all together, before."""
+    limit = math.inf if config.clip_norm is None else config.clip_norm
+    if config.clip_per == "all":
+        return float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+    gradients = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
+    return clip_modules(gradients, [name for name, _ in module.named_children()], limit)
+
+
 def apply_knobs(groups: list[dict[str, Any]], knobs: Knobs) -> None:
     """Set learning rate and weight decay of every group."""
     for group in groups:

@@ -24,6 +24,7 @@ from pretrain.health import Verdict, fixed_positions, judge, moments, rankme, sa
 from pretrain.objective.base import Batch, Output
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
+from pretrain.skipped import FILE, SkippedSteps
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
@@ -69,6 +70,7 @@ class Watch:
         self._last: Output | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_LINES)
         self._bad = BadSamples(run, engine.world, plan.config.data, progress.step)
+        self._skipped = SkippedSteps(run, engine.world, progress.step)
         self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
@@ -86,6 +88,7 @@ class Watch:
         self._losses.append(torch.stack([output.loss.detach(), *output.parts.values()]))
         self._last = output
         self._bad.note(batch.step + 1, batch.bad)
+        self._skipped.note(batch, output.loss)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
     def after_step(self, progress: Progress, knobs: Knobs, update: Update, *, is_last: bool) -> None:
@@ -108,12 +111,15 @@ class Watch:
             self._log(progress, knobs, update, values)
         self._losses.clear()
         self._last, self._digest = None, 0
+        self._skipped.after_step(step, update)
         if not update.applied:
-            self._say(f"step {step} skipped: a gradient was not finite ({progress.skipped_in_row} in a row)")
+            row = f"{progress.skipped_in_row} in a row"
+            self._say(f"step {step} skipped: a gradient was not finite ({row}); {FILE} says which samples")
         if progress.skipped_in_row > train.max_skipped_steps:
             raise DivergedError(
                 f"{progress.skipped_in_row} steps in a row had gradients that are not finite, up to step "
-                f"{step}; lower optim.lr or set optim.clip_norm, and go on from the last checkpoint"
+                f"{step}, by samples that {FILE} names; lower optim.lr or set optim.clip_norm, and go on "
+                f"from the last checkpoint"
             )
 
     def _tell_bad(self, progress: Progress) -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.storage import Storage
 from pretrain.config import DataConfig
 from pretrain.progress import Progress
 from pretrain.strategy.base import World
+from pretrain.tracking.jsonl import cut_lines_after
 
 SKIPPED_FILE = "skipped.jsonl"
 NUM_LISTED = 10
@@ -23,7 +23,7 @@ class BadSamples:
         self._limit, self._excluded = data.max_bad_samples, frozenset(data.exclude)
         self._found: list[tuple[int, str, str]] = []
         if world.is_first:
-            self._cut_back(resumed_at)
+            cut_lines_after(self._path, resumed_at)
 
     def note(self, step: int, bad: tuple[tuple[str, str], ...]) -> None:
         self._found += [(step, key, reason) for key, reason in bad]
@@ -53,18 +53,3 @@ class BadSamples:
                 f"{count} samples could not be read, more than data.max_bad_samples = "
                 f"{self._limit}: {listed}; all are in {self._path}; check the shards with `foreframe verify`"
             )
-
-    def _cut_back(self, resumed_at: int) -> None:
-        """Drop the lines of steps that a resumed run takes again."""
-        if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
-            Storage(self._path.parent).publish(SKIPPED_FILE, kept.encode())
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; of half a line, as a crash leaves it, infinity."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return float("inf")

@@ -199,7 +199,9 @@ class Engine:
         return self._backend.forward(batch, targets)
 
     def backward(self, output: Output) -> None:
-        self._backend.backward(output.loss)
+        # A loss that is not finite may have gradients that are, as infinity has: then they are not either.
+        is_finite = output.loss.detach().isfinite()
+        self._backend.backward(output.loss * torch.ones_like(output.loss).where(is_finite, torch.nan))
 
     def step(self, knobs: Knobs) -> Update:
         """One optimizer step over the micro-batches since the last; skipped by all when not finite."""

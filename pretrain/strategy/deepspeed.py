@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
 from pretrain.objective.base import Batch, Output
-from pretrain.optim import build_optimizer, clip_modules
+from pretrain.optim import build_optimizer, clip_modules, clip_whole
 from pretrain.strategy.base import Update, World
-from pretrain.strategy.shards import PartitionedShards, ReplicatedShards, Shards
+from pretrain.strategy.shards import FlatShards, PartitionedShards, ReplicatedShards, Shards
 from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
 
 
@@ -56,12 +56,12 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": strategy.zero_stage}
     if strategy.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    clips_all = config.optim.clip_per == "all"
+    clips = config.optim.clip_per == "all" and strategy.zero_stage > 0  # else it is done here
     return {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": plan.micro_batches,
-        "gradient_clipping": (config.optim.clip_norm or 0.0) if clips_all else 0.0,
+        "gradient_clipping": (config.optim.clip_norm or 0.0) if clips else 0.0,
         "bf16": {"enabled": config.train.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -115,6 +115,7 @@ class DeepSpeedBackend:
             return self._step_replicated()
         norm = None
         if self._optim.clip_per == "module" and self._optim.clip_norm is not None:
+            assert isinstance(self.shards, FlatShards), "of every stage but 0"
             norm = clip_modules(
                 self.shards.gradients(), self._modules, self._optim.clip_norm, self._world.total
             )
@@ -125,12 +126,8 @@ class DeepSpeedBackend:
 
     def _step_replicated(self) -> Update:
         """ZeRO-0 has no overflow check: without gradients, its optimizer leaves every weight as it is."""
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm = clip_whole(self._module, self._optim)
         is_finite = math.isfinite(norm)
-        if self._optim.clip_per == "module" and self._optim.clip_norm is not None:
-            whole = [(name, p.grad) for name, p in self._module.named_parameters() if p.grad is not None]
-            clip_modules(whole, self._modules, self._optim.clip_norm)  # every rank holds all of them
         if not is_finite:
             for parameter in self._module.parameters():
                 parameter.grad = None

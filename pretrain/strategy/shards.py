@@ -43,10 +43,6 @@ class Shards(Protocol):
         """What this rank owns, by `tensor_name`."""
         ...
 
-    def gradients(self) -> list[tuple[str, Tensor]]:
-        """(parameter, live gradient of what this rank owns of it), between the last backward and the step."""
-        ...
-
     def load(self, read: Read, optimizer_step: int) -> None:
         """Overwrite weights and averages; afterwards every rank's forward weights are the stored ones."""
         ...
@@ -101,12 +97,6 @@ class ReplicatedShards:
                     found[tensor_name(kind, fragment)] = own
         return found
 
-    def gradients(self) -> list[tuple[str, Tensor]]:
-        return [
-            (f.name, self._parameters[f.name].grad.view(-1)[f.start : f.start + f.numel])  # type: ignore[union-attr]
-            for f in self.fragments
-        ]
-
     @torch.no_grad()
     def load(self, read: Read, optimizer_step: int) -> None:
         for name, parameter in self._parameters.items():
@@ -132,6 +122,10 @@ class FlatShards:
 
     @property
     def flats(self) -> list[Tensor]:
+        raise NotImplementedError
+
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        """(parameter, live gradient of what this rank owns of it), between the last backward and the step."""
         raise NotImplementedError
 
     def refresh(self) -> None:

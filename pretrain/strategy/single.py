@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.config import Plan
 from pretrain.objective.base import Batch, Objective, Output
-from pretrain.optim import build_optimizer, clip_modules
+from pretrain.optim import build_optimizer, clip_whole
 from pretrain.strategy.base import Update
 from pretrain.strategy.shards import ReplicatedShards
 
@@ -17,9 +17,7 @@ from pretrain.strategy.shards import ReplicatedShards
 class SingleBackend:
     def __init__(self, plan: Plan, module: nn.Module) -> None:
         self._module = module
-        self._clip_norm = plan.config.optim.clip_norm
-        self._clips_modules = plan.config.optim.clip_per == "module"
-        self._modules = [name for name, _ in module.named_children()]
+        self._optim = plan.config.optim
         self._share = 1.0 / plan.micro_batches
         self._optimizer = build_optimizer(module, plan.config.optim)
         self.shards = ReplicatedShards(module, self._optimizer, rank=0, world=1)
@@ -38,13 +36,9 @@ class SingleBackend:
         (loss * self._share).backward()
 
     def step(self) -> Update:
-        limit = self._clip_norm if self._clip_norm is not None else float("inf")
-        if self._clips_modules:
-            norm = clip_modules(self.shards.gradients(), self._modules, limit)
-        else:
-            norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), limit))
-        is_finite = torch.isfinite(torch.tensor(norm)).item()
+        norm = clip_whole(self._module, self._optim)
+        is_finite = math.isfinite(norm)
         if is_finite:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return Update(bool(is_finite), norm)
+        return Update(is_finite, norm)

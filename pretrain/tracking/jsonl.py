@@ -73,6 +73,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
+def cut_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, which a resumed run takes again, and half a line, atomically."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= step)
+        Storage(path.parent).publish(path.name, kept.encode())
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; of half a line, as a crash leaves it, infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
 def truncate_after(run: Path, step: int) -> int:
     """Drop the lines of steps after `step` and half-written ones, atomically; how many lines are left."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]

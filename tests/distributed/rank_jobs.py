@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,34 +49,63 @@ def forward_weights(engine: Engine) -> dict[str, torch.Tensor]:
         return {name: p.detach().float().view(-1).clone() for name, p in parameters.items()}
 
 
-def compare_ema(config: RunConfig, out: Path) -> None:
-    """Train some steps; beside it a plain float32 average of the gathered master weights."""
-    torch.set_num_threads(1)
-    world = join_world(torch.device("cpu"), 60.0)
+def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None) -> dict[str, Any]:
+    """Train some steps; beside it a plain float32 average of the gathered master weights.
+
+    poisoned: the `step` and `rank` at which a loss is infinite, whose step must change nothing.
+    """
     laid_out = plan(config, world.size)
     engine = build_engine(laid_out, world)
     batches = Batches(laid_out, world.rank, world.device)
     plain = full_weights(engine, world)
-    losses, is_equal = [], []
+    losses, norms, is_equal, applied = [], [], [], []
     for step in range(config.train.steps):
         knobs, total = knobs_at(step, config), 0.0
+        before = full_weights(engine, world)
         for batch in batches.take(laid_out.micro_batches):
             output = engine.loss(batch, engine.targets(batch))
-            engine.backward(output)
             total += float(output.loss.detach()) / laid_out.micro_batches
-        assert engine.step(knobs).applied
-        engine.update_target(knobs.momentum)
+            if poisoned == {"step": step, "rank": world.rank}:
+                output = output._replace(loss=output.loss * math.inf)
+            engine.backward(output)
+        update = engine.step(knobs)
+        applied.append(update.applied)
+        norms.append(update.grad_norm)
+        if update.applied:
+            engine.update_target(knobs.momentum)
         for name, weights in full_weights(engine, world).items():
-            plain[name].lerp_(weights, 1.0 - knobs.momentum)
+            if update.applied:
+                plain[name].lerp_(weights, 1.0 - knobs.momentum)
+            else:
+                is_equal.append(torch.equal(weights, before[name]))
+        assert engine.target is not None
         forward = forward_weights(engine)
         rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
         is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
         losses.append(world.mean([total])[0])
-    equal_everywhere = all(all(rank) for rank in world.gather_objects(is_equal))
+    batches.close()
+    told = world.gather_objects({"equal": all(is_equal), "applied": applied})
+    return {
+        "losses": losses,
+        "norms": norms,
+        "ema_equal": all(rank["equal"] for rank in told),
+        "applied": applied,
+        "agreed": all(rank["applied"] == applied for rank in told),
+    }
+
+
+def main(jobs: Path, out: Path) -> None:
+    """Each job of a list, one after the other, on the same ranks."""
+    torch.set_num_threads(1)
+    world = join_world(torch.device("cpu"), 60.0)
+    found = [
+        compare_ema(RunConfig.model_validate(job["config"]), world, job.get("poisoned"))
+        for job in json.loads(jobs.read_text())
+    ]
     if world.is_first:
-        out.write_text(json.dumps({"losses": losses, "ema_equal": equal_everywhere}))
+        out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    compare_ema(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
     end_rank()

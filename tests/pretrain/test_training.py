@@ -59,6 +59,10 @@ def test_gradients_that_are_not_finite_are_skipped_and_end_the_run(
     with pytest.raises(DivergedError, match=r"3 steps in a row .* up to step 6"):
         run_train(config, quiet=True)
     assert [line["optim/skipped_steps"] for line in read_metrics(tmp_path / "tiny")] == [0, 0, 0, 1, 2, 3]
+    lines = (tmp_path / "tiny" / "skipped_steps.jsonl").read_text().splitlines()
+    skipped = [json.loads(line) for line in lines]
+    assert [line["step"] for line in skipped] == [4, 5, 6]
+    assert all(set(line["suspects"]) == set(line["ids"]) and len(line["ids"]) == 4 for line in skipped)
 
 
 def test_too_many_unreadable_samples_end_the_run_with_their_list(
