@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_PREEMPTED
 from launch.config import dump_config
@@ -24,6 +25,7 @@ from launch.train import run_train
 from pretrain.checkpoint import newest_whole
 from pretrain.config import RunConfig
 from pretrain.tracking.jsonl import read_metrics
+from pretrain.weights.run import run_weights
 from tests.pretrain.cached_shards import until
 from tests.pretrain.test_order import whole_epoch
 from tests.small_dataset import tiny_config
@@ -226,6 +228,35 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_others(
     losses = [[loss for _, loss, _ in curve(folder)] for folder in (run, whole_run)]
     assert losses[0] != losses[1], "they were computed anew, of other micro-batches"
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if micro_batch == 2 else 2e-2)
+
+
+# (ranks, ZeRO stage, clips a forward) of a run's legs, each from the checkpoint of the one before.
+LEGS = {
+    "stages": [(2, 2, 2), (2, 3, 3), (2, 1, 2)],
+    "ranks, all in ZeRO-3": [(2, 3, 2), (1, 3, 4), (3, 3, 2), (2, 3, 2)],
+    "ranks and stages": [(2, 3, 2), (1, 0, 12), (3, 2, 2), (2, 3, 6)],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["stages", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LEGS)[1:])]
+)
+def test_a_run_goes_on_over_other_ranks_and_stages(
+    whole_run: Path, small_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    """The samples exactly; losses and both encoders as in a run that one process did not interrupt."""
+    legs = LEGS[name]
+    for number, (ranks, stage, micro_batch) in enumerate(legs, start=1):
+        train = {**BATCH, "steps": 8 * number // len(legs), "micro_batch": micro_batch, "checkpoint_every": 8}
+        config = tiny_config(small_dataset, tmp_path, train=train, strategy={**ZERO_1, "zero_stage": stage})
+        run = run_train(config, nproc=ranks, quiet=True).run
+    assert digests(run) == digests(whole_run)
+    losses = [[line["loss"] for line in read_metrics(folder)] for folder in (run, whole_run)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+    for of in ("target", "context"):
+        pair = [run_weights(folder, of=of).part("encoder") for folder in (run, whole_run)]
+        for key, tensor in pair[0].items():
+            torch.testing.assert_close(tensor, pair[1][key], atol=2e-5, rtol=1e-4)
 
 
 def start(config: RunConfig) -> subprocess.Popen[str]:
