@@ -109,10 +109,15 @@ def attempts_table(run: Path, attempts: list[Attempt]) -> Table:
             each.began.replace("T", " ")[:19],
             duration(each.seconds),
             f"{each.from_step} → {max(each.reached, each.to_step)}",
-            f"{ended}: {each.sentence}" if each.sentence else ended,
+            f"{ended}: {told}" if (told := without_advice(each.sentence)) else ended,
             each.next,
         )
     return table
+
+
+def without_advice(sentence: str) -> str:
+    """What happened; not what to type next, which was right at the time."""
+    return sentence.partition("; `foreframe train ")[0].partition("; no checkpoint was written yet")[0]
 
 
 def duration(seconds: float) -> str:

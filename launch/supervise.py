@@ -178,8 +178,12 @@ class Supervisor:
                     return then.exit_code
                 if status < 0:
                     self._say(end.sentence)
-                in_a_row = f"failure {failures} of {self._limits.max_failures}" if failures else "got further"
-                self._say(f"starting again in {then.pause_s:g} s from {_at(best)} ({in_a_row})")
+                further = f"{to_step - from_step} steps further than this attempt began"
+                limit = self._limits.max_failures
+                row = f"failure {failures} of {limit} in a row without a new checkpoint"
+                self._say(
+                    f"starting again in {then.pause_s:g} s, from {_at(best)}: {row if failures else further}"
+                )
                 self._pause(then.pause_s, stopped)
                 if stopped.number is not None:
                     self._say(f"{stopped.name} received between two attempts: not started again")

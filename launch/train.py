@@ -179,7 +179,7 @@ def _train_or_say_why(
         if (without_worker := gone(error)) is not None:
             raise without_worker from error
         if config.strategy.kind == "deepspeed" and any(words in str(error) for words in TIMEOUT_WORDS):
-            raise watchdog.timed_out(config.strategy.timeout_s, "strategy.timeout_s") from error
+            raise watchdog.timed_out(error, config.strategy.timeout_s, "strategy.timeout_s") from error
         if not any(words in str(error) for words in LOST_PEER_WORDS):
             raise
         raise LostPeerError(f"another rank went away; {how_to_go_on(run)}") from error

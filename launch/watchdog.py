@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import format_exception
 from typing import IO, TypeVar
 
 from data_pipeline.errors import EXIT_LOST_PEER, HangError
@@ -33,11 +34,7 @@ STARTER_WAITS_S = 5.0  # longer than the ranks' own watchdogs
 DUMP_S = 3.0  # for the stacks of the others
 T = TypeVar("T")
 COPY_S = 10.0  # the run's folder may be what hangs
-STATES = {
-    "T": "is stopped (state T of /proc)",
-    "Z": "is gone, it was",
-    "D": "waits for a disk or a device (state D)",
-}
+STATES = {"T": "stopped by a signal", "Z": "gone", "D": "waiting for a disk or device"}  # of /proc
 
 
 class Stillness:
@@ -85,9 +82,13 @@ class Seen:
     def how_far(self) -> tuple[int, int]:
         return self.step, pulse.PLACES.index(self.place)
 
+    @property
+    def where(self) -> str:
+        doing = f"{self.place} of step {self.step}" if self.step else self.place
+        return f"{STATES[self.state]}, in {doing}" if self.state in STATES else f"in {doing}"
+
     def __str__(self) -> str:
-        where = f"{self.place} of step {self.step}" if self.step else self.place
-        return f"rank {self.rank} {STATES.get(self.state, 'is')} at {where}"
+        return f"rank {self.rank} is {self.where}"
 
 
 def pulse_file(folder: Path, rank: int) -> Path:
@@ -129,13 +130,9 @@ def what_hangs(ranks: list[Seen], seconds: float, limit: str) -> str:
     if not blamed:
         told = f"no rank of this machine has moved {time_s}"
     else:
-        names = " and ".join(str(seen.rank) for seen in blamed)
-        told = (
-            f"rank {names} has not moved {time_s}"
-            if len(blamed) == 1
-            else (f"ranks {names} have not moved {time_s}")
-        )
-    return "; ".join([told, *(str(seen) for seen in [*blamed, *others])])
+        names = " and ".join(f"rank {seen.rank}" for seen in blamed)
+        told = f"{names} {'has' if len(blamed) == 1 else 'have'} not moved {time_s}"
+    return f"{told}: " + ", ".join(str(seen) for seen in [*blamed, *others])
 
 
 def dump_stacks(folder: Path, run: Path, own: IO[bytes] | None = None) -> str:
@@ -207,7 +204,7 @@ def hang_error(
     told = what_hangs(ranks_seen(folder), seconds, limit)
     begin = dump_stacks(folder, run, own)
     go_on = within(COPY_S, lambda: how_to_go_on(run), f"`foreframe train {run}` goes on")
-    return HangError(f"{told}; stacks of all threads: {begin}-rank-*.txt; {go_on}")
+    return HangError(f"{told}; stacks of all threads are in {begin}-rank-*.txt; {go_on}")
 
 
 class Watchdog:
@@ -233,9 +230,10 @@ class Watchdog:
         self._stacks.close()
         pulse.end()
 
-    def timed_out(self, seconds: float, limit: str) -> HangError:
-        """The error of a collective that took longer than it may."""
+    def timed_out(self, error: Exception, seconds: float, limit: str) -> HangError:
+        """The error of a collective that took longer than it may; where it was called stands in the stacks."""
         self._stop.set()  # one of both tells
+        self._stacks.write("".join(["It gave up waiting:\n", *format_exception(error)]).encode())
         return hang_error(self._folder, self._run, seconds, limit, self._stacks)
 
     def _watch(self) -> None:
