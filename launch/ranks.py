@@ -124,7 +124,8 @@ def spawn_ranks(
                 own = {**shared, "RANK": str(number), "LOCAL_RANK": str(local)}
                 process = subprocess.Popen(command, env=own, start_new_session=True)
                 ranks.append(Rank(number, process, Stillness(pulse_file(Path(folder), number))))
-            hang = _wait(ranks, asked, Path(folder), run, config.train.hang_s)
+            elsewhere = job.world_size - job.nproc
+            hang = _wait(ranks, asked, Path(folder), run, config.train.hang_s, elsewhere)
         finally:  # also after a second Ctrl-C
             for rank in ranks:
                 rank.end()
@@ -136,7 +137,7 @@ def spawn_ranks(
 
 
 def _wait(
-    ranks: Sequence[Rank], asked: Asked, folder: Path, run: Path, hang_s: float | None
+    ranks: Sequence[Rank], asked: Asked, folder: Path, run: Path, hang_s: float | None, elsewhere: int
 ) -> HangError | None:
     """Until no rank is left. Returns what is to be told of ranks that could not even tell of their hang."""
     deadline_s, was_asked = float("inf"), False
@@ -160,7 +161,7 @@ def _wait(
         elif hang_s is not None:
             still_s = max(rank.still.seconds() for rank in alive)
             if still_s > hang_s + STARTER_WAITS_S:
-                return hang_error(folder, run, still_s, "train.hang_s")
+                return hang_error(folder, run, still_s, "train.hang_s", elsewhere)
         time.sleep(POLL_S)
     return None
 

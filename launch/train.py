@@ -147,10 +147,12 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder else 1  # that share the folder
+    elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
             StopRequests(config.train.time_limit_s) as stops,
-            watching(run, folder, rank, config.train.hang_s) as watchdog,
+            watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
         ):
             return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:

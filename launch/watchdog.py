@@ -122,13 +122,19 @@ def behind(ranks: list[Seen]) -> list[Seen]:
     return found if len(found) < len(ranks) or len(ranks) == 1 else []
 
 
-def what_hangs(ranks: list[Seen], seconds: float, limit: str) -> str:
-    """Which rank has not moved, for how long and where; what the others do; `limit` names the setting."""
+def what_hangs(ranks: list[Seen], seconds: float, limit: str, elsewhere: int = 0) -> str:
+    """Which rank has not moved, for how long and where; what the others do; `limit` names the setting.
+
+    elsewhere: ranks on other machines, of which nothing is seen here.
+    """
     blamed = behind(ranks)
+    if elsewhere and len(blamed) == len(ranks) and not any(seen.state in ("T", "Z") for seen in ranks):
+        blamed = []
     others = [seen for seen in ranks if seen not in blamed]
     time_s = f"for {seconds:.0f} s ({limit})"
     if not blamed:
-        told = f"no rank of this machine has moved {time_s}"
+        away = f", the {elsewhere} on other machines may be gone or cut off" if elsewhere else ""
+        told = f"no rank of this machine has moved {time_s}{away}"
     else:
         names = " and ".join(f"rank {seen.rank}" for seen in blamed)
         told = f"{names} {'has' if len(blamed) == 1 else 'have'} not moved {time_s}"
@@ -198,10 +204,10 @@ def _wait_for(files: list[Path]) -> None:
 
 
 def hang_error(
-    folder: Path, run: Path, seconds: float, limit: str, own: IO[bytes] | None = None
+    folder: Path, run: Path, seconds: float, limit: str, elsewhere: int, own: IO[bytes] | None = None
 ) -> HangError:
-    """What to tell the user, once the stacks are written down. limit: the setting that was passed."""
-    told = what_hangs(ranks_seen(folder), seconds, limit)
+    """What to tell the user, once the stacks are written down; `what_hangs` explains the rest."""
+    told = what_hangs(ranks_seen(folder), seconds, limit, elsewhere)
     begin = dump_stacks(folder, run, own)
     go_on = within(COPY_S, lambda: how_to_go_on(run), f"`foreframe train {run}` goes on")
     return HangError(f"{told}; stacks of all threads are in {begin}-rank-*.txt; {go_on}")
@@ -210,7 +216,8 @@ def hang_error(
 class Watchdog:
     """Looks at this rank until `stop`; ends the process with exit code 6 when nothing moved for `hang_s`."""
 
-    def __init__(self, run: Path, folder: Path, rank: int, hang_s: float | None) -> None:
+    def __init__(self, run: Path, folder: Path, rank: int, hang_s: float | None, elsewhere: int) -> None:
+        self._elsewhere = elsewhere
         self._run, self._folder, self._rank, self._hang_s = run, folder, rank, hang_s
         import pretrain.checkpoint  # noqa: F401 (what names it after a hang finds no lock of an import)
 
@@ -234,7 +241,7 @@ class Watchdog:
         """The error of a collective that took longer than it may; where it was called stands in the stacks."""
         self._stop.set()  # one of both tells
         self._stacks.write("".join(["It gave up waiting:\n", *format_exception(error)]).encode())
-        return hang_error(self._folder, self._run, seconds, limit, self._stacks)
+        return hang_error(self._folder, self._run, seconds, limit, self._elsewhere, self._stacks)
 
     def _watch(self) -> None:
         assert self._hang_s is not None
@@ -246,7 +253,7 @@ class Watchdog:
 
     def _end(self, seconds: float) -> None:
         """The rank cannot end itself: its threads hang."""
-        error = hang_error(self._folder, self._run, seconds, "train.hang_s", self._stacks)
+        error = hang_error(self._folder, self._run, seconds, "train.hang_s", self._elsewhere, self._stacks)
         if not leave_rank_error(self._rank, error):  # nobody started this rank who would tell
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()
@@ -255,10 +262,15 @@ class Watchdog:
 
 
 @contextmanager
-def watching(run: Path, folder: str | None, rank: int, hang_s: float | None) -> Iterator[Watchdog]:
-    """A watchdog of this rank. folder: that the ranks of this machine share; None: one is made."""
+def watching(
+    run: Path, folder: str | None, rank: int, hang_s: float | None, elsewhere: int
+) -> Iterator[Watchdog]:
+    """A watchdog of this rank. folder: that the ranks of this machine share; None: one is made.
+
+    elsewhere: ranks that beat in other folders.
+    """
     made = None if folder else tempfile.mkdtemp(prefix="foreframe-rank-")
-    watchdog = Watchdog(run, Path(folder or str(made)), rank, hang_s)
+    watchdog = Watchdog(run, Path(folder or str(made)), rank, hang_s, elsewhere)
     try:
         yield watchdog
     finally:

@@ -1,9 +1,8 @@
-"""`foreframe supervise` over two real ranks: killed at any moment, the run has the steps of one that was not."""
+"""`foreframe supervise` over two real ranks: killed at any moment, it has the steps of a run that was not."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import signal
@@ -204,4 +203,4 @@ def test_a_refused_config_leaves_nothing_behind(small_dataset: Path, tmp_path: P
     assert process.returncode == 3, printed
     assert "not restarted" in printed
     assert not (tmp_path / "tiny").exists()
-    assert "Traceback" not in printed and json.dumps("") not in printed
+    assert "Traceback" not in printed
