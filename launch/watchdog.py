@@ -238,7 +238,7 @@ class Watchdog:
         pulse.end()
 
     def timed_out(self, error: Exception, seconds: float, limit: str) -> HangError:
-        """The error of a collective that took longer than it may; where it was called stands in the stacks."""
+        """The error of a collective that took longer than it may; the stacks say where."""
         self._stop.set()  # one of both tells
         self._stacks.write("".join(["It gave up waiting:\n", *format_exception(error)]).encode())
         return hang_error(self._folder, self._run, seconds, limit, self._elsewhere, self._stacks)

@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces: supervised on both, the link between them cut and restored in mid-run."""
+"""Two machines, as network namespaces, both supervised: the link between them is cut and restored."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.small_dataset import tiny_config
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 STEPS, TIMEOUT_S = 300, 15.0
+LINK = "ffnet"
 HOSTS = ("10.99.0.10", "10.99.0.11")
 
 
@@ -33,38 +34,26 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def machines() -> Iterator[tuple[str, str]]:
-    """Names of two namespaces with a link, called `link` in each. Skips where they cannot be made."""
+    """Names of two namespaces with a link, called LINK in each. Skips where they cannot be made."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs root and iproute2 for network namespaces")
     names = (f"ff{os.getpid()}a", f"ff{os.getpid()}b")
+    here, there = (("name", LINK, "netns", name) for name in names)
     try:
-        for name in names:
-            ip("netns", "add", name)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
-    try:
-        ip(
-            "link",
-            "add",
-            "link",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "link",
-            "netns",
-            names[1],
-        )
-        for name, host in zip(names, HOSTS, strict=True):
-            ip("-n", name, "addr", "add", f"{host}/24", "dev", "link")
-            ip("-n", name, "link", "set", "link", "up")
-            ip("-n", name, "link", "set", "lo", "up")
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("link", "add", *here, "type", "veth", "peer", *there)
+            for name, host in zip(names, HOSTS, strict=True):
+                ip("-n", name, "addr", "add", f"{host}/24", "dev", LINK)
+                ip("-n", name, "link", "set", LINK, "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
         yield names
     finally:
         for name in names:
-            ip("netns", "del", name)
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def config_of(dataset: Path, out: Path) -> RunConfig:
@@ -76,7 +65,13 @@ def config_of(dataset: Path, out: Path) -> RunConfig:
         "checkpoint_every": 10,
     }
     strategy = {"kind": "deepspeed", "zero_stage": 1, "timeout_s": TIMEOUT_S}
-    return tiny_config(dataset, out, train=train, strategy=strategy, data={"workers": 1})
+    return tiny_config(
+        dataset,
+        out,
+        train={**train, "steps": STEPS, "checkpoint_every": 10},
+        strategy=strategy,
+        data={"workers": 1},
+    )
 
 
 def start(config: RunConfig, name: str, node: int, *options: str) -> subprocess.Popen[str]:
@@ -89,7 +84,7 @@ def start(config: RunConfig, name: str, node: int, *options: str) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "link"},
+        env={**os.environ, "GLOO_SOCKET_IFNAME": LINK},
     )
 
 
@@ -105,7 +100,7 @@ def test_a_cut_link_ends_both_sides_and_the_run_goes_on_when_it_is_back(
             assert time.monotonic() < deadline
             assert all(each.poll() is None for each in both)
             time.sleep(0.05)
-        ip("-n", machines[1], "link", "set", "link", "down")
+        ip("-n", machines[1], "link", "set", LINK, "down")
         cut_s = time.monotonic()
         while len(read_attempts(run)) < 2:
             assert time.monotonic() - cut_s < TIMEOUT_S + 90
@@ -114,7 +109,7 @@ def test_a_cut_link_ends_both_sides_and_the_run_goes_on_when_it_is_back(
         assert {(each.node, each.exit_code) for each in ended} == {(0, EXIT_LOST_PEER), (1, EXIT_LOST_PEER)}
         assert all("strategy.timeout_s" in each.sentence for each in ended)
         assert last_step(run) < STEPS
-        ip("-n", machines[1], "link", "set", "link", "up")
+        ip("-n", machines[1], "link", "set", LINK, "up")
         printed = [each.communicate(timeout=200)[0] for each in both]
     finally:
         for each in both:

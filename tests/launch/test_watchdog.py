@@ -99,8 +99,8 @@ def test_the_sentence_names_rank_time_limit_and_place() -> None:
 def test_ranks_that_wait_for_another_machine_are_not_blamed() -> None:
     told = what_hangs([seen(0, "backward"), seen(1, "backward")], 120.0, "strategy.timeout_s", elsewhere=2)
     assert told.startswith(
-        "no rank of this machine has moved for 120 s (strategy.timeout_s), the 2 on other machines may be gone "
-        "or cut off: rank 0 is in backward"
+        "no rank of this machine has moved for 120 s (strategy.timeout_s), "
+        "the 2 on other machines may be gone or cut off: rank 0 is in backward"
     )
 
 
