@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MEETING_S = 600.0  # machines of a job may come so much later than its first
 SAY_AFTER_S = 5.0
 POLL_S = 0.2
+HEARD_S = 5.0
 STORE_S = 30.0  # a call to the store on a machine that was cut off
 
 
@@ -136,11 +137,13 @@ def _gather(store: TCPStore, job: Job, wait: _Wait) -> str | None:
     for node, found in enumerate(visitors):
         for key, own in (("nproc", job.nproc), ("nnodes", job.nnodes)):
             if found[key] != own:
-                reason = (
-                    f"node {node} ({found['host']}) was started with --{key} {found[key]}, node 0 with {own}"
-                )
+                reason = f"--{key} is {found[key]} on node {node} ({found['host']}): need {own}, as on node 0"
     for found in visitors:
         store.set(f"begin-{found['visit']}", reason)
+    heard = [f"heard-{found['visit']}" for found in visitors[1:]]
+    deadline_s = time.monotonic() + HEARD_S
+    while reason and not store.check(heard) and time.monotonic() < deadline_s:  # the store goes with this end
+        time.sleep(POLL_S)
     return reason
 
 
@@ -159,7 +162,9 @@ def _visit(
             while not store.check([answer]):
                 if not wait.goes_on(lambda: f"the job's other nodes (the first is at {host}:{port})"):
                     return None, None
-            return store, bytes(store.get(answer)).decode()
+            reason = bytes(store.get(answer)).decode()
+            store.set(f"heard-{own['visit']}", "")
+            return store, reason
         except RuntimeError:  # torch's DistNetworkError, DistStoreError
             continue
     return None, None

@@ -84,8 +84,8 @@ class Seen:
 
     @property
     def where(self) -> str:
-        doing = f"{self.place} of step {self.step}" if self.step else self.place
-        return f"{STATES[self.state]}, in {doing}" if self.state in STATES else f"in {doing}"
+        doing = f"at step {self.step} ({self.place})" if self.step else self.place
+        return f"{STATES[self.state]}, {doing}" if self.state in STATES else doing
 
     def __str__(self) -> str:
         return f"rank {self.rank} is {self.where}"
@@ -133,7 +133,8 @@ def what_hangs(ranks: list[Seen], seconds: float, limit: str, elsewhere: int = 0
     others = [seen for seen in ranks if seen not in blamed]
     time_s = f"for {seconds:.0f} s ({limit})"
     if not blamed:
-        away = f", the {elsewhere} on other machines may be gone or cut off" if elsewhere else ""
+        of = "the rank" if elsewhere == 1 else f"the {elsewhere} ranks"
+        away = f", {of} on other machines may be gone or cut off" if elsewhere else ""
         told = f"no rank of this machine has moved {time_s}{away}"
     else:
         names = " and ".join(f"rank {seen.rank}" for seen in blamed)

@@ -43,7 +43,7 @@ def train(
             pulse.beat("backward", batch.step + 1)
             engine.backward(output)
             watch.after_batch(batch, output)
-        pulse.beat("optimizer step", progress.step + 1)
+        pulse.beat("update", progress.step + 1)
         update = engine.step(knobs)  # clip, agree on finite, step or skip
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-PLACES = ("starting", "waiting for a batch", "forward", "backward", "optimizer step", "checkpoint", "ending")
+PLACES = ("starting", "waiting for a batch", "forward", "backward", "update", "checkpoint", "ending")
 SLOT = struct.Struct("<QQQQ")  # pid, beats, step, index in PLACES
 NUM_SLOTS = 257  # the rank and up to 256 loader workers
 

@@ -124,7 +124,7 @@ def test_a_loop_without_end_is_named_by_its_function(small_dataset: Path, tmp_pa
     printed = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == EXIT_LOST_PEER, printed
     assert "rank 1 has not moved for" in printed
-    assert "rank 1 is in forward of step 4" in printed
+    assert "rank 1 is at step 4 (forward)" in printed
     found = stacks(tmp_path / "tiny")
     assert "in never_returns" in found["rank-00001.txt"]
     assert "in never_returns" not in found["rank-00000.txt"]

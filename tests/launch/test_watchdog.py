@@ -76,7 +76,7 @@ def seen(rank: int, place: str, step: int = 5, state: str = "S") -> Seen:
     ("ranks", "blamed"),
     [
         ([seen(0, "backward"), seen(1, "forward")], [1]),
-        ([seen(0, "optimizer step", 4), seen(1, "forward")], [0]),
+        ([seen(0, "update", 4), seen(1, "forward")], [0]),
         ([seen(0, "backward"), seen(1, "backward", state="T")], [1]),
         ([seen(0, "forward"), seen(1, "backward", state="Z")], [1]),
         ([seen(0, "backward"), seen(1, "backward")], []),
@@ -91,8 +91,8 @@ def test_the_rank_that_holds_the_others_up_is_blamed(ranks: list[Seen], blamed: 
 def test_the_sentence_names_rank_time_limit_and_place() -> None:
     told = what_hangs([seen(0, "backward"), seen(1, "forward", state="T")], 901.2, "train.hang_s")
     assert told == (
-        "rank 1 has not moved for 901 s (train.hang_s): rank 1 is stopped by a signal, in forward of step 5, "
-        "rank 0 is in backward of step 5"
+        "rank 1 has not moved for 901 s (train.hang_s): rank 1 is stopped by a signal, at step 5 "
+        "(forward), rank 0 is at step 5 (backward)"
     )
 
 
@@ -100,7 +100,7 @@ def test_ranks_that_wait_for_another_machine_are_not_blamed() -> None:
     told = what_hangs([seen(0, "backward"), seen(1, "backward")], 120.0, "strategy.timeout_s", elsewhere=2)
     assert told.startswith(
         "no rank of this machine has moved for 120 s (strategy.timeout_s), "
-        "the 2 on other machines may be gone or cut off: rank 0 is in backward"
+        "the 2 ranks on other machines may be gone or cut off: rank 0 is at step 5 (backward)"
     )
 
 
