@@ -21,6 +21,7 @@ class ForeframeError(Exception):
 
     exit_code = 1
     label = "error"  # what the terminal shows before the sentence
+    may_pass = False  # whether the same command may fare better later, though nobody has mended anything
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ class RefusedError(DataError):
 class StorageError(DataError):
     """Storage that is unreachable, too slow, failing, or sends half a file; later it may answer."""
 
+    may_pass = True
+
+
+class WorkerError(DataError):
+    """A loader worker that was killed, or delivers nothing."""
+
+    may_pass = True
+
 
 class CheckpointError(ForeframeError):
     """A checkpoint that is missing, damaged or of another run."""
@@ -113,6 +122,11 @@ class LostPeerError(ForeframeError):
     """A rank died, or stopped answering."""
 
     exit_code = EXIT_LOST_PEER
+    may_pass = True
+
+
+class HangError(LostPeerError):
+    """A rank that lives and does not move; told with the stacks of all."""
 
 
 def why(error: OSError) -> str:

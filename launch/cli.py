@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_pipeline.errors import EXIT_PREEMPTED, FULL_DISK, DataError, ForeframeError, UsageError, why
+from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
+from launch.cli_options import (
+    ConfigFile,
+    NumRanks,
+    Overrides,
+)
+from launch.cli_train import supervise, train
+from launch.ending import in_a_line, leave_end
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -32,11 +38,6 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs: what they hold, how two differ.")
 app.add_typer(config_app, name="config")
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a run's folder.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings laid over the file, such as optim.lr=1e-3."),
-]
 DataFile = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/data/demo.yaml.")
 ]
@@ -59,7 +60,6 @@ AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="Go on with keys missing or left over; they are listed.")
 ]
 OverwriteWeights = Annotated[bool, typer.Option("--force", help="Replace the weights that are at OUT.")]
-NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -174,41 +174,8 @@ def verify(
     run_verify(dataset, deep)
 
 
-@app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")
-def train(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    nproc: NumRanks = 1,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Refuse a run's folder that exists; without it the run goes on.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the result only, no progress.")] = False,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help="Go on though this setting differs from the run there, such as train.global_batch; may be "
-            "given several times.",
-        ),
-    ] = None,
-) -> None:
-    """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
-
-    Under torchrun it joins the ranks that are there.
-    """
-    from launch.config import read_config
-    from pretrain.config import RunConfig, plan
-
-    ranks = int(os.environ.get("WORLD_SIZE", nproc)) if "RANK" in os.environ else nproc
-    settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
-    from launch.train import run_train
-
-    result = run_train(settings, nproc=nproc, fresh=fresh, quiet=quiet, allow_change=allow_change or ())
-    if int(os.environ.get("RANK", "0")) == 0:
-        what = "probe" if result.stopped is None else "train"
-        print(f"{result.summary()}\nrun    {result.run}\nnext   foreframe {what} {result.run}")
-    if result.stopped is not None:
-        raise typer.Exit(EXIT_PREEMPTED)
+app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
+app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
 
 
 @app.command(epilog="Example: foreframe probe runs/demo/run")
@@ -373,15 +340,23 @@ def main() -> None:
         from launch.console import print_error
 
         print_error(error)
+        kind = getattr(error, "kind", type(error).__name__)
+        leave_end(error.exit_code, kind, str(error), may_pass=error.may_pass)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (*FULL_DISK, *FORBIDDEN):
+            leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
             raise
         from launch.console import print_error
 
         what = "written" if error.errno in FULL_DISK else "read or written"
-        print_error(DataError(f"{error.filename or 'a file'} could not be {what}: {why(error)}"))
+        told = DataError(f"{error.filename or 'a file'} could not be {what}: {why(error)}")
+        print_error(told)
+        leave_end(told.exit_code, "DataError", str(told), may_pass=False)
         sys.exit(DataError.exit_code)
+    except Exception as error:
+        leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
+        raise
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:
             print("interrupted; nothing half-written counts, the same command goes on", file=sys.stderr)

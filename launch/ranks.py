@@ -1,29 +1,47 @@
-"""The ranks of a run on this machine: started, waited for, and what they ended with as one error."""
+"""The ranks of a run on this machine: started, waited for, ended, and what they ended with as one error."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from data_pipeline.errors import EXIT_LOST_PEER, EXIT_PREEMPTED, ForeframeError, LostPeerError
-from launch.config import CONFIG_FILE
+from data_pipeline.errors import (
+    EXIT_LOST_PEER,
+    EXIT_PREEMPTED,
+    ForeframeError,
+    HangError,
+    LostPeerError,
+)
+from launch.config import dump_config
+from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
+from launch.meeting import Job, meet
+from launch.processes import POLL_S, end_groups, facts_of, send
+from launch.watchdog import STARTER_WAITS_S, Stillness, hang_error, pulse_file
+from pretrain.config import RunConfig
 
-ERRORS_VARIABLE = "FOREFRAME_RANK_ERRORS"
 QUIET_VARIABLE = "FOREFRAME_QUIET"
-SAVE_S = 600  # ranks that were asked to stop may take this long for their last save
+SAVE_S = 600.0  # ranks that were asked to stop may take this long for their last save
+FAILED_S = 30.0  # after one failed, the others have this long to end by themselves
+LOST_S = 15.0  # the same after a hang, or a rank that was killed
+LEFTOVERS_S = 5.0  # what a rank started ends by itself within moments
+HANG, KILLED = HangError.__name__, "KilledError"
 
 
 class RankError(ForeframeError):
     """An error that a rank has ended with, told by the process that started it."""
 
-    def __init__(self, text: str, exit_code: int) -> None:
+    def __init__(self, text: str, exit_code: int, kind: str = "RankError", *, may_pass: bool = False) -> None:
         super().__init__(text)
-        self.exit_code = exit_code
+        self.exit_code, self.kind, self.may_pass = exit_code, kind, may_pass
 
 
 class PreemptedError(ForeframeError):
@@ -31,59 +49,143 @@ class PreemptedError(ForeframeError):
 
     exit_code = EXIT_PREEMPTED
     label = "stopped"
+    may_pass = True
 
 
-def spawn_ranks(run: Path, nproc: int, *, quiet: bool) -> None:
-    """Start `nproc` ranks of a run on this machine through torch's elastic agent, and wait for them.
+class Asked:
+    """Signals to this process, as a request to the ranks; a second Ctrl-C does not wait for them."""
 
-    Raises: what a rank ended with, once all ranks are gone.
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, _: object) -> None:
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = signal.Signals(number)
+
+
+@dataclass
+class Rank:
+    """A rank's process, in a session of its own: a signal to this process's group does not reach it."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    still: Stillness
+    was_ended: bool = False  # by this process, so that its exit code says nothing
+
+    def end(self) -> None:
+        """At once, also when it is stopped; its workers and their helpers see that, and clean up."""
+        if self.process.poll() is None:
+            self.was_ended = True
+            send(self.process.pid, signal.SIGKILL)
+
+
+def spawn_ranks(
+    run: Path, config: RunConfig, job: Job, *, quiet: bool, say: Callable[[str], None] = print
+) -> None:
+    """Start this machine's ranks of a job, once all its machines are there, and wait for their end.
+
+    Raises: what a rank ended with, once all ranks here are gone; UsageError, LostPeerError when the machines
+    do not meet.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for part in ("agent.server.api", "multiprocessing.api"):  # what they say is said as a sentence below
-        logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder:
-        os.environ[ERRORS_VARIABLE] = folder
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(None, nproc)))
-        if quiet:
-            os.environ[QUIET_VARIABLE] = "1"
-        agent = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=nproc,
-            run_id=f"foreframe-{os.getpid()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            rdzv_configs={"is_host": "true"},
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            monitor_interval=0.2,
-            shutdown_timeout=SAVE_S,
-        )
+    with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder, Asked() as asked:
+        given = Path(folder) / "config.yaml"  # the run's own is on a store that may be late here
+        given.write_text(dump_config(config))
+        met = meet(job, lambda: asked.number is not None, say)
+        if met is None:
+            raise PreemptedError(f"{_name(asked)} received before any rank was started; {how_to_go_on(run)}")
         # Python's tracker of semaphores removes those of a killed rank; its warning would only puzzle.
         hushed = ("-W", "ignore:resource_tracker:UserWarning")
-        command = [sys.executable, *hushed, "-m", "launch.train", str(run / CONFIG_FILE), str(os.getpid())]
+        command = [sys.executable, *hushed, "-m", "launch.train", str(given), str(os.getpid())]
+        shared = {
+            **{key: value for key, value in os.environ.items() if key != END_VARIABLE},
+            **met.environment,
+            ERRORS_VARIABLE: folder,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(None, job.nproc))),
+            "LOCAL_WORLD_SIZE": str(job.nproc),
+            "WORLD_SIZE": str(job.world_size),
+            "GROUP_RANK": str(job.node_rank),
+            **({QUIET_VARIABLE: "1"} if quiet else {}),
+        }
+        ranks: list[Rank] = []
         try:
-            elastic_launch(agent, command[0])(*command[1:])
-        except ChildFailedError as error:
-            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            raise why_ranks_failed(run, Path(folder), exit_codes) from None
-        except SignalException as error:
-            raise why_stopped(run, Path(folder), signal.Signals(error.sigval)) from None
-        finally:
-            os.environ.pop(ERRORS_VARIABLE, None)
-            os.environ.pop(QUIET_VARIABLE, None)
+            for local in range(job.nproc):
+                number = job.node_rank * job.nproc + local
+                own = {**shared, "RANK": str(number), "LOCAL_RANK": str(local)}
+                process = subprocess.Popen(command, env=own, start_new_session=True)
+                ranks.append(Rank(number, process, Stillness(pulse_file(Path(folder), number))))
+            elsewhere = job.world_size - job.nproc
+            hang = _wait(ranks, asked, Path(folder), run, config.train.hang_s, elsewhere)
+        finally:  # also after a second Ctrl-C
+            for rank in ranks:
+                rank.end()
+                rank.process.wait()
+            end_groups({rank.process.pid for rank in ranks}, LEFTOVERS_S)
+        if hang is not None:
+            raise hang
+        _raise_what_ended(run, Path(folder), ranks, asked)
 
 
-def why_stopped(run: Path, errors: Path, asked: signal.Signals) -> ForeframeError:
-    """The error to show after a signal: preempted only when the ranks say that they have saved."""
-    told = [json.loads(path.read_bytes()) for path in sorted(errors.glob("rank-*.json"))]
-    saved = next((record for record in told if record["exit_code"] == EXIT_PREEMPTED), None)
-    if saved is not None:
-        return PreemptedError(saved["text"])
-    return LostPeerError(f"stopped by {asked.name} without a save; {how_to_go_on(run)}")
+def _wait(
+    ranks: Sequence[Rank], asked: Asked, folder: Path, run: Path, hang_s: float | None, elsewhere: int
+) -> HangError | None:
+    """Until no rank is left. Returns what is to be told of ranks that could not even tell of their hang."""
+    deadline_s, was_asked = float("inf"), False
+    while any(rank.process.poll() is None for rank in ranks):
+        now_s = time.monotonic()
+        alive = [rank for rank in ranks if rank.process.poll() is None]
+        if asked.number is not None and not was_asked:
+            was_asked = True
+            number = signal.SIGTERM if asked.number == signal.SIGHUP else asked.number
+            for rank in alive:
+                send(rank.process.pid, number)
+            deadline_s = min(deadline_s, now_s + SAVE_S)
+        if failed := [rank.process.returncode for rank in ranks if rank.process.returncode]:
+            is_lost = any(code < 0 or code == EXIT_LOST_PEER for code in failed)
+            deadline_s = min(deadline_s, now_s + (LOST_S if is_lost else FAILED_S))
+            if is_lost and all(_is_stopped(rank) for rank in alive):
+                deadline_s = now_s
+        if now_s >= deadline_s:
+            for rank in alive:
+                rank.end()
+        elif hang_s is not None:
+            still_s = max(rank.still.seconds() for rank in alive)
+            if still_s > hang_s + STARTER_WAITS_S:
+                return hang_error(folder, run, still_s, "train.hang_s", elsewhere)
+        time.sleep(POLL_S)
+    return None
+
+
+def _is_stopped(rank: Rank) -> bool:
+    facts = facts_of(rank.process.pid)
+    return facts is not None and facts.state == "T"
+
+
+def _name(asked: Asked) -> str:
+    return asked.number.name if asked.number is not None else "a signal"
+
+
+def _raise_what_ended(run: Path, folder: Path, ranks: Sequence[Rank], asked: Asked) -> None:
+    failed = {rank.rank: rank.process.returncode for rank in ranks if rank.process.returncode}
+    if not failed:
+        return
+    own = {rank.rank: rank.process.returncode for rank in ranks if not rank.was_ended}
+    codes = {rank: code for rank, code in own.items() if code}
+    error = why_ranks_failed(run, folder, codes) if codes else None
+    if asked.number is not None and (error is None or error.exit_code == EXIT_LOST_PEER):
+        error = LostPeerError(f"stopped by {_name(asked)} without a save; {how_to_go_on(run)}")
+    assert error is not None, "ranks are ended early only when one failed, hung or was asked to stop"
+    raise error
 
 
 def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> ForeframeError:
@@ -92,50 +194,37 @@ def why_ranks_failed(run: Path, errors: Path, exit_codes: dict[int, int]) -> For
     exit_codes: by rank; negative where a signal ended it.
     """
     told = [json.loads(path.read_bytes()) for path in sorted(errors.glob("rank-*.json"))]
+    for record in told:
+        if record["exit_code"] == EXIT_PREEMPTED:
+            return PreemptedError(record["text"])
+    told.sort(key=lambda record: record["exit_code"] == 1)  # a crash of one may be another's full disk
     first = next((record for record in told if record["exit_code"] != EXIT_LOST_PEER), None)
+    first = first or next((record for record in told if record.get("kind") == HANG), None)
     if first is not None:
-        return RankError(first["text"], first["exit_code"])
+        kind, may_pass = first.get("kind", "RankError"), first.get("may_pass", False)
+        return RankError(first["text"], first["exit_code"], kind, may_pass=may_pass)
     killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
-        hint = ", often the kernel out of memory," if number == signal.SIGKILL else ""
-        return LostPeerError(
-            f"rank {rank} was killed by {signal.Signals(number).name}{hint} and the others stopped; "
-            f"{how_to_go_on(run)}"
+        hints = {
+            signal.SIGKILL: ", often the kernel out of memory,",
+            signal.SIGABRT: ", as NCCL does after strategy.timeout_s,",
+        }
+        text = (
+            f"rank {rank} was killed by {signal.Signals(number).name}{hints.get(signal.Signals(number), '')} "
+            f"and the others stopped; {how_to_go_on(run)}"
         )
+        return LostPeerError(text)
     if told:
         return LostPeerError(told[0]["text"])
     rank, code = next(iter(exit_codes.items()))
-    return RankError(f"rank {rank} failed with exit code {code}, see above; {how_to_go_on(run)}", 1)
-
-
-def how_to_go_on(run: Path) -> str:
-    """The sentence that ends every early end of a run."""
-    from pretrain.checkpoint import newest_named
-
-    newest = newest_named(run)
-    if newest is None:
-        return f"no checkpoint was written yet: `foreframe train {run}` starts over"
-    return f"`foreframe train {run}`, at any --nproc, goes on from {newest[0].name}"
+    text = f"rank {rank} failed with exit code {code}, see above; {how_to_go_on(run)}"
+    return RankError(text, 1, may_pass=True)
 
 
 def threads_for(wanted: int | None, ranks_here: int) -> int:
     """CPU threads of one rank: as configured, or the machine's cores shared out."""
     return wanted or max(1, len(os.sched_getaffinity(0)) // ranks_here)
-
-
-def die_with_parent(launcher: int) -> None:
-    """End this rank when the process that started it is gone, however that ended; Linux only.
-
-    Else a launcher killed by SIGKILL would leave ranks training in a folder that nobody holds any more.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != launcher:  # it was gone before the call
-        os._exit(EXIT_LOST_PEER)
 
 
 def end_rank() -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +21,7 @@ from data_pipeline.errors import (
 )
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
+from launch.lock import is_bare, run_folder
 from pretrain.checkpoint import newest_whole, step_folders
 from pretrain.config import RunConfig
 from pretrain.data.bad import SKIPPED_FILE
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from pretrain.data.reader import ClipReader
 
 RESULT_FILE = "result.json"
-LOCK_FILE = ".lock"
 
 # Settings that may change when a run goes on: they change neither what is learned nor from what.
 OPERATIONAL = (
@@ -121,10 +118,6 @@ class TrainResult:
             raise ValueError(str(error)) from error
 
 
-def run_folder(config: RunConfig) -> Path:
-    return Path(config.out) / config.name
-
-
 def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str] = ()) -> list[Problem]:
     """Settings that differ and would make the run another experiment; `allowed` ones are not among them."""
     optim, momentum = after.optim, after.target.momentum
@@ -159,7 +152,7 @@ def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
                 f"with {' '.join(f'--allow-change {problem.key}' for problem in changes)}",
             )
             raise error
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and not is_bare(run):
         raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -167,27 +160,6 @@ def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
     except OSError as error:
         raise UsageError(f"{run} cannot be written, choose another out=...: {why(error)}") from error
     return run
-
-
-@contextmanager
-def lock_run(run: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone, until the end of it or of the block.
-
-    Raises: UsageError with the pid of the process that holds it.
-    """
-    with (run / LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UsageError(
-                f"{run} is being trained by process {file.read().strip() or '?'}; wait for its end, "
-                f"or choose another name=..."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def finished(run: Path, steps: int) -> TrainResult | None:

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,38 +28,21 @@ from data_pipeline.errors import (
 from data_pipeline.format import DatasetInfo
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
+from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
+from launch.lock import is_bare, lock_run, run_folder
+from launch.meeting import Job
+from launch.processes import die_with_parent
 from launch.provenance import provenance
-from launch.ranks import (
-    ERRORS_VARIABLE,
-    QUIET_VARIABLE,
-    PreemptedError,
-    die_with_parent,
-    end_rank,
-    how_to_go_on,
-    spawn_ranks,
-    threads_for,
-)
-from launch.run_folder import (
-    RESULT_FILE,
-    TrainResult,
-    check_data,
-    finished,
-    lock_run,
-    open_run,
-    run_folder,
-)
+from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
+from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
 from launch.train_display import TrainDisplay
+from launch.watchdog import Watchdog, watching
 from pretrain.config import RunConfig, plan
 
 PROVENANCE_FILE = "provenance.json"
 # gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
-LOST_PEER_WORDS = (
-    "by peer",
-    "Timed out waiting",
-    "timed out",
-    "Connection closed",
-    "NCCL communicator was aborted",
-)
+LOST_PEER_WORDS = ("by peer", "Connection closed", "NCCL communicator was aborted")
+TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
 class StopRequests:
@@ -99,6 +83,9 @@ def run_train(
     config: RunConfig,
     *,
     nproc: int = 1,
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str | None = None,
     fresh: bool = False,
     quiet: bool = False,
     allow_change: Sequence[str] = (),
@@ -106,6 +93,8 @@ def run_train(
     """Train to the end, from the newest whole checkpoint if there is one.
 
     Inside torchrun (RANK and WORLD_SIZE are set) this process is one of its ranks and nproc is ignored.
+    nnodes, node_rank: machines of the job, which share the run's folder, and which of them this is.
+    rendezvous: HOST:PORT of the first.
     fresh: refuse a run's folder that exists. allow_change: settings that may differ from the run there.
     Raises: ConfigError and UsageError before anything is started; DataError, CheckpointError, DivergedError,
     CollapsedError, LostPeerError from the ranks; PreemptedError after a stop with a save.
@@ -113,22 +102,24 @@ def run_train(
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         is_quiet = quiet or bool(os.environ.get(QUIET_VARIABLE))
         return run_rank(config, quiet=is_quiet, allow_change=allow_change)
-    plan(config, nproc)
+    job = Job(nproc, nnodes, node_rank, rendezvous)
+    plan(config, job.world_size)
     check_device(config, nproc)
-    if fresh and run_folder(config).exists():
-        raise UsageError(
-            f"{run_folder(config)} exists; choose another name=..., or leave --fresh out to go on with it"
-        )
+    run = run_folder(config)
+    if fresh and job.is_first and run.exists() and not is_bare(run):
+        raise UsageError(f"{run} exists; choose another name=..., or leave --fresh out to go on with it")
     check_data(config)
-    run = open_run(config, allow_change)
-    with lock_run(run):
+    if job.is_first:
+        open_run(config, allow_change)
+    with lock_run(run) if job.is_first else nullcontext():
         already = finished(run, config.train.steps)
         if already is not None:
             return already
-        (run / RESULT_FILE).unlink(missing_ok=True)
+        if job.is_first:
+            (run / RESULT_FILE).unlink(missing_ok=True)
         if config.strategy.kind == "single":
             return run_rank(config, quiet=quiet)
-        spawn_ranks(run, nproc, quiet=quiet)
+        spawn_ranks(run, config, job, quiet=quiet)
         return TrainResult.read(run)
 
 
@@ -155,37 +146,45 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     # grew a rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder else 1  # that share the folder
+    elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
-        with StopRequests(config.train.time_limit_s) as stops:
-            return _train_or_say_why(config, stops, quiet=quiet, allow_change=allow_change)
+        with (
+            StopRequests(config.train.time_limit_s) as stops,
+            watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
+        ):
+            return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
-        folder = os.environ.get(ERRORS_VARIABLE)
-        if folder:
-            record = {"text": str(error), "exit_code": error.exit_code}
-            (Path(folder) / f"rank-{rank:05d}.json").write_text(json.dumps(record))
+        if leave_rank_error(rank, error):
             raise SystemExit(error.exit_code) from error
+        raise
+    except Exception as error:
+        leave_rank_error(rank, error)
         raise
 
 
 def _train_or_say_why(
-    config: RunConfig, stops: StopRequests, *, quiet: bool, allow_change: Sequence[str]
+    config: RunConfig, stops: StopRequests, watchdog: Watchdog, *, quiet: bool, allow_change: Sequence[str]
 ) -> TrainResult:
     """`_train`; a disk that is full by the time of a metric, and a rank that went away, are named errors."""
+    run = run_folder(config)
     try:
         return _train(config, stops, quiet=quiet, allow_change=allow_change)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        where = error.filename or run_folder(config)
-        raise DataError(f"{where} could not be written: {why(error)}") from error
+        raise DataError(f"{error.filename or run} could not be written: {why(error)}") from error
     except RuntimeError as error:
         from pretrain.data.stream import gone
 
         if (without_worker := gone(error)) is not None:
             raise without_worker from error
+        if config.strategy.kind == "deepspeed" and any(words in str(error) for words in TIMEOUT_WORDS):
+            raise watchdog.timed_out(error, config.strategy.timeout_s, "strategy.timeout_s") from error
         if not any(words in str(error) for words in LOST_PEER_WORDS):
             raise
-        raise LostPeerError(f"another rank went away; {how_to_go_on(run_folder(config))}") from error
+        raise LostPeerError(f"another rank went away; {how_to_go_on(run)}") from error
 
 
 def _train(
@@ -193,6 +192,7 @@ def _train(
 ) -> TrainResult:
     import torch
 
+    from pretrain import pulse
     from pretrain.build import build_engine
     from pretrain.checkpoint import Checkpoints, step_folders
     from pretrain.data.stream import Batches
@@ -233,7 +233,9 @@ def _train(
     with display:
         for sentence in notes(config, [reader.info for reader in batches.corpus.readers]):
             display.say(sentence)
+        pulse.beat()
         progress = checkpoints.resume(engine)
+        pulse.beat()
 
         def start_tracker() -> None:
             if not world.is_first:
@@ -261,6 +263,7 @@ def _train(
             raise
         finally:
             batches.close()
+        pulse.beat("ending")
         tracker.close("done" if ended else "stopped")
     reason = None if ended else stops.reason or "a signal received by another rank"
     line = watch.line

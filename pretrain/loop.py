@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pretrain import pulse
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
@@ -39,8 +40,10 @@ def train(
         for batch in batches.take(plan.micro_batches):
             targets = engine.targets(batch)  # target encoder, no gradient; None of those that need none
             output = engine.loss(batch, targets)  # context encoder, predictor
+            pulse.beat("backward", batch.step + 1)
             engine.backward(output)
             watch.after_batch(batch, output)
+        pulse.beat("update", progress.step + 1)
         update = engine.step(knobs)  # clip, agree on finite, step or skip
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments
@@ -49,6 +52,7 @@ def train(
         watch.after_step(progress, knobs, update, is_last=asked)  # metrics, health, tracker
         stop = asked or watch.stops
         if stop or plan.saves_at(progress.step):
+            pulse.beat("checkpoint")
             checkpoints.save(engine, progress)
         if stop:
             break

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_pipeline.errors import DataError
+from pretrain import pulse
 from pretrain.config import RunConfig
 from pretrain.data.augment import draw_view
 from pretrain.data.corpus import Corpus, Spot
@@ -66,6 +67,7 @@ class Laps:
         now = self.clock()
         self.seconds[stage] += now - self._mark
         self._mark = now
+        pulse.beat()
 
 
 class Loader(Dataset[Loaded | DataError]):

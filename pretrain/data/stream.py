@@ -16,6 +16,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from data_pipeline.errors import DataError, why
+from data_pipeline.errors import DataError, WorkerError, why
+from pretrain import pulse
 from pretrain.config import Plan
 from pretrain.data.copies import Ahead, Copies
 from pretrain.data.corpus import Corpus
@@ -73,8 +76,9 @@ def _end_with_rank() -> None:
     os._exit(1)
 
 
-def _begin_worker(_: int) -> None:
+def _begin_worker(pulse_file: Path | None, worker: int) -> None:
     """One thread; and signals to the run's whole group are the rank's to answer, which saves and ends it."""
+    pulse.join(pulse_file, 1 + worker)
     threading.Thread(target=_end_with_rank, name="end-with-rank", daemon=True).start()
     # Without the interpreter's teardown, as ranks end: a library's thread that is still running then aborts
     # the worker now and then, and torch would tell a run that is done that one was killed.
@@ -95,7 +99,7 @@ def keep_freed_memory() -> None:
 
 def gone(error: RuntimeError) -> DataError | None:
     """What torch raises of a worker that was killed, as one of our errors; None of another error."""
-    return DataError(GONE) if str(error).startswith(WORKER_WORDS) else None
+    return WorkerError(GONE) if str(error).startswith(WORKER_WORDS) else None
 
 
 def _as_it_is(found: Loaded | DataError) -> Loaded | DataError:
@@ -197,7 +201,7 @@ class Batches:
                 collate_fn=_as_it_is,  # type: ignore[arg-type]  # of single elements, with batch_size None
                 num_workers=data.workers,
                 multiprocessing_context="spawn" if data.workers else None,
-                worker_init_fn=_begin_worker if data.workers else None,
+                worker_init_fn=partial(_begin_worker, pulse.file()) if data.workers else None,
                 prefetch_factor=data.prefetch if data.workers else None,
                 timeout=self._plan.config.batch_timeout_s if data.workers else 0,
             )
@@ -216,6 +220,7 @@ class Batches:
         if self._iterator is None:
             self._iterator = self._start()
         begin_s, asked = time.perf_counter(), next(self._asked)
+        pulse.beat("waiting for a batch", asked.step + 1)
         try:
             found = next(self._iterator)
         except RuntimeError as error:
@@ -225,13 +230,14 @@ class Batches:
             raise found
         self._seconds += found.seconds
         self._clips += len(found.keys)
+        pulse.beat("forward", asked.step + 1)
         return found
 
     def _named(self, error: RuntimeError, asked: Request) -> Exception:
         """What DataLoader says of its workers, as one of our errors."""
         if str(error).startswith(TIMEOUT_WORDS):
             names = ", ".join(self.corpus.names(asked.positions))
-            return DataError(
+            return WorkerError(
                 f"no batch came for {self._plan.config.batch_timeout_s:g} s (data.timeout_s); awaited are "
                 f"the samples {names}: a slow store wants a larger data.timeout_s; one that hangs the "
                 f"decoder each time can be named in data.exclude"

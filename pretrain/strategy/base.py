@@ -13,7 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.errors import CheckpointError, DataError, ForeframeError, UsageError
+from data_pipeline.errors import (
+    CheckpointError,
+    DataError,
+    ForeframeError,
+    RefusedError,
+    StorageError,
+    UsageError,
+)
 from pretrain.config import Plan
 from pretrain.ema import ForwardCopy, Fragment, ShardedEma, WholeCopy, check_tiling
 from pretrain.model.vit import Encoder
@@ -24,7 +31,8 @@ from pretrain.strategy.shards import MASTER, Read, Shards, chunks, part_of_encod
 
 TARGET = "target"
 T = TypeVar("T")
-TOLD = {error.__name__: error for error in (CheckpointError, DataError, UsageError)}
+NAMED = (CheckpointError, DataError, RefusedError, StorageError, UsageError)
+TOLD = {error.__name__: error for error in NAMED}
 # renamed in torch 2.13, which warns about the old name; 2.11 knows only that
 gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 

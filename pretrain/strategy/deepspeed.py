@@ -43,7 +43,12 @@ def join_world(device: torch.device, timeout_s: float) -> World:
     """Meet the other ranks that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
     deepspeed = _import_deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    from torch.distributed import distributed_c10d as c10d
+
+    # DeepSpeed makes groups of its own, without a limit: torch's 30 minutes (NCCL: 10) would hold there.
+    limit = timedelta(seconds=timeout_s)
+    vars(c10d).update(default_pg_timeout=limit, default_pg_nccl_timeout=limit)
+    deepspeed.init_distributed(backend, timeout=limit, verbose=False)
     import torch.distributed as dist
 
     return World(dist.get_rank(), dist.get_world_size(), device)

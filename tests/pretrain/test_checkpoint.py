@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data_pipeline.errors import CheckpointError, ConfigError, UsageError
-from launch.run_folder import lock_run, open_run
+from launch.lock import lock_run
+from launch.run_folder import open_run
 from launch.train import run_train
 from pretrain.checkpoint import (
     StoredFragments,

@@ -1,0 +1,45 @@
+"""Where a run's folder is, and who holds it. Imports no torch: a supervisor is small and starts at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.errors import UsageError
+from pretrain.config import RunConfig
+
+LOCK_FILE = ".lock"
+
+
+def run_folder(config: RunConfig) -> Path:
+    return Path(config.out) / config.name
+
+
+def is_bare(run: Path) -> bool:
+    """Whether a folder holds nothing but locks: no run was begun there."""
+    return all(entry.name.startswith(LOCK_FILE) for entry in run.iterdir())
+
+
+@contextmanager
+def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterator[None]:
+    """Hold a run's folder for this process alone, until the end of it or of the block.
+
+    name: of the lock's file, one for each thing that only one process may be `doing`.
+    Raises: UsageError with the pid of the process that holds it.
+    """
+    with (run / name).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{run} is being {doing} by process {file.read().strip() or '?'}; wait for its end, "
+                f"or choose another name=..."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
