@@ -252,7 +252,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
         try:
             world = join_world(device, 60.0)
             batches = RenderedBatches(laid_out, device)
-            checkpoints = Checkpoints(Path(folder), laid_out, "rendered", lambda _: None, lambda: None)
+            checkpoints = Checkpoints(
+                Path(folder), laid_out, world, "rendered", {}, lambda _: None, lambda: None
+            )
             engine, progress = _build(laid_out, world), Progress()
             losses: list[float] = []
             moved = 0.0
@@ -265,7 +267,7 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
                     progress.step, progress.samples = SAVE_AT, SAVE_AT * config.train.global_batch
                     moved = _distance(engine)
                     save_begin_s = time.perf_counter()
-                    checkpoints.save(engine, progress)
+                    checkpoints.save(engine, progress, is_last=True)
                     begin_s += time.perf_counter() - save_begin_s
             clips_per_s = (NUM_STEPS - 2) * config.train.global_batch / (time.perf_counter() - begin_s)
             finite = all(math.isfinite(loss) for loss in losses)

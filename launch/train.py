@@ -32,7 +32,7 @@ from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.processes import die_with_parent
-from launch.provenance import provenance
+from launch.provenance import git, provenance, versions
 from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
 from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
 from launch.train_display import TrainDisplay
@@ -229,7 +229,8 @@ def _train(
     engine = build_engine(laid_out, world, takes_init=not is_resumed)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
-    checkpoints = Checkpoints(run, laid_out, fingerprint, display.say, tracker.flush)
+    code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
+    checkpoints = Checkpoints(run, laid_out, world, fingerprint, code, display.say, tracker.flush)
     with display:
         for sentence in notes(config, [reader.info for reader in batches.corpus.readers]):
             display.say(sentence)
@@ -251,7 +252,17 @@ def _train(
             tracker.log_file(run / CONFIG_FILE)
             tracker.log_file(run / PROVENANCE_FILE)
 
-        watch = Watch(run, laid_out, engine, batches, tracker, progress, display.show, display.say)
+        watch = Watch(
+            run,
+            laid_out,
+            engine,
+            batches,
+            tracker,
+            progress,
+            display.show,
+            display.say,
+            checkpoints.take_metrics,
+        )
         ended = False
         try:
             world.together(start_tracker)

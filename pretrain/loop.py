@@ -53,7 +53,9 @@ def train(
         stop = asked or watch.stops
         if stop or plan.saves_at(progress.step):
             pulse.beat("checkpoint")
-            checkpoints.save(engine, progress)
+            checkpoints.save(engine, progress, is_last=stop or progress.step == plan.steps)
+        else:
+            checkpoints.follow()  # what is written meanwhile: published once all ranks have
         if stop:
             break
     return progress

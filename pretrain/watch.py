@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,10 @@ Say = Callable[[str], None]
 
 
 class Watch:
-    """Follows one run on every rank; rank 0 writes. Calls that reduce over ranks are made by all."""
+    """Follows one run on every rank; rank 0 writes. Calls that reduce over ranks are made by all.
+
+    save_metrics: what the checkpoints say of their saves, logged with the rest.
+    """
 
     def __init__(
         self,
@@ -60,9 +63,11 @@ class Watch:
         progress: Progress,
         show: Show,
         say: Say,
+        save_metrics: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
+        self._save_metrics = save_metrics
         of_frames = plan.config.objective.kind == "action_latent"  # whose tokens are of frames, not tubelets
         moments = plan.config.data.frames if of_frames else plan.config.grid[0]
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
@@ -199,6 +204,7 @@ class Watch:
             "perf/clips_per_s": clips_per_s,
             "perf/step_ms": 1000 * elapsed_s / steps,
             "data/wait_share": wait_share,
+            **self._save_metrics(),
             **stage_ms,
             **{f"data/epoch{name}": value for name, value in batches.epochs(progress.samples).items()},
             "data/bad_samples": progress.bad_samples,

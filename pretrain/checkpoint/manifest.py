@@ -1,0 +1,120 @@
+"""What a checkpoint says of itself: names in its folder, its manifest, and whether that can be believed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.errors import CheckpointError, why
+from pretrain.config import RunConfig
+
+FOLDER = "checkpoints"
+POINTER = "latest"
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 2  # 2: the order of samples of format 1 was another, so a run cannot go on in it
+STEP_FOLDER = re.compile(r"step-(\d{8,18})")
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+FileName = Annotated[str, Field(pattern=r"^rank-\d{1,9}-of-\d{1,9}\.safetensors$")]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+class _File(_Form):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: Count
+
+
+class _History(_Form):
+    untrained_std: float | None
+    looks_below: Count
+    std: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
+class _Progress(_Form):
+    model_config = ConfigDict(extra="forbid")
+
+    step: Count
+    samples: Count
+    skipped_in_row: Count
+    skipped: Count
+    bad_samples: Count
+    bad_ids: list[str]
+    history: _History
+
+
+class _Manifest(_Form):
+    """Every key that something is read from; others may come with later releases."""
+
+    format_version: Literal[2]
+    world_size: Annotated[int, Field(ge=1, lt=1 << 31)]
+    optimizer_step: Count
+    progress: _Progress
+    config: dict[str, Any]
+    data_fingerprint: str
+    files: Annotated[dict[FileName, _File], Field(min_length=1)]
+    written_s: float | None = None
+    code: dict[str, str | None] = {}
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder; None for any other name."""
+    found = STEP_FOLDER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def rank_file(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def parse_manifest(data: bytes, place: str) -> dict[str, Any]:
+    """A manifest out of its bytes.
+
+    place: the checkpoint's address, for the message; ends in its step.
+    Raises: CheckpointError when it is no manifest of this release, in any of its parts, or of another step.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{place} has no readable {MANIFEST}: {error}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{place} has format version {version!r}; this release reads {FORMAT_VERSION}")
+    for kind, part in ((_Manifest, manifest), (RunConfig, manifest.get("config"))):
+        try:
+            kind.model_validate(part)
+        except (ValidationError, RecursionError) as error:
+            raise CheckpointError(f"{place} has a damaged {MANIFEST}: {_first(kind, error)}") from error
+    step, named = manifest["progress"]["step"], step_of(place.rstrip("/").rpartition("/")[2])
+    if named is not None and step != named:
+        raise CheckpointError(f"{place} has the {MANIFEST} of step {step}")
+    return manifest
+
+
+def _first(kind: type[BaseModel], error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "it is nested too deeply"
+    first, where = error.errors()[0], ["config"] if kind is RunConfig else []
+    return f"{'.'.join(map(str, (*where, *first['loc'])))[:200]}: {first['msg'].lower()}"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest.
+
+    Raises: CheckpointError with the reason when there is none or it is not one of this release.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder} has no readable {MANIFEST}: {why(error)}") from error
+    return parse_manifest(data, str(folder))

@@ -1,0 +1,107 @@
+"""Which checkpoints stay: the newest, those at round steps, the best by a probe."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.checkpoint.manifest import FOLDER, MANIFEST, step_of
+from pretrain.checkpoint.whole import step_folders
+
+PROBES_FILE = "probes.jsonl"
+GONE = ".old.part"  # the end of the name of what is being removed; it counts for nothing
+
+Scores = Mapping[int, Mapping[str, float]]
+"""By step, then by name of the score; higher is better."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What to keep of a run.
+
+    newest: how many of the newest. every: steps whose multiples are kept for good. best: name of a score.
+    """
+
+    newest: int
+    every: int | None = None
+    best: str | None = None
+
+    def kept(self, steps: Collection[int], scores: Scores) -> dict[int, str]:
+        """The steps that stay, of those that are whole, each with the reason; the newest always does."""
+        reasons: dict[int, list[str]] = {step: [] for step in sorted(steps, reverse=True)}
+        for step in list(reasons)[: max(1, self.newest)]:
+            reasons[step].append("newest" if step == max(steps) else f"one of the newest {self.newest}")
+        for step in reasons:
+            if self.every is not None and step % self.every == 0:
+                reasons[step].append(f"a multiple of {self.every}")
+        best = None if self.best is None else best_step(steps, scores, self.best)
+        if best is not None:
+            reasons[best].append(f"best {self.best}")
+        return {step: ", ".join(why) for step, why in reasons.items() if why}
+
+
+def best_step(steps: Iterable[int], scores: Scores, name: str) -> int | None:
+    """The step with the highest score of this name, the later of equals; None when none has one."""
+    known = [(scores[step][name], step) for step in steps if name in scores.get(step, {})]
+    return max(known)[1] if known else None
+
+
+def read_scores(run: Path) -> dict[int, dict[str, float]]:
+    """What `foreframe probe` found of the trained encoder, by step; the last probing of a step counts.
+
+    Lines that a crash left half-written are not among them.
+    """
+    try:
+        text = (run / PROBES_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # none was probed, or it cannot be told
+        return {}
+    found: dict[int, dict[str, float]] = {}
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            plain = json.loads(line)
+            scores = {str(name): float(value) for name, value in plain["scores"].items() if value is not None}
+            found[int(plain["step"])] = {
+                name: value for name, value in scores.items() if math.isfinite(value)
+            }
+    return found
+
+
+def doomed(run: Path, rule: Retention, newest: int, damaged: Collection[str]) -> list[str]:
+    """Names of the checkpoint folders that are to go, now that the one of step `newest` is whole.
+
+    damaged: names of what was passed over: it counts for nothing and goes. Others later than the newest stay:
+    they could not be judged.
+    """
+    folders = step_folders(run)
+    whole = {
+        step
+        for path in folders
+        if (step := step_of(path.name)) is not None and step <= newest
+        if (path / MANIFEST).is_file() and path.name not in damaged
+    }
+    kept = rule.kept(whole, read_scores(run))
+    is_later = {path.name for path in folders if (step_of(path.name) or 0) > newest} - set(damaged)
+    return [path.name for path in folders if step_of(path.name) not in kept and path.name not in is_later]
+
+
+def take_out(run: Path, names: Iterable[str]) -> None:
+    """Let these checkpoints count no more, each by one rename; missing ones are no error."""
+    for name in names:
+        folder = run / FOLDER / name
+        with suppress(OSError):  # another rank was faster, or the folder is kept by its permissions
+            folder.rename(folder.with_name(name + GONE))
+
+
+def clear(run: Path, but: str | None = None) -> None:
+    """Remove what counts no more: what was taken out, and what a save or a download left unfinished.
+
+    but: the name of what is being written.
+    """
+    for folder in (run / FOLDER).glob("step-*.part"):
+        if folder.name != but:
+            shutil.rmtree(folder, ignore_errors=True)
