@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.format import SPLITS, read_info
 from data_pipeline.storage import Storage
 from pretrain.checkpoint import load_encoder, untrained_encoder
+from pretrain.checkpoint.retention import PROBES_FILE
 from pretrain.config import RunConfig
 from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import Clip, ClipReader
@@ -160,7 +161,7 @@ def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def run_probe(run: Path, *, step: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Probe a run's newest checkpoint (or that of `step`) and write `<run>/probe.json`.
+    """Probe a run's newest checkpoint (or that of `step`), into `<run>/probe.json` and `probes.jsonl`.
 
     progress: called with (stage, done, total, note) after each clip.
     Raises: CheckpointError without a whole checkpoint, DataError with too few clips.
@@ -204,6 +205,9 @@ def run_probe(run: Path, *, step: int | None = None, progress: Progress | None =
     )
     result["seconds"] = round(time.monotonic() - began, 2)
     Storage(run).publish(PROBE_FILE, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    scores = next((row["scores"] for row in result["rows"] if row["encoder"] == "trained"), {})
+    with (run / PROBES_FILE).open("a", encoding="utf-8") as file:  # by which checkpoints may be kept
+        file.write(json.dumps({"step": at_step, "scores": scores}) + "\n")
     return result
 
 

@@ -218,6 +218,7 @@ class Checkpoints:
         except TROUBLE:
             world.together(lambda: shutil.rmtree(pending.part, ignore_errors=True))
             raise
+        self._damaged.discard(final.name)  # what was is no more: this one is whole
         if world.is_first:
             names = doomed(self.run, self._rule, pending.step, self._damaged)
             take_out(self.run, names)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, ConfigError, UsageError
 from launch.lock import lock_run
@@ -23,8 +27,11 @@ from pretrain.checkpoint import (
     untrained_encoder,
     verify,
 )
+from pretrain.checkpoint.retention import Retention
+from pretrain.checkpoint.write import HostCopy
 from pretrain.ema import Fragment
 from pretrain.loop import train
+from pretrain.objective.base import Batch, Output
 from pretrain.tracking.jsonl import read_metrics
 from tests.small_dataset import tiny_config, write_dataset
 
@@ -161,28 +168,106 @@ def test_a_run_without_a_whole_checkpoint_says_so(whole_run: Path, tmp_path: Pat
         load_encoder(run)
 
 
-def test_a_disk_that_fills_leaves_the_last_whole_checkpoint(
-    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pretrain import checkpoint
+def failing_writes(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> None:
+    """Let the n-th write of a checkpoint's file, from 1, meet a full disk half way."""
+    write, calls = HostCopy.write, []
 
-    save_file, calls = checkpoint.save_file, []
-
-    def fills(tensors: Any, path: Path) -> None:
+    def fill(self: HostCopy, path: Path) -> dict[str, Any]:
         calls.append(path)
-        if len(calls) == 2:
+        if fails(len(calls)):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path)
+        return write(self, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", fills)
+    monkeypatch.setattr(HostCopy, "write", fill)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_save_that_fails_is_counted_and_the_run_goes_on(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    failing_writes(monkeypatch, lambda number: number == 2)
+    train = {**SAVING, "save_in_background": in_background}
+    run = run_train(tiny_config(small_dataset, tmp_path, train=train), quiet=True).run
+    assert [folder.name for folder in step_folders(run)] == ["step-00000012", "step-00000004"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000004",
+        "step-00000012",
+    ]
+    assert [line.get("checkpoint/failed") for line in read_metrics(run)][-1] == 1
+
+
+def test_a_last_save_that_fails_twice_is_an_error_and_the_earlier_ones_stay(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_writes(monkeypatch, lambda number: number >= 3)
     config = tiny_config(small_dataset, tmp_path, train=SAVING)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(CheckpointError, match="no checkpoint at step 12: No space left on device"):
         run_train(config, quiet=True)
     run = tmp_path / "tiny"
-    assert [folder.name for folder in (run / "checkpoints").iterdir() if folder.is_dir()] == ["step-00000004"]
+    assert [folder.name for folder in step_folders(run)] == ["step-00000008", "step-00000004"]
     monkeypatch.undo()
-    assert run_train(config, quiet=True).step == 12
+    failing_writes(monkeypatch, lambda number: number == 1)
+    assert run_train(config, quiet=True).step == 12, "a second try may do"
+    verify(step_folders(run)[0])
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    whole_run: Path, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write of step 4 waits for step 7 to be under way; what it writes is step 4 all the same."""
+    from pretrain.objective.masked import MaskedLatent
+
+    write, forward, is_later = HostCopy.write, MaskedLatent.forward, threading.Event()
+
+    def late(self: HostCopy, path: Path) -> dict[str, Any]:
+        assert is_later.wait(60), "the loop waits for the write"
+        return write(self, path)
+
+    def seen(self: MaskedLatent, batch: Batch, targets: torch.Tensor | None) -> Output:
+        if batch.step >= 6:
+            is_later.set()
+        return forward(self, batch, targets)
+
+    monkeypatch.setattr(HostCopy, "write", late)
+    monkeypatch.setattr(MaskedLatent, "forward", seen)
+    run = run_train(tiny_config(small_dataset, tmp_path, train=SAVING), quiet=True).run
+    for step in (4, 8, 12):
+        pair = [folder / "checkpoints" / f"step-{step:08d}" for folder in (run, whole_run)]
+        manifests = [verify(folder) for folder in pair]
+        assert manifests[0]["files"] == manifests[1]["files"], "equal bytes"
+        assert manifests[0]["progress"] == manifests[1]["progress"]
+    stalls = [line["perf/save_stall_ms"] for line in read_metrics(run) if "perf/save_stall_ms" in line]
+    assert stalls and all(stall > 0 for stall in stalls)
+
+
+@given(
+    steps=st.sets(st.integers(1, 60), min_size=1),
+    newest=st.integers(1, 4),
+    every=st.none() | st.integers(1, 20),
+    scores=st.dictionaries(st.integers(1, 60), st.floats(0, 1)),
+)
+def test_retention_keeps_the_newest_the_round_and_the_best(
+    steps: set[int], newest: int, every: int | None, scores: dict[int, float]
+) -> None:
+    rule = Retention(newest, every, "shape")
+    kept = rule.kept(steps, {step: {"shape": score} for step, score in scores.items()})
+    wanted = set(sorted(steps)[-newest:]) | {step for step in steps if every and step % every == 0}
+    scored = [(scores[step], step) for step in steps if step in scores]
+    if scored:
+        wanted.add(max(scored)[1])
+    assert set(kept) == wanted
+
+
+def test_round_steps_and_the_best_probed_are_kept(small_dataset: Path, tmp_path: Path) -> None:
+    train = {"steps": 12, "checkpoint_every": 2, "keep_checkpoints": 1, "keep_every": 6, "keep_best": "shape"}
+    config = tiny_config(small_dataset, tmp_path, train={**train, "time_limit_s": 1e-3})
+    run = run_train(config, quiet=True).run
+    lines = [{"step": 4, "scores": {"shape": 0.9}}, {"step": 8, "scores": {"shape": 0.5}}]
+    (run / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "sco')
+    run_train(tiny_config(small_dataset, tmp_path, train=train), quiet=True)
+    assert [folder.name[-2:] for folder in step_folders(run)] == ["12", "06", "04"]
 
 
 def test_fragments_are_put_together_across_files(tmp_path: Path) -> None:
