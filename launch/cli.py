@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
+from launch import cli_checkpoint
 from launch.cli_options import (
     ConfigFile,
     NumRanks,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs: what they hold, how two differ.")
 app.add_typer(config_app, name="config")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 DataFile = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/data/demo.yaml.")

@@ -205,7 +205,9 @@ def run_probe(run: Path, *, step: int | None = None, progress: Progress | None =
     )
     result["seconds"] = round(time.monotonic() - began, 2)
     Storage(run).publish(PROBE_FILE, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    scores = next((row["scores"] for row in result["rows"] if row["encoder"] == "trained"), {})
+    scores: dict[str, float | None] = next(
+        (row["scores"] for row in result["rows"] if row["encoder"] == "trained"), {}
+    )
     with (run / PROBES_FILE).open("a", encoding="utf-8") as file:  # by which checkpoints may be kept
         file.write(json.dumps({"step": at_step, "scores": scores}) + "\n")
     return result
