@@ -85,6 +85,7 @@ class Checkpoints:
         if found.folder is None:
             return Progress()
         progress = self._load(engine, found)
+        self._retain(progress.step)
         self._say(f"resumed from {found.folder} at step {progress.step}")
         return progress
 
@@ -219,12 +220,16 @@ class Checkpoints:
             world.together(lambda: shutil.rmtree(pending.part, ignore_errors=True))
             raise
         self._damaged.discard(final.name)  # what was is no more: this one is whole
-        if world.is_first:
-            names = doomed(self.run, self._rule, pending.step, self._damaged)
-            take_out(self.run, names)
-            self._clean(lambda: remove(final.parent, names))
+        self._retain(pending.step)
         self._sending.begin(final.name)
         self._stalls_ms.append(1000 * (time.perf_counter() - began_s))
+
+    def _retain(self, newest: int) -> None:
+        """Let go what the settings do not keep, now that the checkpoint of a step is whole."""
+        if self._world.is_first:
+            names = doomed(self.run, self._rule, newest, self._damaged)
+            take_out(self.run, names)
+            self._clean(lambda: remove(self.run / FOLDER, names))
 
     def _clean(self, work: Callable[[], None]) -> None:
         """Remove files beside the loop: large ones take seconds."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, ConfigError, UsageError
+from launch.config import dump_config
 from launch.lock import lock_run
 from launch.run_folder import open_run
 from launch.train import run_train
@@ -211,6 +214,45 @@ def test_a_last_save_that_fails_twice_is_an_error_and_the_earlier_ones_stay(
     failing_writes(monkeypatch, lambda number: number == 1)
     assert run_train(config, quiet=True).step == 12, "a second try may do"
     verify(step_folders(run)[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for three small checkpoints."""
+    folder = tmp_path / "tiny" / "checkpoints"
+    folder.mkdir(parents=True)
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=4500k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_disk_that_is_really_full_leaves_whole_checkpoints_and_a_run_that_goes_on(
+    small_dataset: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    train = {**SAVING, "checkpoint_every": 2, "keep_checkpoints": 9}
+    config = tiny_config(small_dataset, tmp_path, train=train)
+    (tmp_path / "tiny" / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(CheckpointError, match=r"no checkpoint at step 12: .*No space left on device"):
+        run_train(config, quiet=True)
+    run = tmp_path / "tiny"
+    assert [folder.name for folder in step_folders(run)] == [
+        "step-00000006",
+        "step-00000004",
+        "step-00000002",
+    ]
+    for folder in step_folders(run):
+        verify(folder)
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, 13))
+    assert read_metrics(run)[-1]["checkpoint/failed"] == 2
+    assert (
+        run_train(
+            config.model_copy(update={"train": config.train.model_copy(update={"keep_checkpoints": 1})}),
+            quiet=True,
+        ).step
+        == 12
+    )
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
