@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.small_dataset import write_dataset
 
     return write_dataset(tmp_path_factory.mktemp("data") / "small", {"train": [7, 5, 8, 3], "eval": [5]})
+
+
+@pytest.fixture(autouse=True)
+def is_scheduled_as_before() -> Iterator[None]:
+    """No test leaves this process real-time: what later ones start would, and could starve the machine."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    yield
+    if os.sched_getscheduler(0) != before:
+        os.sched_setscheduler(0, before, os.sched_param(0))
+        pytest.fail("left this process real-time, as SVT-AV1 does: see same_scheduling in numbered.py")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +33,22 @@ def read_number(image: np.ndarray) -> int:
     return sum((mean > 128) << bit for bit, mean in enumerate(means))
 
 
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """SVT-AV1 makes root's process real-time (SCHED_FIFO 99), and all that it starts later inherits that.
+
+    Two gloo loops, which spin while they wait for somebody, then leave no core to those they wait for.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def write_video(
     path: Path,
     frames: Sequence[np.ndarray],
@@ -44,7 +62,7 @@ def write_video(
     **options: str,
 ) -> Path:
     """Write frames (as they are to be displayed) 100 ms apart, or at `times_ms`."""
-    with av.open(str(path), "w", options=mux or {}) as container:
+    with same_scheduling(), av.open(str(path), "w", options=mux or {}) as container:
         stream = container.add_stream(codec, rate=10)
         assert isinstance(stream, av.VideoStream)
         stored = [np.ascontiguousarray(np.rot90(frame, -(rotation // 90))) for frame in frames]

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.decode import DecoderName, inspect, open_video
 from data_pipeline.encode import encode_frames
 from data_pipeline.errors import DataError
-from tests.data_pipeline.numbered import Forgetful
+from tests.data_pipeline.numbered import Forgetful, same_scheduling
 
 Draw = Callable[..., np.ndarray]
 
@@ -26,7 +26,7 @@ def write(
     **options: str,
 ) -> Path:
     """A video of one frame every 1/10 s, or at `times` in hundredths of a second."""
-    with av.open(str(path), "w") as container:
+    with same_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
