@@ -14,7 +14,7 @@ from pretrain.config import EncoderConfig, PredictorConfig
 from pretrain.masks import Masks
 from pretrain.model.attention import Backend, Packing
 from pretrain.model.positions import Grid
-from pretrain.model.vit import Modalities, Transformer
+from pretrain.model.vit import Modalities, Transformer, rows_of
 
 
 class Predictor(Transformer):
@@ -55,7 +55,8 @@ class Predictor(Transformer):
         order = torch.argsort(places)
         sequences, tokens = places // masks.num_tokens, places % masks.num_tokens
         kinds_S = torch.tensor(masks.kinds, device=places.device)
-        hidden_PE = self.mask_tokens[kinds_S[sequences[len(masks.kept_M) :]] % len(self.mask_tokens)]
+        kinds_P = kinds_S[sequences[len(masks.kept_M) :]] % len(self.mask_tokens)
+        hidden_PE = rows_of(self.mask_tokens, kinds_P)
         x = torch.cat([self.embed(context_MD).to(hidden_PE.dtype), hidden_PE])
         if (added_NE := self.positions(self.grid, x.device)) is not None:
             x = x + added_NE.to(x.dtype)[tokens]

@@ -20,6 +20,28 @@ from pretrain.model.attention import Backend, Packing, attend
 from pretrain.model.positions import Grid, rope_on, rotate, sincos_on
 
 
+class LayerNorm(nn.LayerNorm):
+    """On CPU in bf16 it computes in float32: torch adds the gradients of weight and bias up in bf16 there,
+    token by token, and a sum of thousands stops growing (4 times too small was seen).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            shape, weight, bias = self.normalized_shape, self.weight.float(), self.bias.float()
+            return F.layer_norm(x.float(), shape, weight, bias, self.eps).to(x.dtype)
+        return super().forward(x)
+
+
+def rows_of(table_KD: Tensor, row_M: Tensor) -> Tensor:
+    """table_KD[row_M] (M, D) of a few rows that many tokens share.
+
+    It is a matrix product, which adds gradients up in float32: that of indexing adds them in the table's own
+    precision on CPU, and in bf16 a sum of thousands stops growing.
+    """
+    is_row_MK = row_M[:, None] == torch.arange(len(table_KD), device=row_M.device)
+    return is_row_MK.to(table_KD.dtype) @ table_KD
+
+
 class Block(nn.Module):
     """Attention and MLP, each normed before and added after."""
 
@@ -27,10 +49,10 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         hidden = round(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
@@ -68,8 +90,8 @@ class Transformer(nn.Module):
         self.recompute = False
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.levels = tuple(levels)[:-1]
-        self.level_norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in self.levels)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.level_norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for _ in self.levels)
+        self.norm = LayerNorm(width, eps=1e-6)
 
     @property
     def num_tokens(self) -> int:
@@ -162,7 +184,7 @@ class Modalities(nn.Module):
         self.table_2D = nn.Parameter(torch.empty(2, width))
 
     def forward(self, x_MD: Tensor, is_picture_M: Tensor) -> Tensor:
-        return x_MD + self.table_2D[is_picture_M.long()]
+        return x_MD + rows_of(self.table_2D, is_picture_M.long())
 
 
 class Encoder(Transformer):

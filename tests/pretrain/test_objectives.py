@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,13 @@ from pydantic import ValidationError
 
 from data_pipeline.errors import DataError
 from pretrain.config import RunConfig
+from pretrain.masks import sample_masks
 from pretrain.model.vit import Encoder
 from pretrain.objective.action import ActionLatent
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.objective.contrastive import info_nce
 from pretrain.objective.future import FutureLatent
-from pretrain.objective.make import first_encoder
+from pretrain.objective.make import first_encoder, make_objective
 from pretrain.objective.pixel import pixels_of
 from pretrain.objective.regularise import pooled, regularise, sigreg_statistic, vicreg_terms
 from tests.pretrain.small_objective import MASKS, make, small_batch, small_config
@@ -80,6 +82,38 @@ def test_every_kind_passes_in_bf16(name: str) -> None:
     assert float(output.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.05)
     output.loss.backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in objective.parameters())
+
+
+def many_clips(config: RunConfig, count: int) -> Batch:
+    """Noise, of which each weight's gradient is a sum of thousands."""
+    few = small_batch(config, 6)
+    assert few.states is not None and few.actions is not None
+    clips = torch.randn(count, *few.clips.shape[1:], generator=torch.Generator().manual_seed(5))
+    masks = sample_masks(
+        config.objective.masks, config.grid, 0, 0, range(count), truncate=config.objective.truncate
+    )
+    numbers = tuple(range(count))
+    states, actions = (given.repeat(count // 6, 1, 1) for given in (few.states, few.actions))
+    return Batch(0, numbers, tuple(map(str, numbers)), clips, masks, states, actions)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradients_in_bf16_are_those_of_float32(name: str) -> None:
+    """Of each weight within bf16's rounding: no sum over tokens is taken in bf16, where it stops growing."""
+    config = config_of(name)
+    exact = make_objective(config)  # as at the start: tokens are alike, and their sums large
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(parameter.bfloat16())
+    batch = many_clips(config, 192)
+    targets = exact.targets(first_encoder(exact, config), batch)
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    exact(batch, targets).loss.backward()
+    rounded(batch, targets).loss.backward()
+    for (key, one), two in zip(exact.named_parameters(), rounded.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None
+        difference = float((two.grad.float() - one.grad).norm() / one.grad.norm().clamp(min=1e-30))
+        assert difference < 0.15, key
 
 
 @pytest.mark.parametrize("name", KINDS)
