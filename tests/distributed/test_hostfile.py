@@ -27,6 +27,11 @@ TIMEOUT_S = 15.0
 STARTED_WITHIN_S = 240.0  # DeepSpeed is imported by three processes before a rank's is; machines may be busy
 
 
+@pytest.fixture(autouse=True)
+def pdsh() -> None:
+    need("pdsh")
+
+
 def config_of(dataset: Path, out: Path, stage: int, steps: int) -> RunConfig:
     train = {
         "global_batch": 12,
@@ -63,7 +68,6 @@ class Launched:
 
 def launch(config: RunConfig, hosts: tuple[Host, Host], ssh: Ssh) -> Launched:
     """The command of docs/operate.md; ssh's settings, which a user has in ~/.ssh, are given to pdsh."""
-    need("pdsh")
     out = Path(config.out)
     given, hostfile, variables = out / "given.yaml", out / "hostfile", out / "deepspeed_env"
     given.write_text(dump_config(config))
