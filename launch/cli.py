@@ -77,6 +77,9 @@ def _options(
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    local_rank: Annotated[  # DeepSpeed's launcher gives it to every rank; LOCAL_RANK says the same
+        int | None, typer.Option("--local_rank", hidden=True)
+    ] = None,
 ) -> None:
     pass
 

@@ -40,7 +40,7 @@ def train(
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
 
-    Under torchrun it joins the ranks that are there.
+    Under torchrun or DeepSpeed's launcher it joins the ranks that are there.
     """
     from launch.config import read_config
     from pretrain.config import RunConfig, plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +126,13 @@ def probe_table(found: dict[str, Any]) -> Table:
 
 def print_error(error: ForeframeError) -> None:
     """The error on stderr as a sentence; a config's problems as an aligned list, and that nothing ran."""
+    try:
+        _print_error(error)
+    except SystemExit:  # how rich answers a closed pipe; the exit code shall be the error's all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _print_error(error: ForeframeError) -> None:
     console = make_console(stderr=True)
     label = Text(f"{error.label}: ", style="bold red" if error.label == "error" else "bold yellow")
     if not isinstance(error, ConfigError):

@@ -1,4 +1,4 @@
-"""`foreframe train`: starts its own ranks, or joins those that torchrun has started.
+"""`foreframe train`: starts its own ranks, or joins those that torchrun or DeepSpeed's launcher has started.
 
 The composition root of a run.
 """
@@ -33,7 +33,7 @@ from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.processes import die_with_parent
 from launch.provenance import git, provenance, versions
-from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
+from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, ranks_here, spawn_ranks, threads_for
 from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
 from launch.train_display import TrainDisplay
 from launch.watchdog import Watchdog, watching
@@ -46,10 +46,10 @@ TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
 class StopRequests:
-    """SIGTERM, SIGINT, SIGUSR1 and the time limit, as a reason that the loop asks for after each step."""
+    """Signals, the time limit, output that nobody reads: a reason that the loop asks for after each step."""
 
     def __init__(self, time_limit_s: float | None) -> None:
-        self._signal: str | None = None
+        self._asked: str | None = None
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
         self._before: dict[int, Any] = {}
 
@@ -63,18 +63,22 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _received(self, number: int, _: object) -> None:
-        if self._signal is not None and number == signal.SIGINT:
+        if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
-        self._signal = signal.Signals(number).name
+        self._asked = f"{signal.Signals(number).name} received"
+
+    def unheard(self) -> None:
+        """The pipe of its output was closed: the launcher is gone, or the connection to it."""
+        self._asked = self._asked or "nobody reads what it prints any more"
 
     @property
-    def signalled(self) -> bool:
-        return self._signal is not None
+    def is_asked(self) -> bool:
+        return self._asked is not None
 
     @property
     def reason(self) -> str | None:
-        if self._signal is not None:
-            return f"{self._signal} received"
+        if self._asked is not None:
+            return self._asked
         is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
         return "train.time_limit_s is over" if is_late else None
 
@@ -92,7 +96,8 @@ def run_train(
 ) -> TrainResult:
     """Train to the end, from the newest whole checkpoint if there is one.
 
-    Inside torchrun (RANK and WORLD_SIZE are set) this process is one of its ranks and nproc is ignored.
+    Inside torchrun or DeepSpeed's launcher (RANK and WORLD_SIZE are set) this process is one of its ranks and
+    nproc is ignored.
     nnodes, node_rank: machines of the job, which share the run's folder, and which of them this is.
     rendezvous: HOST:PORT of the first.
     fresh: refuse a run's folder that exists. allow_change: settings that may differ from the run there.
@@ -147,7 +152,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder else 1  # that share the folder
+    here = ranks_here() if folder else 1  # that share the folder
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
@@ -206,7 +211,7 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    torch.set_num_threads(threads_for(config.train.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads_for(config.train.threads, ranks_here()))
     world = World(0, 1, device)
     if config.strategy.kind == "deepspeed":
         from pretrain.strategy.deepspeed import join_world
@@ -223,7 +228,7 @@ def _train(
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not quiet)
+    display = TrainDisplay(enabled=world.is_first and not quiet, closed=stops.unheard)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     is_resumed = world.any(bool(step_folders(run)))
     engine = build_engine(laid_out, world, takes_init=not is_resumed)
@@ -276,7 +281,7 @@ def _train(
             batches.close()
         pulse.beat("ending")
         tracker.close("done" if ended else "stopped")
-    reason = None if ended else stops.reason or "a signal received by another rank"
+    reason = None if ended else stops.reason or "another rank was asked to stop"
     line = watch.line
     result = TrainResult(
         run=run,
@@ -289,7 +294,7 @@ def _train(
     )
     if world.is_first:
         result.write()
-    is_preempted = world.any(stops.signalled) and not ended
+    is_preempted = world.any(stops.is_asked) and not ended
     if world.size > 1:
         torch.distributed.destroy_process_group()
     if is_preempted:

@@ -40,7 +40,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 def join_world(device: torch.device, timeout_s: float) -> World:
-    """Meet the other ranks that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    """Meet the other ranks that were started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
     deepspeed = _import_deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     from torch.distributed import distributed_c10d as c10d
