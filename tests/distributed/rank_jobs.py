@@ -17,6 +17,7 @@ from pretrain.data.stream import Batches
 from pretrain.schedule import knobs_at
 from pretrain.strategy.base import Engine, World
 from pretrain.strategy.deepspeed import join_world
+from tests.distributed.live_memory import measure
 
 
 def full_weights(engine: Engine, world: World) -> dict[str, torch.Tensor]:
@@ -98,10 +99,13 @@ def main(jobs: Path, out: Path) -> None:
     """Each job of a list, one after the other, on the same ranks."""
     torch.set_num_threads(1)
     world = join_world(torch.device("cpu"), 60.0)
-    found = [
-        compare_ema(RunConfig.model_validate(job["config"]), world, job.get("poisoned"))
-        for job in json.loads(jobs.read_text())
-    ]
+    found = []
+    for job in json.loads(jobs.read_text()):
+        config = RunConfig.model_validate(job["config"])
+        if job.get("measures_memory"):
+            found.append(world.gather_objects(measure(config, world)))
+        else:
+            found.append(compare_ema(config, world, job.get("poisoned")))
     if world.is_first:
         out.write_text(json.dumps(found))
 
