@@ -246,7 +246,7 @@ class _Measured:
             predictor = PredictorConfig(
                 depth=_count(self._predictor, "predictor_blocks") or 1,
                 width=inside,
-                heads=self._hints.predictor_heads or predictor_heads(inside),
+                heads=self._hints.predictor_heads or predictor_heads(inside, encoder),
                 mask_tokens=self._num_tokens or None,
             )
         return Description(
