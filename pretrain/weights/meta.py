@@ -251,7 +251,7 @@ class _Measured:
             )
         return Description(
             model=ModelConfig(encoder=encoder, predictor=predictor),
-            clips=self._clips(tubelet, patch),
+            clips=self._clips(width, tubelet, patch),
             predictor=self._form(width * max(1, len(encoder.levels))),
             provenance={
                 "name": self._path.stem,
@@ -296,11 +296,11 @@ class _Measured:
         ]
         return PredictorForm(kind="action", out_width=out_width, action_size=sizes[0], state_size=sizes[1])
 
-    def _clips(self, tubelet: int, patch: int) -> Clips:
+    def _clips(self, width: int, tubelet: int, patch: int) -> Clips:
         frames, size = (64, 384) if self.is_2_1 else (64, 256)
         if self.rope == "none":
             table = self._weight(self._encoder, "pos_embed", 3)
-            moments, side, _ = grid_of_file(self._path, table)
+            moments, side, _ = grid_of_file(self._path, table, width)
             frames, size = moments * tubelet, side * patch
         elif self._hints.frames is None or self._hints.size is None:
             self._report.notes.append(

@@ -109,6 +109,25 @@ def test_another_table_of_positions_is_refused(tmp_path: Path, part: str) -> Non
         open_weights(path, Hints(heads=2, predictor_heads=2, rope="none"))
 
 
+@pytest.mark.parametrize("part", ["encoder", "predictor"])
+@pytest.mark.parametrize("shape", [(2, 32, 48), (32, 48), (1, 1, 32, 48), (1, 0, 48), (1, 32, 0), (48,)])
+def test_a_table_of_positions_of_another_shape_is_refused_with_a_sentence(
+    tmp_path: Path, part: str, shape: tuple[int, ...]
+) -> None:
+    wanted = small_weights(rope="none")
+    odd = torch.zeros(shape)
+    encoder = {"pos_embed": odd if part == "encoder" else sincos((2, 4, 4), 48)}
+    predictor = {"predictor_pos_embed": odd if part == "predictor" else sincos((2, 4, 4), 24)}
+    path = save(
+        tmp_path / "a.pt",
+        wanted,
+        target_encoder=meta_encoder(wanted) | encoder,
+        predictor=meta_predictor(wanted) | predictor,
+    )
+    with pytest.raises(CheckpointError, match=r"pos_embed (is )?(of shape )?\("):
+        open_weights(path, Hints(heads=2, predictor_heads=2, rope="none"))
+
+
 def deep(form: PredictorForm, **encoder: Any) -> Weights:
     settings = {"rope": "interleaved", "pictures": "own", "rope_span": 32} | encoder
     return small_weights(form, depth=12, **settings)
