@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data_pipeline.errors import CheckpointError, UsageError, why
 from pretrain.config import ModelConfig, PredictorConfig, Section
-from pretrain.config.base import PositiveInt
+from pretrain.config.base import PositiveInt, first_finding
 from pretrain.config.model import Rope
 from pretrain.weights.base import Clips, Description, PredictorForm, Weights, expected_shapes
 from pretrain.weights.meta_positions import drop_positions, grid_of_file
@@ -72,7 +72,7 @@ def read_meta(path: Path, hints: Hints) -> tuple[Weights, Report]:
         found = _Measured(path, encoder, predictor, hints, report)
         description = found.description()
     except ValidationError as error:
-        raise CheckpointError(f"{path} cannot be used: {error.errors()[0]['msg']}") from error
+        raise CheckpointError(f"{path} cannot be used: {first_finding(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     report.notes.insert(0, f"{found.family}, encoder from the key {key!r}")

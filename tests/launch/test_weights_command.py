@@ -227,6 +227,18 @@ def test_import_is_strict_unless_told(tmp_path: Path, command: Command) -> None:
         (("export", "ours", "out", "--step", "3"), 2, "is no run's folder: --step and --of are for runs"),
         (("export", "theirs", "out", "--of", "context"), 2, "is no run's folder"),
         (("export", "empty", "out"), 2, "holds no weights"),
+        (
+            ("import", "a.pt", "out", "--heads", "2", "--predictor-heads", "2", "--frames", "5"),
+            4,
+            "a.pt cannot be used: clips of 5 frames of 256 pixels a side: need multiples of the tubelet 2",
+        ),
+        (("export", "nowhere.pt", "out"), 2, "nowhere.pt does not exist: need a folder of"),
+        (
+            ("export", "a.pt", "out"),
+            2,
+            "no published encoder has width 48 and 2 blocks: say --heads, which tensors do not show. "
+            "export has no such options, `foreframe import a.pt FOLDER` has: export FOLDER then",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_with_its_exit_code(
@@ -241,8 +253,10 @@ def test_what_cannot_be_done_is_told_with_its_exit_code(
     write_folder(small_weights(), tmp_path / "ours")
     write_huggingface(small_weights(), tmp_path / "theirs")
     (tmp_path / "empty").mkdir()
+    save(tmp_path / "a.pt", small_weights())
     found = command(*words)
     assert found[0] == code, found
+    assert "Value error" not in found[1]
     assert said in found[1]
     assert not (tmp_path / "out").exists()
 
