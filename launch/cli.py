@@ -218,7 +218,10 @@ def report(
 @app.command("import", epilog="Example: foreframe import vitl.pt weights/vitl --rope vjepa2")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A .pt of Meta's, or a folder of transformers' VJEPA2Model.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A .pt of Meta's, a folder of transformers' VJEPA2Model, or a run's folder."
+        ),
     ],
     out: OutFolder,
     rope: Annotated[
