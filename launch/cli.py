@@ -16,7 +16,7 @@ from launch.cli_options import (
     NumRanks,
     Overrides,
 )
-from launch.cli_train import supervise, train
+from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 
 if TYPE_CHECKING:
@@ -181,6 +181,9 @@ def verify(
 
 app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
 app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
+app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
+    estimate
+)
 
 
 @app.command(epilog="Example: foreframe probe runs/demo/run")

@@ -25,12 +25,12 @@ from data_pipeline.errors import (
     UsageError,
     why,
 )
-from data_pipeline.format import DatasetInfo
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
+from launch.notes import notes
 from launch.processes import die_with_parent
 from launch.provenance import git, provenance, versions
 from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, ranks_here, spawn_ranks, threads_for
@@ -237,7 +237,8 @@ def _train(
     code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
     checkpoints = Checkpoints(run, laid_out, world, fingerprint, code, display.say, tracker.flush)
     with display:
-        for sentence in notes(config, [reader.info for reader in batches.corpus.readers]):
+        actions = {name for reader in batches.corpus.readers for name in reader.info.action_names}
+        for sentence in notes(laid_out, actions):
             display.say(sentence)
         pulse.beat()
         progress = checkpoints.resume(engine)
@@ -300,17 +301,6 @@ def _train(
     if is_preempted:
         raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
     return result
-
-
-def notes(config: RunConfig, datasets: Sequence[DatasetInfo]) -> list[str]:
-    """What is allowed, and may not be meant."""
-    names = sorted({name for info in datasets for name in info.action_names})
-    if config.objective.kind == "future_latent" and not config.objective.action_size and names:
-        return [
-            f"the data has actions ({', '.join(names)}), which the predictor is not told: "
-            f"objective.action_size is 0"
-        ]
-    return []
 
 
 def device_name(device: object) -> str:
