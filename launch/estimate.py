@@ -17,7 +17,8 @@ PARTS = {
     "average": "target's average",
     "offloaded": "gradients for the host",
     "gradients": "gradients",
-    "bucket": "gradients, being reduced",
+    "bucket": "gradients, gathered up",
+    "copy": "gradients, being reduced",
     "gathered": "weights, gathered",
 }
 

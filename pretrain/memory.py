@@ -13,6 +13,7 @@ from pretrain.config import Plan
 
 FLOAT = 4
 BUCKET = 100_000_000  # elements
+REPLICATED_BUCKET = 500_000_000  # elements that DeepSpeed's ZeRO-0 reduces at a time
 
 
 def bucket_size(trained: int) -> int:
@@ -37,9 +38,9 @@ class Held:
 
     weights: run in the forward. master: float32 copies that the optimizer moves, where they are not the
     weights themselves. optimizer: AdamW's two averages. target: run in the forward. average: the target's
-    float32 moving average. gradients: from a backward to the step. bucket: gradients being reduced, during a
-    backward. gathered: of weights in shards those that are run just now. offloaded: gradients on their way to
-    an optimizer in host memory.
+    float32 moving average. gradients: from a backward to the step. bucket: gradients that wait to be reduced,
+    during a backward; copy: those that are being reduced. gathered: of weights in shards those that are run
+    just now. offloaded: gradients on their way to an optimizer in host memory.
     on_host: names of what lies in host memory where there is a GPU. keeps_buffers: gradients and bucket are
     held at all times.
     """
@@ -51,6 +52,7 @@ class Held:
     average: int
     gradients: int
     bucket: int
+    copy: int = 0
     gathered: int = 0
     offloaded: int = 0
     on_host: tuple[str, ...] = ()
@@ -65,7 +67,8 @@ class Held:
     @property
     def most(self) -> int:
         """During a backward, on device and host together."""
-        return self.always + self.gathered + (0 if self.keeps_buffers else self.gradients + self.bucket)
+        buffers = 0 if self.keeps_buffers else self.gradients + self.bucket
+        return self.always + buffers + self.copy + self.gathered
 
     @property
     def host(self) -> int:
@@ -92,6 +95,7 @@ def held(plan: Plan, trained: int, target: int) -> Held:
             average=FLOAT * -(-target // ranks),
             gradients=FLOAT * trained,
             bucket=0,
+            copy=0 if strategy.kind == "single" else FLOAT * min(trained, REPLICATED_BUCKET),
         )
     stage = strategy.zero_stage
     added = FLOAT if adds_in_float32(plan) else width
@@ -109,6 +113,7 @@ def held(plan: Plan, trained: int, target: int) -> Held:
         average=FLOAT * average,
         gradients=(width * trained if stage == 1 and plan.micro_batches > 1 else added * share),
         bucket=width * bucket_size(trained),
+        copy=width * bucket_size(trained),
         gathered=width * bucket_size(trained) if stage == 3 else 0,
         offloaded=(FLOAT + (width if stage < 3 else 0)) * share * is_offloaded,
         on_host=on_host,
