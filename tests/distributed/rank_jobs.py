@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from pretrain.schedule import knobs_at
 from pretrain.strategy.base import Engine, World
 from pretrain.strategy.deepspeed import join_world
 from tests.distributed.live_memory import measure
+
+ROOT = Path(__file__).parents[2]
+BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
 
 
 def full_weights(engine: Engine, world: World) -> dict[str, torch.Tensor]:
@@ -111,10 +116,9 @@ def take(config: RunConfig, world: World, run: Path) -> dict[str, list[str]]:
         loaded |= own
     found = put_together(loaded)
     assert len(found) > 100 and engine.optimizer_step() == manifest["optimizer_step"]
-    keys = sorted(stored.keys() | found.keys())
-    return {
-        "differ": [k for k in keys if k not in found or not torch.equal(found[k], stored.get(k, found[k]))]
-    }
+    both = stored.keys() & found.keys()
+    differ = {key for key in both if not torch.equal(found[key], stored[key])}
+    return {"differ": sorted(differ | (stored.keys() ^ found.keys()))}
 
 
 def put_together(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -123,10 +127,34 @@ def put_together(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for key, part in parts.items():
         name, _, start = key.rpartition("@")
         found.setdefault(name, []).append((int(start), part))
-    return {
-        name: torch.cat([part for _, part in sorted(own, key=lambda pair: pair[0])])
-        for name, own in found.items()
-    }
+    whole = {}
+    for name, own in found.items():
+        whole[name] = torch.cat([part for _, part in sorted(own, key=lambda pair: pair[0])])
+    return whole
+
+
+def torchrun(num_ranks: int, *arguments: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_ranks),
+    ]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-9000:]
+
+
+def on_ranks(num_ranks: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each of some jobs found (rank_jobs.py), all on the same ranks."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    names = (str(folder / "jobs.json"), str(folder / "found.json"))
+    torchrun(num_ranks, "-m", "tests.distributed.rank_jobs", *names)
+    found: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
+    return found
 
 
 def main(jobs: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_ranks import on_ranks
+from tests.distributed.rank_jobs import on_ranks
 from tests.small_dataset import tiny_config
 
 pytestmark = pytest.mark.distributed

@@ -1,18 +1,15 @@
-"""Two and three real ranks over gloo: the sharded average, equal curves, resumes, killed ranks."""
+"""Two and three real ranks over gloo: equal curves, resumes at other worlds, killed ranks, stops."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -26,6 +23,7 @@ from pretrain.checkpoint import newest_whole
 from pretrain.config import RunConfig
 from pretrain.tracking.jsonl import read_metrics
 from pretrain.weights.run import run_weights
+from tests.distributed.rank_jobs import BATCH
 from tests.pretrain.cached_shards import until
 from tests.pretrain.test_order import whole_epoch
 from tests.small_dataset import tiny_config
@@ -33,122 +31,6 @@ from tests.small_dataset import tiny_config
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
 ZERO_1 = {"kind": "deepspeed", "zero_stage": 1, "timeout_s": 60}
-BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
-
-
-def torchrun(num_ranks: int, *arguments: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(num_ranks),
-    ]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-9000:]
-
-
-def on_ranks(num_ranks: int, folder: Path, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each of some jobs found (rank_jobs.py), all on the same ranks."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    names = (str(folder / "jobs.json"), str(folder / "found.json"))
-    torchrun(num_ranks, "-m", "tests.distributed.rank_jobs", *names)
-    found: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
-    return found
-
-
-@pytest.fixture(scope="module")
-def one_process(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of the same steps on one process without DeepSpeed."""
-    out = tmp_path_factory.mktemp("single")
-    run = run_train(tiny_config(small_dataset, out, train=BATCH), quiet=True).run
-    return [line["loss"] for line in read_metrics(run)]
-
-
-# (ranks, settings): what changes how a step is computed, and not what it computes.
-SAME: dict[str, tuple[int, dict[str, Any]]] = {
-    "stage 0": (2, {"strategy": {"zero_stage": 0}}),
-    "stage 1": (2, {}),
-    "stage 2": (2, {"strategy": {"zero_stage": 2}}),
-    "stage 3": (2, {"strategy": {"zero_stage": 3}}),
-    "blocks computed again": (2, {"strategy": {"activation_checkpointing": True}}),
-    "blocks computed again, stage 3": (2, {"strategy": {"zero_stage": 3, "activation_checkpointing": True}}),
-    "optimizer on the host": (2, {"strategy": {"offload_optimizer": True}}),
-    "optimizer on the host, stage 3": (2, {"strategy": {"zero_stage": 3, "offload_optimizer": True}}),
-    "one forward a step": (2, {"train": {"micro_batch": 6}}),
-    "six forwards a step": (2, {"train": {"micro_batch": 1}}),
-    "one forward a step, stage 3": (2, {"strategy": {"zero_stage": 3}, "train": {"micro_batch": 6}}),
-    "bf16": (2, {"train": {"precision": "bf16"}}),
-    "bf16, stage 2": (2, {"strategy": {"zero_stage": 2}, "train": {"precision": "bf16"}}),
-    "bf16, stage 3": (2, {"strategy": {"zero_stage": 3}, "train": {"precision": "bf16"}}),
-    "many buckets": (2, {"bucket": 5000}),
-    "many buckets, stage 2": (2, {"bucket": 5000, "strategy": {"zero_stage": 2}}),
-    "many buckets, stage 3": (2, {"bucket": 5000, "strategy": {"zero_stage": 3}}),
-    "three ranks, stage 0": (3, {"strategy": {"zero_stage": 0}}),
-    "three ranks, stage 1": (3, {}),
-    "three ranks, stage 2": (3, {"strategy": {"zero_stage": 2}}),
-    "three ranks, stage 3": (3, {"strategy": {"zero_stage": 3}}),
-}
-
-
-def job_of(dataset: Path, out: Path, *, bucket: int | None = None, **settings: Any) -> dict[str, Any]:
-    train = {**BATCH, **settings.pop("train", {})}
-    strategy = {"kind": "deepspeed", "zero_stage": 1, **settings.pop("strategy", {})}
-    config = tiny_config(dataset, out, train=train, strategy=strategy, **settings)
-    return {"config": config.model_dump(mode="json"), "bucket": bucket}
-
-
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_the_sharded_average_equals_a_plain_one_and_losses_equal_one_process(
-    small_dataset: Path, tmp_path: Path, one_process: list[float], num_ranks: int
-) -> None:
-    cases = {name: settings for name, (ranks, settings) in SAME.items() if ranks == num_ranks}
-    jobs = [job_of(small_dataset, tmp_path, **settings) for settings in cases.values()]
-    for name, found in zip(cases, on_ranks(num_ranks, tmp_path, jobs), strict=True):
-        assert found["ema_equal"], f"{name}: bit for bit, on every rank, after every step"
-        tolerance = 2e-2 if "bf16" in name else 2e-5
-        assert found["losses"] == pytest.approx(one_process, rel=tolerance), name
-
-
-def test_clipping_each_module_is_the_same_at_every_stage(small_dataset: Path, tmp_path: Path) -> None:
-    optim = {"clip_norm": 0.05, "clip_per": "module"}
-    strategies = [
-        *({"zero_stage": stage} for stage in range(4)),
-        {"zero_stage": 2, "offload_optimizer": True},
-        {"zero_stage": 3, "offload_optimizer": True},
-    ]
-    run = run_train(tiny_config(small_dataset, tmp_path, train=BATCH, optim=optim), quiet=True).run
-    jobs = [job_of(small_dataset, tmp_path, optim=optim, strategy=strategy) for strategy in strategies]
-    lines = read_metrics(run)
-    for strategy, found in zip(strategies, on_ranks(2, tmp_path, jobs), strict=True):
-        assert found["losses"] == pytest.approx([line["loss"] for line in lines], rel=2e-5), strategy
-        norms = [line["optim/grad_norm"] for line in lines]
-        assert found["norms"] == pytest.approx(norms, rel=1e-4), strategy
-        assert found["ema_equal"], strategy
-
-
-def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(
-    small_dataset: Path, tmp_path: Path
-) -> None:
-    """Weights, their average and the choice to skip are those of all ranks, at every stage."""
-    jobs = [
-        {**job_of(small_dataset, tmp_path, **settings), "poisoned": {"step": 2, "rank": 1}}
-        for settings in (
-            *({"strategy": {"zero_stage": stage}} for stage in range(4)),
-            {"strategy": {"zero_stage": 1, "offload_optimizer": True}},
-            {"strategy": {"zero_stage": 3, "offload_optimizer": True}},
-            {"strategy": {"zero_stage": 3}, "train": {"precision": "bf16"}},
-            {"strategy": {"zero_stage": 2}, "optim": {"clip_norm": 0.05, "clip_per": "module"}},
-            {"strategy": {"zero_stage": 3}, "optim": {"clip_norm": 0.05, "clip_per": "module"}},
-        )
-    ]
-    for job, found in zip(jobs, on_ranks(2, tmp_path, jobs), strict=True):
-        what = job["config"]["strategy"], job["config"]["train"]["precision"]
-        assert found["applied"] == [True, True, False, True], what
-        assert found["agreed"] and found["ema_equal"], what
 
 
 def curve(run: Path) -> list[tuple[int, float, str]]:
@@ -263,17 +145,6 @@ def test_a_run_goes_on_over_other_ranks_and_stages(
         pair = [run_weights(folder, of=of).part("encoder") for folder in (run, whole_run)]
         for key, tensor in pair[0].items():
             torch.testing.assert_close(tensor, pair[1][key], atol=2e-5, rtol=1e-4)
-
-
-def test_every_world_takes_over_what_another_has_written(whole_run: Path, small_dataset: Path) -> None:
-    """Weights, their averages and the target's, to the last bit, by three ranks and by other stages."""
-    for ranks, stages in ((2, (0, 2, 3)), (3, (1, 3))):
-        jobs = [
-            job_of(small_dataset, whole_run.parent, strategy={"zero_stage": stage})
-            | {"takes": str(whole_run)}
-            for stage in stages
-        ]
-        assert on_ranks(ranks, whole_run.parent, jobs) == [{"differ": []}] * len(stages), ranks
 
 
 def start(config: RunConfig) -> subprocess.Popen[str]:
