@@ -92,22 +92,32 @@ def bring(
 ) -> dict[str, Any]:
     """Make a checkpoint whole in every folder, and return its manifest.
 
+    Where what is here cannot be made whole, the store's own of this step is taken, made by another start.
     Raises, on every rank: CheckpointError naming what is damaged or missing; DataError of the store; what
     `accept` raises.
     """
     folder = run / FOLDER / name
+    manifest: dict[str, Any] = {}
+    try:
+        manifest = patiently(world, lambda _: read_manifest(folder) if world.is_first else {})[0]
+        return _complete(folder, manifest, place, world, sharing, accept)
+    except CheckpointError:
+        if place is None:
+            raise
+        theirs = patiently(world, lambda _: place.manifest(name) if world.is_first else {})[0]
+        if theirs == manifest:
+            raise
+    return _complete(folder, theirs, place, world, sharing, accept)
 
-    def agree_on_manifest(_: Moved) -> dict[str, Any]:
-        if not world.is_first:
-            return {}
-        try:
-            return read_manifest(folder)
-        except CheckpointError:
-            if place is None:
-                raise
-        return place.manifest(name)
 
-    manifest = patiently(world, agree_on_manifest)[0]
+def _complete(
+    folder: Path,
+    manifest: dict[str, Any],
+    place: Store | None,
+    world: World,
+    sharing: Sharing,
+    accept: Accept,
+) -> dict[str, Any]:
     share = list(manifest["files"])[sharing.index :: sharing.count]
 
     def look(moved: Moved) -> list[str]:
@@ -131,7 +141,7 @@ def bring(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file in lacking:
-                place.fetch(name, file, manifest["files"][file], folder / file, moved)
+                place.fetch(folder.name, file, manifest["files"][file], folder / file, moved)
         except OSError as error:
             raise CheckpointError(f"{folder} could not be written: {why(error)}") from error
 

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.errors import CheckpointError, why
 from pretrain.checkpoint.task import patiently
 from pretrain.strategy.base import World
 
@@ -36,13 +37,16 @@ class Sharing:
 def find_sharing(run: Path, world: World) -> Sharing:
     """Every rank leaves a file in its folder, and looks for the first rank whose file is there.
 
-    Raises, on every rank: OSError, DataError where a folder cannot be written.
+    Raises, on every rank: CheckpointError where a folder cannot be written.
     """
     if world.size == 1:
         return Sharing()
 
     def begin(_: object) -> str:
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{run} could not be made by rank {world.rank}: {why(error)}") from error
         if not world.is_first:
             return ""
         for left in run.glob(f"{TOKEN}*"):  # by a start that was killed
@@ -54,7 +58,13 @@ def find_sharing(run: Path, world: World) -> Sharing:
     def token(rank: int) -> Path:
         return run / f"{TOKEN}{mark}-{rank:05d}"  # a new name: no cache can say that it is not there
 
-    patiently(world, lambda _: token(world.rank).touch())
+    def leave(_: object) -> None:
+        try:
+            token(world.rank).touch()
+        except OSError as error:
+            raise CheckpointError(f"{run} could not be written by rank {world.rank}: {why(error)}") from error
+
+    patiently(world, leave)
 
     def keeper(_: object) -> int:
         for _try in range(TRIES):

@@ -14,6 +14,7 @@ from data_pipeline.errors import CheckpointError, ConfigError, DataError, Storag
 from data_pipeline.storage import Storage
 from launch.train import run_train
 from pretrain.checkpoint import step_folders
+from pretrain.checkpoint.manifest import sealed
 from pretrain.checkpoint.retention import Retention
 from pretrain.checkpoint.sending import Sending
 from pretrain.checkpoint.store import Store
@@ -206,6 +207,25 @@ def test_a_manifest_damaged_here_is_replaced_by_the_stores(
         (run / "result.json").unlink()
         run_train(config_of(small_dataset, tmp_path, store), quiet=True)
         assert manifest.read_bytes() == before
+
+
+def test_the_stores_own_of_a_step_is_taken_where_the_one_here_cannot_be_mended(
+    small_dataset: Path, tmp_path: Path, s3_bucket: str, whole_run: Path
+) -> None:
+    """Two starts made step 12, and wrote other bytes: the one here is damaged, the store's is whole."""
+    store = f"{s3_bucket}/tiny"
+    run = run_train(config_of(small_dataset, tmp_path, store), quiet=True).run
+    folder = run / "checkpoints" / "step-00000012"
+    stored = (folder / "manifest.json").read_bytes()
+    manifest = json.loads(stored)
+    for facts in manifest["files"].values():
+        facts["sha256"] = "0" * 64
+    (folder / "manifest.json").write_bytes(sealed(manifest))
+    (run / "result.json").unlink()
+    assert run_train(config_of(small_dataset, tmp_path, store), quiet=True).step == 12
+    assert (folder / "manifest.json").read_bytes() == stored
+    assert whole_in(store) == ["step-00000008", "step-00000012"]
+    assert curve(run) == curve(whole_run)
 
 
 def test_another_science_is_refused_where_only_the_store_has_the_run(
