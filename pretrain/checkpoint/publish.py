@@ -57,6 +57,8 @@ def point(folder: Path, name: str) -> None:
     with suppress(FileNotFoundError):
         if (folder / POINTER).read_bytes() == text:
             return
+    for left in folder.glob(f".{POINTER}.*.part"):  # by a start that was killed in the next line
+        left.unlink(missing_ok=True)
     write_whole(folder / POINTER, text)
 
 

@@ -112,6 +112,12 @@ def test_what_was_published_is_never_removed_by_a_host_with_a_stale_view(tmp_pat
     assert (tmp_path / "latest").read_text() == "step-00000004\n"
 
 
+def test_a_kill_while_the_pointer_moved_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / ".latest.abcdefgh.part").write_text("step-0000")
+    publish(*begun(tmp_path, b"a"), b"{1}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000004"]
+
+
 def test_what_has_the_name_is_set_aside_until_the_new_one_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
