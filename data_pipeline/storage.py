@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from data_pipeline.errors import DataError, MissingError, UsageError, why
 from data_pipeline.scratch import scratch_folder
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 
 UNPUBLISHED = "written, nothing was published"
+COPY_BYTES = 16 << 20
+Moved = Callable[[int], None]
+"""Called with the number of bytes that were just copied or sent, so that one can see that it moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,17 @@ def _beside(target: Path, *, is_durable: bool = True) -> Iterator[Path]:
         sync_folder(target.parent)
 
 
-def write_whole(target: Path, data: bytes | Path) -> None:
+def _unseen(_: int) -> None:
+    pass
+
+
+def _copy(source: IO[bytes], target: IO[bytes], moved: Moved) -> None:
+    while block := source.read(COPY_BYTES):
+        target.write(block)
+        moved(len(block))
+
+
+def write_whole(target: Path, data: bytes | Path, moved: Moved = _unseen) -> None:
     """Write `data` (bytes, or a file to copy) beside, fsync, rename: the old file or the new, never half.
 
     Nothing else is left behind.
@@ -91,8 +103,9 @@ def write_whole(target: Path, data: bytes | Path) -> None:
     with _beside(target) as temporary:
         if isinstance(data, bytes):
             temporary.write_bytes(data)
-        else:
-            shutil.copyfile(data, temporary)
+            return
+        with open(data, "rb") as source, open(temporary, "wb") as file:
+            _copy(source, file, moved)
 
 
 class Storage:
@@ -179,18 +192,18 @@ class Storage:
                     found.append(_uncut(addresses[name], file.read(size), start, size))
         return found
 
-    def download(self, name: str, target: Path) -> None:
+    def download(self, name: str, target: Path, moved: Moved = _unseen) -> None:
         """Copy `name` to the local path `target`, whole or not at all."""
         address = self.address(name)
         with _local(str(target), "written"), _beside(target, is_durable=False) as temporary:
             if self._remote:
                 with open(temporary, "wb") as file:
-                    self._remote.download(name, file)
+                    self._remote.download(name, file, moved)
                 return
             with _local(address, "read"):
                 source = open(address, "rb")  # noqa: SIM115  so that only its errors are those of reading
             with source, open(temporary, "wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+                _copy(source, file, moved)
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files directly in `folder`, sorted; empty when it does not exist."""
@@ -236,7 +249,7 @@ class Storage:
             with _local(address, UNPUBLISHED):
                 stack.close()
 
-    def publish(self, name: str, data: bytes | Path) -> None:
+    def publish(self, name: str, data: bytes | Path, moved: Moved = _unseen) -> None:
         """Write `data` (bytes, or a local file to copy) under `name`, whole or not at all.
 
         Locally as `write_whole` does it. Remotely an object shows when it is whole: one request, or for large
@@ -245,11 +258,11 @@ class Storage:
         address = self.address(name)
         with _local(address, UNPUBLISHED):
             if self._remote:
-                self._remote.put(name, data)
+                self._remote.put(name, data, moved)
                 return
             target = Path(address)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, data)
+            write_whole(target, data, moved)
 
     def remove(self, name: str) -> None:
         """Delete `name`; a missing one is no error."""

@@ -173,4 +173,6 @@ def prune_checkpoints(
         elif not dry_run:
             store.remove(row.name for row in gone)
         stays = [row.name for row in rows if row not in gone]
+        if not dry_run:
+            store.point_to(stays[0])
     return [(row.name, row.num_bytes) for row in gone], stays

@@ -29,6 +29,7 @@ from launch.watchdog import STARTER_WAITS_S, Stillness, hang_error, pulse_file
 from pretrain.config import RunConfig
 
 QUIET_VARIABLE = "FOREFRAME_QUIET"
+ALLOWED_VARIABLE = "FOREFRAME_ALLOWED_CHANGES"
 SAVE_S = 600.0  # ranks that were asked to stop may take this long for their last save
 FAILED_S = 30.0  # after one failed, the others have this long to end by themselves
 LOST_S = 15.0  # the same after a hang, or a rank that was killed
@@ -91,7 +92,13 @@ class Rank:
 
 
 def spawn_ranks(
-    run: Path, config: RunConfig, job: Job, *, quiet: bool, say: Callable[[str], None] = print
+    run: Path,
+    config: RunConfig,
+    job: Job,
+    *,
+    quiet: bool,
+    allow_change: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> None:
     """Start this machine's ranks of a job, once all its machines are there, and wait for their end.
 
@@ -111,6 +118,7 @@ def spawn_ranks(
             **{key: value for key, value in os.environ.items() if key != END_VARIABLE},
             **met.environment,
             ERRORS_VARIABLE: folder,
+            ALLOWED_VARIABLE: " ".join(allow_change),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(None, job.nproc))),
             "LOCAL_WORLD_SIZE": str(job.nproc),
             "WORLD_SIZE": str(job.world_size),

@@ -22,7 +22,7 @@ from data_pipeline.errors import (
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from launch.lock import is_bare, run_folder
-from pretrain.checkpoint import newest_whole, step_folders
+from pretrain.checkpoint import is_begun, newest_whole, step_folders
 from pretrain.config import RunConfig
 from pretrain.data.bad import SKIPPED_FILE
 
@@ -123,12 +123,34 @@ def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[st
     optim, momentum = after.optim, after.target.momentum
     is_flat = optim.decay == "constant" and optim.final_weight_decay is None
     is_endless = optim.schedule_steps is not None or (is_flat and momentum.start == momentum.end)
-    free = (*OPERATIONAL, *allowed, *(("train.steps",) if is_endless else ()))
+    compares = compares_clips(before) or compares_clips(after)
+    operational = [key for key in OPERATIONAL if key != "train.micro_batch" or not compares]
+    free = (*operational, *allowed, *(("train.steps",) if is_endless else ()))
     return [
-        Problem(key, f"{old!r}, as the run in this folder was started with", new)
+        Problem(key, f"{old!r}, as the run that is there was started with", new)
         for key, old, new in diff(before, after)
         if not any(key == name or key.startswith(name + ".") for name in free)
     ]
+
+
+def compares_clips(config: RunConfig) -> bool:
+    """Whether the loss of a clip depends on the others of its forward, and so on how many they are."""
+    objective = config.objective
+    has_regularisers = bool(getattr(objective, "regularisers", ()))
+    return objective.kind == "contrastive" or has_regularisers or objective.truncate == "raster"
+
+
+def refuse_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str], place: Path) -> None:
+    """Raises: ConfigError with every scientific setting that differs from what `place` was made with."""
+    changes = scientific_changes(before, after, allowed)
+    if not changes:
+        return
+    error = ConfigError.of(changes)
+    error.args = (
+        f"{error}\n{place} holds another run; choose another name=..., or go on as another experiment "
+        f"with {' '.join(f'--allow-change {problem.key}' for problem in changes)}",
+    )
+    raise error
 
 
 def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
@@ -142,16 +164,8 @@ def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
     run = run_folder(config)
     known = run / CONFIG_FILE
     if known.is_file():
-        changes = scientific_changes(read_config(known, [], RunConfig), config, allow_change)
-        if changes and not step_folders(run):
-            changes = []  # nothing was learned there yet: the config may still be mended
-        if changes:
-            error = ConfigError.of(changes)
-            error.args = (
-                f"{error}\n{run} holds another run; choose another name=..., or go on as another experiment "
-                f"with {' '.join(f'--allow-change {problem.key}' for problem in changes)}",
-            )
-            raise error
+        if step_folders(run):  # else nothing was learned there yet: the config may still be mended
+            refuse_changes(read_config(known, [], RunConfig), config, allow_change, run)
     elif run.is_dir() and not is_bare(run):
         raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
     try:
@@ -182,11 +196,10 @@ def check_data(config: RunConfig) -> None:
     Raises: DataError, also when a file of a shard is missing, or none of some clips can be read; ConfigError
     when clips are shorter than data.frames at data.fps.
     """
-    is_begun = bool(step_folders(run_folder(config)))
-    if config.init.weights is not None and not is_begun and not Path(config.init.weights).exists():
-        raise ConfigError(
-            "init.weights", got=config.init.weights, need="a run's folder or weights that exist"
-        )
+    weights = config.init.weights
+    is_missing = weights is not None and not Path(weights).exists()
+    if is_missing and not is_begun(run_folder(config), config.train.checkpoint_store):
+        raise ConfigError("init.weights", got=weights, need="a run's folder or weights that exist")
     for source in config.data.sources:
         _check_source(config, source.shards)
 

@@ -33,10 +33,19 @@ from launch.meeting import Job
 from launch.notes import notes
 from launch.processes import die_with_parent
 from launch.provenance import git, provenance, versions
-from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, ranks_here, spawn_ranks, threads_for
-from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
+from launch.ranks import (
+    ALLOWED_VARIABLE,
+    QUIET_VARIABLE,
+    PreemptedError,
+    end_rank,
+    ranks_here,
+    spawn_ranks,
+    threads_for,
+)
+from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run, refuse_changes
 from launch.train_display import TrainDisplay
 from launch.watchdog import Watchdog, watching
+from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
 
 PROVENANCE_FILE = "provenance.json"
@@ -118,14 +127,20 @@ def run_train(
         open_run(config, allow_change)
     with lock_run(run) if job.is_first else nullcontext():
         already = finished(run, config.train.steps)
-        if already is not None:
+        if already is not None and is_sent(run, config.train.checkpoint_store):
             return already
         if job.is_first:
             (run / RESULT_FILE).unlink(missing_ok=True)
         if config.strategy.kind == "single":
-            return run_rank(config, quiet=quiet)
-        spawn_ranks(run, config, job, quiet=quiet)
-        return TrainResult.read(run)
+            result = run_rank(config, quiet=quiet, allow_change=allow_change)
+        else:
+            spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
+            result = TrainResult.read(run)
+        if already is None:
+            return result
+        if job.is_first:  # no step was taken, its last checkpoint was sent
+            already.write()
+        return already
 
 
 def check_device(config: RunConfig, nproc: int) -> None:
@@ -199,7 +214,7 @@ def _train(
 
     from pretrain import pulse
     from pretrain.build import build_engine
-    from pretrain.checkpoint import Checkpoints, step_folders
+    from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
     from pretrain.loop import train
     from pretrain.strategy.base import World
@@ -230,21 +245,28 @@ def _train(
 
     display = TrainDisplay(enabled=world.is_first and not quiet, closed=stops.unheard)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
-    is_resumed = world.any(bool(step_folders(run)))
-    engine = build_engine(laid_out, world, takes_init=not is_resumed)
+    store = config.train.checkpoint_store
+    takes_init = config.init.weights is not None and not any(
+        patiently(world, lambda _: is_begun(run, store if world.is_first else None))
+    )
+    engine = build_engine(laid_out, world, takes_init=takes_init)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
     code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
     checkpoints = Checkpoints(run, laid_out, world, fingerprint, code, display.say, tracker.flush)
+
+    def accept(folder: Path, manifest: dict[str, Any]) -> None:
+        refuse_changes(RunConfig.model_validate(manifest["config"]), config, allow_change, folder)
+
     with display:
         actions = {name for reader in batches.corpus.readers for name in reader.info.action_names}
         for sentence in notes(laid_out, actions):
             display.say(sentence)
         pulse.beat()
-        progress = checkpoints.resume(engine)
+        progress = checkpoints.resume(engine, accept)
         pulse.beat()
 
-        def start_tracker() -> None:
+        def start_tracker(_: object) -> None:
             if not world.is_first:
                 return
             data = tuple(
@@ -271,7 +293,7 @@ def _train(
         )
         ended = False
         try:
-            world.together(start_tracker)
+            patiently(world, start_tracker)  # a server may take longer than a collective
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
             ended = progress.step >= laid_out.steps
             watch.finish()
@@ -281,7 +303,7 @@ def _train(
         finally:
             batches.close()
         pulse.beat("ending")
-        tracker.close("done" if ended else "stopped")
+        patiently(world, lambda _: tracker.close("done" if ended else "stopped"))
     reason = None if ended else stops.reason or "another rank was asked to stop"
     line = watch.line
     result = TrainResult(
@@ -325,5 +347,7 @@ def device_name(device: object) -> str:
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks
     die_with_parent(int(sys.argv[2]))
-    run_rank(read_config(sys.argv[1], [], RunConfig), quiet=bool(os.environ.get(QUIET_VARIABLE)))
+    given = read_config(sys.argv[1], [], RunConfig)
+    allowed = os.environ.get(ALLOWED_VARIABLE, "").split()
+    run_rank(given, quiet=bool(os.environ.get(QUIET_VARIABLE)), allow_change=allowed)
     end_rank()

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from data_pipeline.errors import DataError, MissingError, RefusedError, StorageError, why
 from data_pipeline.s3.errors import TROUBLE, NotTakenError, UploadGoneError
 from data_pipeline.s3.requests import ABORT_LIMIT_S, client_of_s3, each, persist, run
-from data_pipeline.storage import Entry
+from data_pipeline.storage import Entry, Moved
 
 IN_FLIGHT = 16  # requests at once where there are many; above that, small reads gain little
 PART_BYTES = 16 << 20  # what is larger is sent in parts; stores take 5 MiB to 5 GiB
@@ -78,13 +78,14 @@ class Objects:
             if not item["Key"].endswith("/"):
                 yield _entry(item["Key"][len(self.prefix) :], item["Size"], item)
 
-    def download(self, name: str, file: BinaryIO) -> None:
+    def download(self, name: str, file: BinaryIO, moved: Moved) -> None:
         """Write the object to `file`; what arrived before a broken connection is not asked for again."""
-        run(self._download(name, file))
+        run(self._download(name, file, moved))
 
-    def put(self, name: str, data: bytes | Path) -> None:
+    def put(self, name: str, data: bytes | Path, moved: Moved) -> None:
         """Make `data` (bytes, or a local file) the object `name`, whole or not at all.
 
+        moved: told the bytes of each part of a file that is about to be sent, as others before it have been.
         Raises: OSError too, when the local file cannot be read.
         """
         if isinstance(data, bytes):
@@ -94,7 +95,12 @@ class Objects:
         handle = os.open(data, os.O_RDONLY)
         try:
             size = os.fstat(handle).st_size
-            run(self._put(name, size, lambda at, size: os.pread(handle, size, at)))
+
+            def read_at(at: int, size: int) -> bytes:
+                moved(size)
+                return os.pread(handle, size, at)
+
+            run(self._put(name, size, read_at))
         finally:
             os.close(handle)
 
@@ -162,7 +168,7 @@ class Objects:
 
         return await persist(self._address(name), attempt)
 
-    async def _download(self, name: str, file: BinaryIO) -> None:
+    async def _download(self, name: str, file: BinaryIO, moved: Moved) -> None:
         offset, total = 0, -1
         etag: str | None = None
 
@@ -192,6 +198,7 @@ class Objects:
                         text = f"{self._address(name)} could not be copied here: {why(error)}"
                         raise DataError(text) from error
                     offset += len(block)
+                    moved(len(block))
             if offset != total:
                 raise aiohttp.ClientPayloadError(f"{offset} of {total} bytes came")
 

@@ -16,6 +16,9 @@ from pretrain.checkpoint.encoder import untrained_encoder as untrained_encoder
 from pretrain.checkpoint.fragments import StoredFragments as StoredFragments
 from pretrain.checkpoint.manifest import FOLDER as FOLDER
 from pretrain.checkpoint.manifest import read_manifest as read_manifest
+from pretrain.checkpoint.resume import is_begun as is_begun
+from pretrain.checkpoint.sending import is_sent as is_sent
+from pretrain.checkpoint.task import patiently as patiently
 from pretrain.checkpoint.whole import chosen_checkpoint as chosen_checkpoint
 from pretrain.checkpoint.whole import newest_named as newest_named
 from pretrain.checkpoint.whole import newest_whole as newest_whole

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import CheckpointError, DataError, why
-from data_pipeline.storage import sync_folder, write_whole
+from data_pipeline.storage import Moved
 from pretrain.checkpoint.fragments import StoredFragments
-from pretrain.checkpoint.manifest import FOLDER, FORMAT_VERSION, MANIFEST, POINTER, rank_file, step_name
-from pretrain.checkpoint.resume import Found, find
-from pretrain.checkpoint.retention import GONE, Retention, clear, doomed, take_out
+from pretrain.checkpoint.manifest import FOLDER, FORMAT_VERSION, rank_file, sealed, step_name
+from pretrain.checkpoint.publish import point, publish, remove
+from pretrain.checkpoint.resume import Accept, Found, find
+from pretrain.checkpoint.retention import Retention, clear, doomed, take_out
 from pretrain.checkpoint.sending import Sending
-from pretrain.checkpoint.task import Task, wait_for_all
+from pretrain.checkpoint.sharing import find_sharing
+from pretrain.checkpoint.task import Task, patiently, wait_for_all
 from pretrain.checkpoint.write import HostCopy
 from pretrain.config import Plan
 from pretrain.progress import Progress
@@ -46,7 +48,9 @@ class Checkpoints:
 
     data_fingerprint: of the data set; a run does not go on with another one. code: version and commit.
     say: takes a sentence for the user, on rank 0.
-    before_save: called first, so that what is logged is as old as what is saved.
+    before_save: called first, in a thread, so that what is logged is as old as what is saved.
+
+    Every rank writes its own file; all else in a folder does its keeper (`Sharing`).
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Checkpoints:
         train = plan.config.train
         self._rule = Retention(train.keep_checkpoints, train.keep_every, train.keep_best)
         self._copy = HostCopy()
+        self._sharing = find_sharing(run, world)
         self._pending: _Pending | None = None
         self._sending = Sending(run, world, train.checkpoint_store, self._rule, say)
         self._cleaning: Task[None] | None = None
@@ -72,21 +77,27 @@ class Checkpoints:
         self._stalls_ms: list[float] = []
         self.failed = 0
 
-    def resume(self, engine: Engine) -> Progress:
+    def resume(self, engine: Engine, accept: Accept = lambda *_: None) -> Progress:
         """Load the newest whole checkpoint into the engine; a fresh Progress when there is none at all.
 
+        What the store lacks of it is sent, and waited for where no step is left to take.
+        accept: raises ConfigError where a checkpoint was made with settings that this run may not change.
         Raises, on every rank: CheckpointError when checkpoints exist and none is whole, or they are of
         another model or data set; DataError when the store cannot be reached and nothing is here.
         """
-        if self._world.is_first:
+        if self._sharing.is_keeper:
             self._clean(lambda: clear(self.run))
-        found = find(self.run, self._plan.config.train.checkpoint_store, self._world, self._say)
-        self._damaged = found.damaged
+        store = self._plan.config.train.checkpoint_store
+        found = find(self.run, store, self._world, self._sharing, accept, self._say)
+        self._damaged, self._sending.damaged = found.damaged, found.damaged_there
         if found.folder is None:
             return Progress()
         progress = self._load(engine, found)
-        self._retain(progress.step)
+        self._retain(found.folder.name)
         self._say(f"resumed from {found.folder} at step {progress.step}")
+        self._sending.begin(found.folder.name, self._damaged)
+        if progress.step >= self._plan.steps:
+            self._sending.finish()
         return progress
 
     def _load(self, engine: Engine, found: Found) -> Progress:
@@ -136,6 +147,7 @@ class Checkpoints:
                     f"untouched; the same command goes on once the cause is mended"
                 ) from error
         self._sending.finish()
+        patiently(self._world, lambda _: self._cleaning.wait() if self._cleaning is not None else None)
 
     def follow(self) -> None:
         """After a step without a save: publish what was being written, once all ranks are done."""
@@ -163,15 +175,15 @@ class Checkpoints:
         part = final.with_name(f"{final.name}.part")
         world = self._world
 
-        def prepare() -> None:
+        def prepare(_: Moved) -> None:
             self._before_save()
             if self._cleaning is not None:
                 self._cleaning.wait()  # it must not take away what is begun now
-            if world.is_first:
+            if self._sharing.is_keeper:
                 shutil.rmtree(part, ignore_errors=True)
             part.parent.mkdir(parents=True, exist_ok=True)
 
-        world.together(prepare)
+        patiently(world, prepare)
         world.together(lambda: self._copy.take(engine.tensors()))
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -184,9 +196,9 @@ class Checkpoints:
         }
         path = part / rank_file(world.rank, world.size)
 
-        def write() -> dict[str, Any]:
+        def write(moved: Moved) -> dict[str, Any]:
             path.parent.mkdir(exist_ok=True)  # every host has its own where they share no folder
-            return {path.name: self._copy.write(path)}
+            return {path.name: self._copy.write(path, moved)}
 
         self._pending = _Pending(progress.step, part, final, manifest, Task(write))
         self._stalls_ms.append(1000 * (time.perf_counter() - began_s))
@@ -208,73 +220,61 @@ class Checkpoints:
         """
         began_s = time.perf_counter()
         world, final = self._world, pending.final
+        is_keeper = self._sharing.is_keeper
         try:
             wait_for_all(world, pending.facts)
             facts = world.together(pending.facts.result)
             files = {name: told for found in facts for name, told in found.items()}
-            manifest = pending.manifest | {"written_s": time.time(), "files": files}
-            text = json.dumps(manifest, indent=1).encode()
-            world.together(lambda: publish(pending.part, final, text) if world.is_first else None)
-            world.together(lambda: publish_here(pending.part, final, text))
+            text = sealed(pending.manifest | {"written_s": time.time(), "files": files})
+            # first where the run will be looked for, then in the folders of those that do not share it
+            patiently(world, lambda _: publish(pending.part, final, text) if world.is_first else None)
+            others = is_keeper and not world.is_first
+            patiently(world, lambda _: publish(pending.part, final, text) if others else None)
         except TROUBLE:
-            world.together(lambda: shutil.rmtree(pending.part, ignore_errors=True))
+            patiently(world, lambda _: shutil.rmtree(pending.part, ignore_errors=True) if is_keeper else None)
             raise
         self._damaged.discard(final.name)  # what was is no more: this one is whole
-        self._retain(pending.step)
-        self._sending.begin(final.name)
+        self._retain(final.name)
+        self._sending.begin(final.name, self._damaged)
         self._stalls_ms.append(1000 * (time.perf_counter() - began_s))
 
-    def _retain(self, newest: int) -> None:
-        """Let go what the settings do not keep, now that the checkpoint of a step is whole."""
-        if self._world.is_first:
-            names = doomed(self.run, self._rule, newest, self._damaged)
-            take_out(self.run, names)
-            self._clean(lambda: remove(self.run / FOLDER, names))
+    def _retain(self, newest: str) -> None:
+        """Let go what the settings do not keep, now that the newest is known to be whole.
+
+        Nothing depends on it: what could not be let go now is at the next save.
+        """
+
+        def let_go(names: list[str]) -> None:
+            if self._sharing.is_keeper:
+                point(self.run / FOLDER, newest)
+                take_out(self.run, names)
+                self._clean(lambda: remove(self.run / FOLDER, [*names, newest]))
+
+        def choose(_: Moved) -> list[str]:
+            return doomed(self.run, self._rule, newest, self._damaged) if self._world.is_first else []
+
+        try:
+            names = patiently(self._world, choose)[0]
+            patiently(self._world, lambda _: let_go(names))
+        except TROUBLE as error:
+            self._say(f"earlier checkpoints were not removed: {_sentence(error)}")
 
     def _clean(self, work: Callable[[], None]) -> None:
-        """Remove files beside the loop: large ones take seconds."""
-        if self._cleaning is not None:
-            self._cleaning.wait()
-        self._cleaning = Task(work)
+        """Remove files beside the loop, one thing after the other: large ones take seconds."""
+        before = self._cleaning
+
+        def after(_: Moved) -> None:
+            if before is not None:
+                before.wait()
+            work()
+
+        self._cleaning = Task(after)
 
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failed += 1
         self._say(
             f"no checkpoint at step {step}: {_sentence(error)}; earlier ones are untouched, the run goes on"
         )
-
-
-def publish(part: Path, final: Path, manifest: bytes) -> None:
-    """Make what was written a checkpoint: the manifest, the folder's name, the pointer.
-
-    Raises: CheckpointError.
-    """
-    try:
-        write_whole(part / MANIFEST, manifest)
-        sync_folder(part)
-        if final.exists():  # written before a damaged part of it made the run go back
-            shutil.rmtree(final)
-        part.rename(final)
-        sync_folder(final.parent)
-        write_whole(final.parent / POINTER, f"{final.name}\n".encode())
-    except OSError as error:
-        raise CheckpointError(f"{final} could not be published: {why(error)}") from error
-
-
-def publish_here(part: Path, final: Path, manifest: bytes) -> None:
-    """The same on a host that does not share rank 0's folder, where `part` is still there."""
-    try:
-        if part.is_dir():
-            publish(part, final, manifest)
-    except (CheckpointError, OSError):
-        if part.is_dir():  # else another rank of this host was faster
-            raise
-
-
-def remove(folder: Path, names: list[str]) -> None:
-    """Remove checkpoints that were taken out."""
-    for name in names:
-        shutil.rmtree(folder / (name + GONE), ignore_errors=True)
 
 
 def _sentence(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from pretrain.config import RunConfig
 FOLDER = "checkpoints"
 POINTER = "latest"
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2  # 2: the order of samples of format 1 was another, so a run cannot go on in it
+FORMAT_VERSION = 3  # 2: the order of samples of format 1 was another. 3: the manifest has a hash of its own
 STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -52,7 +53,7 @@ class _Progress(_Form):
 class _Manifest(_Form):
     """Every key that something is read from; others may come with later releases."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     world_size: Annotated[int, Field(ge=1, lt=1 << 31)]
     optimizer_step: Count
     progress: _Progress
@@ -61,6 +62,7 @@ class _Manifest(_Form):
     files: Annotated[dict[FileName, _File], Field(min_length=1)]
     written_s: float | None = None
     code: dict[str, str | None] = {}
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 def step_name(step: int) -> str:
@@ -77,6 +79,21 @@ def rank_file(rank: int, world_size: int) -> str:
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
+def _hash_of(manifest: dict[str, Any]) -> str:
+    """Of all that it holds beside its hash, however it is spaced and ordered."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The text of a manifest with its hash, by which `parse_manifest` knows that nothing was changed."""
+    return text_of(manifest | {"sha256": _hash_of(manifest)})
+
+
+def text_of(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
+
+
 def parse_manifest(data: bytes, place: str) -> dict[str, Any]:
     """A manifest out of its bytes.
 
@@ -89,12 +106,17 @@ def parse_manifest(data: bytes, place: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{place} has no readable {MANIFEST}: {error}") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{place} has format version {version!r}; this release reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{place} has format version {version!r}; this release reads {FORMAT_VERSION}: go on with the "
+            f"release that wrote it, or begin a new run with another name=..."
+        )
     for kind, part in ((_Manifest, manifest), (RunConfig, manifest.get("config"))):
         try:
             kind.model_validate(part)
         except (ValidationError, RecursionError) as error:
             raise CheckpointError(f"{place} has a damaged {MANIFEST}: {_first(kind, error)}") from error
+    if manifest["sha256"] != _hash_of(manifest):
+        raise CheckpointError(f"{place}/{MANIFEST} was changed since it was written: its hash differs")
     step, named = manifest["progress"]["step"], step_of(place.rstrip("/").rpartition("/")[2])
     if named is not None and step != named:
         raise CheckpointError(f"{place} has the {MANIFEST} of step {step}")

@@ -1,52 +1,69 @@
 """Finds the newest whole checkpoint, in a run's folder or in its store, and brings it here.
 
-The ranks share the work: each looks at every world-th file, and fetches it where it is missing or damaged and
-the store has it.
+The ranks that share a folder share the work: each looks at its part of the files, and fetches those that are
+missing or damaged where the store has them.
 """
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import CheckpointError, DataError, why
-from data_pipeline.storage import write_whole
-from pretrain.checkpoint.manifest import FOLDER, MANIFEST, read_manifest, step_of
+from data_pipeline.storage import Moved, write_whole
+from pretrain.checkpoint.manifest import FOLDER, MANIFEST, read_manifest, step_of, text_of
+from pretrain.checkpoint.sharing import Sharing
 from pretrain.checkpoint.store import Store
 from pretrain.checkpoint.task import patiently
 from pretrain.checkpoint.whole import step_folders, verify_file
 from pretrain.strategy.base import World
 
+Accept = Callable[[Path, dict[str, Any]], None]
+"""Given a checkpoint's folder and manifest: raises ConfigError where it was made with other settings."""
+
 
 @dataclass
 class Found:
-    """The newest whole checkpoint, None when there is none at all; names of what was passed over."""
+    """The newest whole checkpoint, None when there is none at all; names of what was passed over.
+
+    damaged_there: those of them that the store was asked for, too.
+    """
 
     folder: Path | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
+    damaged_there: set[str] = field(default_factory=set)
 
 
-def find(run: Path, store: str | None, world: World, say: Callable[[str], None]) -> Found:
+def is_begun(run: Path, store: str | None) -> bool:
+    """Whether a run has checkpoints, here or in its store. Raises: DataError of the store."""
+    if step_folders(run) or store is None:
+        return bool(step_folders(run))
+    return any(listed.has_manifest for listed in Store(store).listed().values())
+
+
+def find(
+    run: Path, store: str | None, world: World, sharing: Sharing, accept: Accept, say: Callable[[str], None]
+) -> Found:
     """The newest checkpoint that is whole; what is missing of it here is fetched.
 
+    accept: asked of what is whole here, and before anything is fetched.
     Raises, on every rank: CheckpointError when there are some, and none is whole; DataError when the store
-    cannot be reached and the run's folder has none.
+    cannot be reached and the run's folder has none; what `accept` raises.
     """
     place = Store(store) if store is not None else None
-    here, there = patiently(world, lambda: _names(run, place, say) if world.is_first else ([], []))[0]
+    here, there = patiently(world, lambda _: _names(run, place, say) if world.is_first else ([], []))[0]
     passed: list[str] = []
     found = Found()
     for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
         try:
-            found.manifest = bring(run, name, place if name in there else None, world)
+            found.manifest = bring(run, name, place if name in there else None, world, sharing, accept)
         except CheckpointError as error:
             passed.append(str(error))
             found.damaged.add(name)
+            found.damaged_there.update({name} & set(there))
             say(f"passed over a damaged checkpoint: {error}")
             continue
         found.folder = run / FOLDER / name
@@ -70,51 +87,77 @@ def _names(run: Path, place: Store | None, say: Callable[[str], None]) -> tuple[
         return here, []
 
 
-def bring(run: Path, name: str, place: Store | None, world: World) -> dict[str, Any]:
-    """Make a checkpoint whole on every host, and return its manifest.
+def bring(
+    run: Path, name: str, place: Store | None, world: World, sharing: Sharing, accept: Accept
+) -> dict[str, Any]:
+    """Make a checkpoint whole in every folder, and return its manifest.
 
-    Raises, on every rank: CheckpointError naming what is damaged or missing; DataError of the store.
+    Where what is here cannot be made whole, the store's own of this step is taken, made by another start.
+    Raises, on every rank: CheckpointError naming what is damaged or missing; DataError of the store; what
+    `accept` raises.
     """
     folder = run / FOLDER / name
+    manifest: dict[str, Any] = {}
+    try:
+        manifest = patiently(world, lambda _: read_manifest(folder) if world.is_first else {})[0]
+        return _complete(folder, manifest, place, world, sharing, accept)
+    except CheckpointError:
+        if place is None:
+            raise
+        theirs = patiently(world, lambda _: place.manifest(name) if world.is_first else {})[0]
+        if theirs == manifest:
+            raise
+    return _complete(folder, theirs, place, world, sharing, accept)
 
-    def agree_on_manifest() -> dict[str, Any]:
-        if not world.is_first:
-            return {}
-        try:
-            return read_manifest(folder)
-        except CheckpointError:
-            if place is None:
-                raise
-        return place.manifest(name)
 
-    manifest = world.together(agree_on_manifest)[0]
-    index, count = local_share(world)
+def _complete(
+    folder: Path,
+    manifest: dict[str, Any],
+    place: Store | None,
+    world: World,
+    sharing: Sharing,
+    accept: Accept,
+) -> dict[str, Any]:
+    share = list(manifest["files"])[sharing.index :: sharing.count]
 
-    def complete() -> None:
+    def look(moved: Moved) -> list[str]:
+        """The files of this rank's share that are to be fetched."""
+        lacking = []
+        for file in share:
+            try:
+                verify_file(folder / file, manifest["files"][file], moved)
+            except CheckpointError:
+                if place is None:
+                    raise
+                lacking.append(file)
+        return lacking
+
+    lacking = patiently(world, look)[world.rank]
+    world.together(lambda: accept(folder, manifest))
+
+    def complete(moved: Moved) -> None:
+        if place is None:
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for file in list(manifest["files"])[index::count]:
-                try:
-                    verify_file(folder / file, manifest["files"][file])
-                except CheckpointError:
-                    if place is None:
-                        raise
-                    place.fetch(name, file, manifest["files"][file], folder / file)
+            for file in lacking:
+                place.fetch(folder.name, file, manifest["files"][file], folder / file, moved)
         except OSError as error:
             raise CheckpointError(f"{folder} could not be written: {why(error)}") from error
 
     patiently(world, complete)
 
-    def name_it() -> None:
-        if place is not None and index == 0 and not (folder / MANIFEST).is_file():
-            write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    def name_it(_: Moved) -> None:
+        """Where the folder has no manifest, or a damaged one: it could be read, or the store's is taken."""
+        if place is not None and sharing.is_keeper and not _has(folder, manifest):
+            write_whole(folder / MANIFEST, text_of(manifest))
 
-    world.together(name_it)
+    patiently(world, name_it)
     return manifest
 
 
-def local_share(world: World) -> tuple[int, int]:
-    """This rank's place among those of its host, and how many they are."""
-    hosts = world.gather_objects(socket.gethostname())
-    mine = [rank for rank, host in enumerate(hosts) if host == hosts[world.rank]]
-    return mine.index(world.rank), len(mine)
+def _has(folder: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        return read_manifest(folder) == manifest
+    except CheckpointError:
+        return False

@@ -71,21 +71,21 @@ def read_scores(run: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def doomed(run: Path, rule: Retention, newest: int, damaged: Collection[str]) -> list[str]:
-    """Names of the checkpoint folders that are to go, now that the one of step `newest` is whole.
+def doomed(run: Path, rule: Retention, newest: str, damaged: Collection[str]) -> list[str]:
+    """Names of the checkpoint folders that are to go, now that the one named `newest` is whole.
 
     damaged: names of what was passed over: it counts for nothing and goes. Others later than the newest stay:
     they could not be judged.
     """
-    folders = step_folders(run)
+    folders, last = step_folders(run), step_of(newest) or 0
     whole = {
         step
         for path in folders
-        if (step := step_of(path.name)) is not None and step <= newest
+        if (step := step_of(path.name)) is not None and step <= last
         if (path / MANIFEST).is_file() and path.name not in damaged
     }
     kept = rule.kept(whole, read_scores(run))
-    is_later = {path.name for path in folders if (step_of(path.name) or 0) > newest} - set(damaged)
+    is_later = {path.name for path in folders if (step_of(path.name) or 0) > last} - set(damaged)
     return [path.name for path in folders if step_of(path.name) not in kept and path.name not in is_later]
 
 

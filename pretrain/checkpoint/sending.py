@@ -5,43 +5,65 @@ A store that is away holds nothing up: what it lacks is sent with the next check
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.storage import Moved
 from pretrain.checkpoint.manifest import FOLDER, MANIFEST, parse_manifest, step_of
 from pretrain.checkpoint.retention import Retention, read_scores
 from pretrain.checkpoint.store import Store
-from pretrain.checkpoint.task import Task, wait_for_all
-from pretrain.checkpoint.whole import step_folders
+from pretrain.checkpoint.task import Task, patiently, wait_for_all
+from pretrain.checkpoint.whole import newest_named, step_folders
 from pretrain.strategy.base import World
 
 
+def is_sent(run: Path, address: str | None) -> bool:
+    """Whether the newest checkpoint is in the store, and so all before it; True where there is no store.
+
+    A store that does not answer does not have it.
+    """
+    newest = newest_named(run)
+    if address is None or newest is None:
+        return True
+    try:
+        return Store(address).has(newest[0].name, (newest[0] / MANIFEST).read_bytes())
+    except (DataError, OSError):
+        return False
+
+
 class Sending:
-    """Of one run, on every rank. address: None for no store at all."""
+    """Of one run, on every rank. address: None for no store at all.
+
+    damaged: names that a resume found damaged in the store itself: they count for nothing, and go.
+    """
 
     def __init__(
         self, run: Path, world: World, address: str | None, rule: Retention, say: Callable[[str], None]
     ) -> None:
         self._run, self._world, self._rule, self._say = run, world, rule, say
         self._store = Store(address) if address is not None else None
+        self.damaged: set[str] = set()
         self._task: Task[None] | None = None
+        self._newest = ""
+        self._damaged_here: frozenset[str] = frozenset()
         self._names: list[str] = []
         self._sent: set[str] = set()
         self._is_due = False
         self._was_said = False
 
-    def begin(self, newest: str) -> None:
-        """Send the checkpoint that was just made, and others that are kept and never arrived."""
+    def begin(self, newest: str, damaged_here: Collection[str]) -> None:
+        """Send the newest checkpoint, made just now or resumed from, and others kept that never arrived.
+
+        damaged_here: names that are not to be sent, nor what is later than the newest.
+        """
         if self._store is None:
             return
-        if self._task is not None:
-            self._is_due = True  # once what is under way has ended
-            return
-        store, world = self._store, self._world
-        told = world.gather_objects(self._unsent(newest) if world.is_first else None)[0]
-        self._names, self._is_due = told, False
-        self._task = Task(lambda: self._send(store, told))
+        self._newest, self._damaged_here = newest, frozenset(damaged_here)
+        self._sent.discard(newest)
+        self._is_due = self._task is not None  # then once what is under way has ended
+        if not self._is_due:
+            self._start(self._store)
 
     def follow(self) -> None:
         """After a step: when every rank has sent its files, the manifests; and what came due meanwhile."""
@@ -54,13 +76,25 @@ class Sending:
             wait_for_all(self._world, self._task)
             self._settle()
 
-    def _unsent(self, newest: str) -> list[str]:
-        """Checkpoints to send, oldest first: the newest, and those kept that this start has not sent yet."""
-        folders = {step_of(path.name) or 0: path.name for path in step_folders(self._run)}
-        kept = self._rule.kept(list(folders), read_scores(self._run)) if folders else {}
-        return [folders[step] for step in sorted(kept) if folders[step] not in self._sent - {newest}]
+    def _start(self, store: Store) -> None:
+        newest = self._newest
+        try:
+            names = patiently(self._world, lambda _: self._unsent() if self._world.is_first else [])[0]
+        except (CheckpointError, DataError, OSError) as error:
+            self._note_failure(error)
+            return
+        self._names = names
+        self._task = Task(lambda moved: self._send(store, names, newest, moved))
 
-    def _send(self, store: Store, names: list[str]) -> None:
+    def _unsent(self) -> list[str]:
+        """Checkpoints to send, oldest first: the newest, and those kept that this start has not sent yet."""
+        last = step_of(self._newest) or 0
+        folders = {step_of(path.name) or 0: path.name for path in step_folders(self._run)}
+        whole = [step for step in folders if step <= last and folders[step] not in self._damaged_here]
+        kept = self._rule.kept(whole, read_scores(self._run)) if whole else {}
+        return [folders[step] for step in sorted(kept) if folders[step] not in self._sent]
+
+    def _send(self, store: Store, names: list[str], newest: str, moved: Moved) -> None:
         """This rank's share of the files of each; what is not on this host, another's rank sends."""
         for name in names:
             folder = self._run / FOLDER / name
@@ -70,53 +104,81 @@ class Sending:
                 continue  # a newer one has taken its place
             if store.has(name, data):
                 continue
-            manifest = parse_manifest(data, str(folder))
-            if self._world.is_first:
-                store.begin(name)
-            for number, (file, facts) in enumerate(manifest["files"].items()):
-                if number % self._world.size == self._world.rank and (folder / file).is_file():
-                    store.send(name, folder / file, facts)
+            try:
+                self._send_files(store, name, data, moved)
+            except CheckpointError:
+                if name == newest:
+                    raise
+                continue  # an old one, damaged since: it must not keep the newest from being sent
+
+    def _send_files(self, store: Store, name: str, data: bytes, moved: Moved) -> None:
+        folder = self._run / FOLDER / name
+        manifest = parse_manifest(data, str(folder))
+        if self._world.is_first:
+            store.begin(name)
+        for number, (file, facts) in enumerate(manifest["files"].items()):
+            if number % self._world.size == self._world.rank and (folder / file).is_file():
+                store.send(name, folder / file, facts, moved)
 
     def _settle(self) -> None:
         task, self._task = self._task, None
         assert task is not None and self._store is not None
-        store = self._store
+        store, names = self._store, self._names
+        last = step_of(names[-1]) if names else None
 
         def complete() -> None:
             task.result()
 
         try:
             self._world.together(complete)
-            finishing = Task(lambda: self._name(store) if self._world.is_first else None)
-            wait_for_all(self._world, finishing)
-            self._world.together(finishing.result)
+            patiently(self._world, lambda _: self._name(store, names, last) if self._world.is_first else None)
             self._was_said = False
-            self._sent.update(self._names)
+            self._sent.update(names)
+            self.damaged.difference_update(names)
         except (CheckpointError, DataError, OSError) as error:
-            if not self._was_said:
-                self._say(
-                    f"not copied to train.checkpoint_store: {error}; it stays in {self._run} and is sent "
-                    f"with the next one"
-                )
-            self._was_said = True
+            self._note_failure(error)
         if self._is_due:
-            newest = step_folders(self._run)
-            self.begin(newest[0].name if newest else "")
+            self._is_due = False
+            self._start(store)
 
-    def _name(self, store: Store) -> None:
-        """Rank 0, once all files are there: manifests, pointer; then what is no longer kept is removed."""
+    def _note_failure(self, error: Exception) -> None:
+        if not self._was_said:
+            self._say(
+                f"not copied to train.checkpoint_store: {error}; it stays in {self._run} and is sent "
+                f"with the next one"
+            )
+        self._was_said = True
+
+    def _name(self, store: Store, names: list[str], last: int | None) -> None:
+        """Rank 0, once all files are there: manifests, pointer; then what is no longer kept is removed.
+
+        last: step of the newest sent; what is later was not published by this run as it is now, and stays.
+        """
         listed = store.listed()
-        for name in self._names:
+        for name in names:
             try:
                 data = (self._run / FOLDER / name / MANIFEST).read_bytes()
-            except OSError:
+                files = parse_manifest(data, name)["files"]
+            except (OSError, CheckpointError):
                 continue
-            files = parse_manifest(data, name)["files"]
             there = listed[name].files if name in listed else {}
             lacking = [file for file, facts in files.items() if there.get(file) != facts["bytes"]]
-            if lacking:
+            if not lacking:
+                store.finish(name, data)
+            elif step_of(name) == last:
                 raise CheckpointError(f"{store.address(name)} lacks {', '.join(lacking[:3])}")
-            store.finish(name, data)
-        whole = {step_of(name) or 0: name for name, found in store.listed().items() if found.has_manifest}
-        kept = self._rule.kept(list(whole), read_scores(self._run)) if whole else {}
-        store.remove(name for step, name in whole.items() if step not in kept)
+        if last is None:
+            return
+        damaged = self.damaged - set(names)
+        found = store.listed()
+        whole = {
+            step: name
+            for name in found
+            if found[name].has_manifest and name not in damaged
+            if (step := step_of(name)) is not None and step <= last
+        }
+        if not whole:
+            return
+        store.point_to(whole[max(whole)])
+        kept = self._rule.kept(list(whole), read_scores(self._run))
+        store.remove([*(name for step, name in whole.items() if step not in kept), *(damaged & found.keys())])

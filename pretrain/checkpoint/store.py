@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import CheckpointError, MissingError
-from data_pipeline.storage import Storage
+from data_pipeline.storage import Moved, Storage
 from pretrain.checkpoint.manifest import FOLDER, MANIFEST, POINTER, parse_manifest, step_of
-from pretrain.checkpoint.whole import Moved, _unseen, verify_file
+from pretrain.checkpoint.whole import _unseen, verify_file
 
 READ_BYTES = 16 << 20
 
@@ -99,29 +99,33 @@ class Store:
         """Before files are sent: what is there under this name counts no more."""
         self._storage.remove(f"{FOLDER}/{name}/{MANIFEST}")
 
-    def send(self, name: str, path: Path, facts: dict[str, Any]) -> None:
+    def send(self, name: str, path: Path, facts: dict[str, Any], moved: Moved = _unseen) -> None:
         """Copy one file there. Raises: CheckpointError when it is not what its manifest says."""
-        verify_file(path, facts)
-        self._storage.publish(f"{FOLDER}/{name}/{path.name}", path)
+        verify_file(path, facts, moved)
+        self._storage.publish(f"{FOLDER}/{name}/{path.name}", path, moved)
 
     def finish(self, name: str, manifest: bytes) -> None:
-        """All files are there: the manifest makes them a checkpoint, the pointer names the newest."""
+        """All files are there: the manifest makes them a checkpoint."""
         self._storage.publish(f"{FOLDER}/{name}/{MANIFEST}", manifest)
-        known = step_of(self.newest() or "")
-        if known is None or known <= (step_of(name) or 0):
+
+    def point_to(self, name: str) -> None:
+        """Let the pointer name the newest checkpoint."""
+        if self.newest() != name:
             self._storage.publish(f"{FOLDER}/{POINTER}", f"{name}\n".encode())
 
-    def fetch(self, name: str, file: str, facts: dict[str, Any], target: Path) -> None:
+    def fetch(
+        self, name: str, file: str, facts: dict[str, Any], target: Path, moved: Moved = _unseen
+    ) -> None:
         """Copy one file to this machine, whole or not at all.
 
         Raises: CheckpointError when it is missing there, or not what the manifest says.
         """
         try:
-            self._storage.download(f"{FOLDER}/{name}/{file}", target)
+            self._storage.download(f"{FOLDER}/{name}/{file}", target, moved)
         except MissingError as error:
             raise CheckpointError(f"{self.address(name)}/{file} is missing") from error
         try:
-            verify_file(target, facts)
+            verify_file(target, facts, moved)
         except CheckpointError as error:
             target.unlink(missing_ok=True)
             raise CheckpointError(f"{self.address(name)}/{file} is damaged: {error}") from error

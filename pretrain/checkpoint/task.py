@@ -1,7 +1,8 @@
 """Slow work beside the training loop: a thread a task, and ranks that meet while they wait for each other's.
 
 No collective runs in such a thread. A rank that waits does so in short collectives, so that one whose disk is
-slower than `strategy.timeout_s` is not taken for a lost peer.
+slower than `strategy.timeout_s` is not taken for a lost peer; and it beats as long as anybody's work moves,
+so that waiting for a disk or a store is no hang, and waiting for a writer that hangs is one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from data_pipeline.storage import Moved
+from pretrain import pulse
 from pretrain.strategy.base import World
 
 T = TypeVar("T")
@@ -17,10 +20,11 @@ LONGEST_PAUSE_S = 0.25
 
 
 class Task(Generic[T]):
-    """`work` in a thread of its own, from now on."""
+    """`work` in a thread of its own, from now on; it is given what to tell the bytes that it moves."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, work: Callable[[Moved], T]) -> None:
         self._work = work
+        self._num_moved = self._num_seen = 0
         self._kept: list[T] = []
         self._error: BaseException | None = None
         self._done = threading.Event()
@@ -29,11 +33,19 @@ class Task(Generic[T]):
 
     def _run(self) -> None:
         try:
-            self._kept.append(self._work())
+            self._kept.append(self._work(self._moved))
         except BaseException as error:  # it is raised where the result is asked for
             self._error = error
         finally:
             self._done.set()
+
+    def _moved(self, count: int) -> None:
+        self._num_moved += count
+
+    def take_moved(self) -> bool:
+        """Whether the work has moved since this was last asked."""
+        before, self._num_seen = self._num_seen, self._num_moved
+        return self._num_seen != before
 
     @property
     def is_done(self) -> bool:
@@ -54,11 +66,13 @@ def wait_for_all(world: World, task: Task[T]) -> None:
     """Wait until every rank's task is done, well or not."""
     pause_s = 0.001
     while world.any(not task.is_done):
+        if world.any(task.take_moved()):
+            pulse.beat()
         task.wait(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-def patiently(world: World, work: Callable[[], T]) -> list[T]:
+def patiently(world: World, work: Callable[[Moved], T]) -> list[T]:
     """As `World.together`, for work of any length."""
     task = Task(work)
     wait_for_all(world, task)

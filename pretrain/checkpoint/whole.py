@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import CheckpointError, why
+from data_pipeline.storage import Moved
 from pretrain.checkpoint.manifest import FOLDER, read_manifest, step_name, step_of
-
-Moved = Callable[[int], None]
-"""Called with the number of bytes that were just read or written."""
 
 
 def _unseen(_: int) -> None:

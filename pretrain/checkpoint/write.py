@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import CheckpointError, why
+from data_pipeline.storage import Moved
 
 BLOCK = 1 << 26  # elements of a buffer, 256 MiB: pinned memory comes in powers of two
 WRITE_BYTES = 16 << 20
+SYNC_BYTES = (
+    256 << 20
+)  # brought to disk at once: seconds, of which a rank that waits learns when they are over
 
 
 class HostCopy:
@@ -76,17 +80,25 @@ class HostCopy:
                 f"no room in this host's memory for a copy of {4 * numel:,} bytes: {error}"
             ) from error
 
-    def write(self, path: Path) -> dict[str, Any]:
+    def write(self, path: Path, moved: Moved) -> dict[str, Any]:
         """Write the file and bring it to disk; returns its size and sha256, as the manifest holds them.
+
+        moved: told the bytes as they are written.
 
         Raises: CheckpointError, also when the disk has no more room.
         """
-        digest = hashlib.sha256()
+        digest, unsynced = hashlib.sha256(), 0
         try:
             with path.open("wb") as file:
                 for piece in self._pieces():
                     file.write(piece)
                     digest.update(piece)
+                    unsynced += len(piece)
+                    if unsynced >= SYNC_BYTES:
+                        file.flush()
+                        os.fsync(file.fileno())
+                        unsynced = 0
+                    moved(len(piece))
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()

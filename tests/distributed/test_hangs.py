@@ -14,7 +14,9 @@ import pytest
 
 from data_pipeline.errors import EXIT_LOST_PEER
 from launch.config import dump_config
+from pretrain.checkpoint import verify
 from pretrain.config import RunConfig
+from pretrain.tracking.jsonl import read_metrics
 from tests.distributed.test_ranks import everything_of, is_alive, ranks_of, wait_for_checkpoint
 from tests.small_dataset import tiny_config
 
@@ -58,6 +60,38 @@ if is_worker:
     import time
     from pretrain.data.load import Loader
     Loader._load = lambda self, request: time.sleep(3600)
+"""
+
+# Bytes trickle to this rank's disk for half a minute before its file is written.
+SLOW_DISK = """
+if is_rank and os.environ["RANK"] == "1":
+    import time
+    from pretrain.checkpoint.write import HostCopy
+    write = HostCopy.write
+    def slow(self, path, moved):
+        for _ in range(60):
+            time.sleep(0.5)
+            moved(8192)
+        return write(self, path, moved)
+    HostCopy.write = slow
+"""
+SLOW_FLUSH = """
+if is_rank and os.environ["RANK"] == "0":
+    import time
+    from pretrain.tracking.jsonl import JsonlTracker
+    JsonlTracker.flush = lambda self: time.sleep(14)
+"""
+FULL_DISK_OF_ONE_RANK = """
+if is_rank and os.environ["RANK"] == "1":
+    import errno
+    from pretrain.checkpoint.write import HostCopy
+    write = HostCopy.write
+    def fill(self, path, moved):
+        if path.parent.name.startswith("step-00000004"):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(self, path, moved)
+    HostCopy.write = fill
 """
 
 
@@ -163,3 +197,36 @@ def test_a_loader_worker_that_hangs_is_named(small_dataset: Path, tmp_path: Path
     assert process.returncode == 3, printed
     assert "no batch came for 6 s (data.timeout_s); awaited are the samples" in printed
     assert "Traceback" not in printed
+
+
+def test_a_save_that_fails_on_one_rank_is_none_on_any_and_the_run_goes_on(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    config = config_of(small_dataset, tmp_path, train={"steps": 6, "keep_checkpoints": 9})
+    process = start(config, FULL_DISK_OF_ONE_RANK)
+    printed = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0, printed
+    assert "no checkpoint at step 4: " in printed and "No space left on device" in printed
+    folder = tmp_path / "tiny" / "checkpoints"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["latest", "step-00000002", "step-00000006"]
+    for name in names[1:]:
+        verify(folder / name)
+    assert read_metrics(tmp_path / "tiny")[-1]["checkpoint/failed"] == 1
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_anothers_slow_disk_does_not_hang(small_dataset: Path, tmp_path: Path) -> None:
+    process = start(config_of(small_dataset, tmp_path, train={"hang_s": 8.0, "steps": 2}), SLOW_DISK)
+    printed = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0, printed
+    assert not (tmp_path / "tiny" / "hangs").exists()
+
+
+@pytest.mark.slow
+def test_metrics_that_are_slow_to_reach_the_disk_lose_no_peer(small_dataset: Path, tmp_path: Path) -> None:
+    """Each flush takes longer than a collective may."""
+    limits = {"train": {"steps": 2}, "strategy": {"timeout_s": 8.0}, "data": {"timeout_s": 7.0}}
+    process = start(config_of(small_dataset, tmp_path, **limits), SLOW_FLUSH)
+    printed = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0, printed

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UsageError
+from data_pipeline.storage import Storage
 from launch.checkpoints import list_checkpoints, prune_checkpoints, verify_checkpoints
 from launch.cli import main
 from launch.lock import lock_run
@@ -87,6 +88,7 @@ def test_pruning_keeps_the_newest_whole_one_and_what_it_was_told(run: Path) -> N
     damage(run)
     assert prune_checkpoints(str(run), 1, None, dry_run=False)[1] == ["step-00000006"]
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step-00000006"]
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000006\n"
     file_of(run, 6).unlink()
     with pytest.raises(UsageError, match="no whole checkpoint: nothing is removed"):
         prune_checkpoints(str(run), 1, None, dry_run=False)
@@ -108,6 +110,10 @@ def test_a_store_is_looked_at_and_pruned_as_a_folder_is(
     assert verify_checkpoints(store, None, lambda *_: None) == (4, [])
     prune_checkpoints(store, 2, None, dry_run=False)
     assert sorted(Store(store).listed()) == ["step-00000009", "step-00000012"]
+    newest = next(name for name in Storage(store).names("checkpoints/step-00000012") if "rank" in name)
+    Storage(store).remove(f"checkpoints/step-00000012/{newest}")
+    prune_checkpoints(store, 2, None, dry_run=False)
+    assert (Store(store).newest(), sorted(Store(store).listed())) == ("step-00000009", ["step-00000009"])
 
 
 def test_the_commands_print_sentences_and_exit_codes(

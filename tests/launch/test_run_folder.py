@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import DataError, LostPeerError, UsageError
 from launch.ranks import why_ranks_failed
-from launch.run_folder import TrainResult, finished
+from launch.run_folder import TrainResult, finished, scientific_changes
 from launch.train import run_train
 from tests.small_dataset import tiny_config
 
@@ -95,3 +95,23 @@ def test_a_rank_that_lost_another_is_told_last(tmp_path: Path) -> None:
     (tmp_path / "rank-00001.json").write_text('{"text": "the disk is full", "exit_code": 3}')
     told = why_ranks_failed(tmp_path, tmp_path, {0: 6, 1: 3})
     assert (str(told), told.exit_code) == ("the disk is full", 3)
+
+
+@pytest.mark.parametrize(
+    ("objective", "is_free"),
+    [
+        ({"kind": "masked_latent"}, True),
+        ({"kind": "contrastive"}, False),
+        ({"kind": "masked_latent", "regularisers": [{"kind": "vicreg"}]}, False),
+        ({"kind": "future_latent", "regularisers": [{"kind": "sigreg"}]}, False),
+        ({"kind": "masked_latent", "truncate": "raster"}, False),
+    ],
+)
+def test_clips_a_forward_are_free_where_a_forward_does_not_compare_them(
+    tmp_path: Path, objective: dict[str, object], is_free: bool
+) -> None:
+    config = tiny_config(tmp_path, tmp_path, objective=objective)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 4})})
+    keys = [problem.key for problem in scientific_changes(config, other)]
+    assert keys == ([] if is_free else ["train.micro_batch"])
+    assert scientific_changes(config, other, ["train.micro_batch"]) == []

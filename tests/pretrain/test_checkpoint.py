@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, ConfigError, UsageError
+from data_pipeline.storage import Moved
 from launch.config import dump_config
 from launch.lock import lock_run
 from launch.run_folder import open_run
@@ -175,12 +176,12 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
     """Let the n-th write of a checkpoint's file, from 1, meet a full disk half way."""
     write, calls = HostCopy.write, []
 
-    def fill(self: HostCopy, path: Path) -> dict[str, Any]:
+    def fill(self: HostCopy, path: Path, moved: Moved) -> dict[str, Any]:
         calls.append(path)
         if fails(len(calls)):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, path)
+        return write(self, path, moved)
 
     monkeypatch.setattr(HostCopy, "write", fill)
 
@@ -263,9 +264,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     write, forward, is_later = HostCopy.write, MaskedLatent.forward, threading.Event()
 
-    def late(self: HostCopy, path: Path) -> dict[str, Any]:
+    def late(self: HostCopy, path: Path, moved: Moved) -> dict[str, Any]:
         assert is_later.wait(60), "the loop waits for the write"
-        return write(self, path)
+        return write(self, path, moved)
 
     def seen(self: MaskedLatent, batch: Batch, targets: torch.Tensor | None) -> Output:
         if batch.step >= 6:
