@@ -15,14 +15,15 @@ from rich.text import Text
 
 from data_pipeline import progress
 from data_pipeline.errors import ConfigError, ForeframeError, Problem
+from launch.unread import Unbroken
 
 Report = progress.Progress  # rich has a Progress of its own
 LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console that keeps long lines whole when its output is no terminal."""
-    stream = sys.stderr if stderr else sys.stdout
+    """A console that keeps long lines whole when its output is no terminal, and goes on when nobody reads it."""
+    stream = Unbroken.of(sys.stderr if stderr else sys.stdout)
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 

@@ -24,7 +24,7 @@ from data_pipeline.errors import (
 from launch.config import dump_config
 from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
 from launch.meeting import Job, meet
-from launch.processes import POLL_S, end_groups, facts_of, send
+from launch.processes import POLL_S, end_groups, facts_of, send, stop_signals
 from launch.watchdog import STARTER_WAITS_S, Stillness, hang_error, pulse_file
 from pretrain.config import RunConfig
 
@@ -60,7 +60,7 @@ class Asked:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -141,9 +141,8 @@ def _wait(
 ) -> HangError | None:
     """Until no rank is left. Returns what is to be told of ranks that could not even tell of their hang."""
     deadline_s, was_asked = float("inf"), False
-    while any(rank.process.poll() is None for rank in ranks):
+    while alive := [rank for rank in ranks if rank.process.poll() is None]:
         now_s = time.monotonic()
-        alive = [rank for rank in ranks if rank.process.poll() is None]
         if asked.number is not None and not was_asked:
             was_asked = True
             number = signal.SIGTERM if asked.number == signal.SIGHUP else asked.number

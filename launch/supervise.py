@@ -23,13 +23,12 @@ from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, Forefr
 from launch.attempts import Attempt, last_logged, newest_step, read_attempts, write_attempt
 from launch.ending import END_VARIABLE, End
 from launch.lock import is_bare
-from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send
+from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send, stop_signals
 
 SUPERVISOR_VARIABLE = "FOREFRAME_SUPERVISOR"
 LONGEST_BACKOFF_S = 300.0
 LEFTOVERS_S = 5.0  # what a command leaves behind ends by itself within moments
 EXIT_CRASH, EXIT_INTERRUPTED = 1, 130
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class GaveUpError(ForeframeError):
@@ -104,7 +103,7 @@ class Stopped:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 

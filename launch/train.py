@@ -31,11 +31,12 @@ from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
-from launch.processes import die_with_parent
+from launch.processes import die_with_parent, stop_signals
 from launch.provenance import git, provenance, versions
 from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
 from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
 from launch.train_display import TrainDisplay
+from launch.unread import silence_unread_output
 from launch.watchdog import Watchdog, watching
 from pretrain.config import RunConfig, plan
 
@@ -46,7 +47,7 @@ TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
 class StopRequests:
-    """SIGTERM, SIGINT, SIGUSR1 and the time limit, as a reason that the loop asks for after each step."""
+    """Signals that ask for a stop and the time limit, as a reason that the loop asks for after each step."""
 
     def __init__(self, time_limit_s: float | None) -> None:
         self._signal: str | None = None
@@ -54,7 +55,7 @@ class StopRequests:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -330,5 +331,6 @@ def device_name(device: object) -> str:
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks
     die_with_parent(int(sys.argv[2]))
+    silence_unread_output()
     run_rank(read_config(sys.argv[1], [], RunConfig), quiet=bool(os.environ.get(QUIET_VARIABLE)))
     end_rank()
