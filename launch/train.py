@@ -34,7 +34,7 @@ from launch.meeting import Job
 from launch.processes import die_with_parent, stop_signals
 from launch.provenance import git, provenance, versions
 from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
-from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run
+from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, make_run, open_run
 from launch.train_display import TrainDisplay
 from launch.unread import silence_unread_output
 from launch.watchdog import Watchdog, watching
@@ -111,8 +111,10 @@ def run_train(
         raise UsageError(f"{run} exists; choose another name=..., or leave --fresh out to go on with it")
     check_data(config)
     if job.is_first:
-        open_run(config, allow_change)
+        make_run(config, allow_change)
     with lock_run(run) if job.is_first else nullcontext():
+        if job.is_first:
+            open_run(config, allow_change)
         already = finished(run, config.train.steps)
         if already is not None:
             return already

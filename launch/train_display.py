@@ -47,7 +47,8 @@ class TrainDisplay:
         if self._is_warm:  # the first line counts the start of the workers
             speed += f", {line.wait_share:.0%} waiting for data"
         self._is_warm = True
-        note = f"loss {line.loss:.4f}, {speed}{health}"
+        loss = "no finite loss" if line.loss is None else f"loss {line.loss:.4f}"
+        note = f"{loss}, {speed}{health}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=line.step, total=line.steps, note=note)
             return

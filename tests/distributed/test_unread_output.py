@@ -1,4 +1,4 @@
-"""Nobody reads the output any more: a reader that ended, a terminal that was closed. The run goes on in silence."""
+"""A reader of the output that has ended, a terminal that was closed: the run goes on in silence."""
 
 from __future__ import annotations
 
