@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from data_pipeline.errors import (
     HangError,
     LostPeerError,
 )
+from data_pipeline.scratch import scratch_folder
 from launch.config import dump_config
 from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
 from launch.meeting import Job, meet
@@ -98,8 +98,8 @@ def spawn_ranks(
     Raises: what a rank ended with, once all ranks here are gone; UsageError, LostPeerError when the machines
     do not meet.
     """
-    with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder, Asked() as asked:
-        given = Path(folder) / "config.yaml"  # the run's own is on a store that may be late here
+    with scratch_folder() as folder, Asked() as asked:
+        given = folder / "config.yaml"  # the run's own is on a store that may be late here
         given.write_text(dump_config(config))
         met = meet(job, lambda: asked.number is not None, say)
         if met is None:
@@ -110,7 +110,8 @@ def spawn_ranks(
         shared = {
             **{key: value for key, value in os.environ.items() if key != END_VARIABLE},
             **met.environment,
-            ERRORS_VARIABLE: folder,
+            ERRORS_VARIABLE: str(folder),
+            "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(folder / "extensions")),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(None, job.nproc))),
             "LOCAL_WORLD_SIZE": str(job.nproc),
             "WORLD_SIZE": str(job.world_size),
@@ -123,9 +124,9 @@ def spawn_ranks(
                 number = job.node_rank * job.nproc + local
                 own = {**shared, "RANK": str(number), "LOCAL_RANK": str(local)}
                 process = subprocess.Popen(command, env=own, start_new_session=True)
-                ranks.append(Rank(number, process, Stillness(pulse_file(Path(folder), number))))
+                ranks.append(Rank(number, process, Stillness(pulse_file(folder, number))))
             elsewhere = job.world_size - job.nproc
-            hang = _wait(ranks, asked, Path(folder), run, config.train.hang_s, elsewhere)
+            hang = _wait(ranks, asked, folder, run, config.train.hang_s, elsewhere)
         finally:  # also after a second Ctrl-C
             for rank in ranks:
                 rank.end()
@@ -133,7 +134,7 @@ def spawn_ranks(
             end_groups({rank.process.pid for rank in ranks}, LEFTOVERS_S)
         if hang is not None:
             raise hang
-        _raise_what_ended(run, Path(folder), ranks, asked)
+        _raise_what_ended(run, folder, ranks, asked)
 
 
 def _wait(

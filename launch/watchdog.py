@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from traceback import format_exception
 from typing import IO, TypeVar
 
 from data_pipeline.errors import EXIT_LOST_PEER, HangError
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.storage import write_whole
 from launch.ending import how_to_go_on, leave_end, leave_rank_error
 from launch.processes import facts_of, send
@@ -270,11 +269,9 @@ def watching(
 
     elsewhere: ranks that beat in other folders.
     """
-    made = None if folder else tempfile.mkdtemp(prefix="foreframe-rank-")
-    watchdog = Watchdog(run, Path(folder or str(made)), rank, hang_s, elsewhere)
-    try:
-        yield watchdog
-    finally:
-        watchdog.stop()
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+    with nullcontext(Path(folder)) if folder else scratch_folder() as place:
+        watchdog = Watchdog(run, place, rank, hang_s, elsewhere)
+        try:
+            yield watchdog
+        finally:
+            watchdog.stop()
