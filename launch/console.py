@@ -22,7 +22,7 @@ LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console that keeps long lines whole when its output is no terminal, and minds no reader that is gone."""
+    """A console that keeps long lines whole when its output is no terminal, and needs no reader."""
     stream = Unbroken.of(sys.stderr if stderr else sys.stdout)
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
