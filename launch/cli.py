@@ -16,7 +16,7 @@ from launch.cli_options import (
     NumRanks,
     Overrides,
 )
-from launch.cli_train import supervise, train
+from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
 
@@ -78,6 +78,9 @@ def _options(
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    local_rank: Annotated[  # DeepSpeed's launcher gives it to every rank; LOCAL_RANK says the same
+        int | None, typer.Option("--local_rank", hidden=True)
+    ] = None,
 ) -> None:
     pass
 
@@ -179,6 +182,9 @@ def verify(
 
 app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
 app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
+app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
+    estimate
+)
 
 
 @app.command(epilog="Example: foreframe probe runs/demo/run")
@@ -216,7 +222,10 @@ def report(
 @app.command("import", epilog="Example: foreframe import vitl.pt weights/vitl --rope vjepa2")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A .pt of Meta's, or a folder of transformers' VJEPA2Model.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A .pt of Meta's, a folder of transformers' VJEPA2Model, or a run's folder."
+        ),
     ],
     out: OutFolder,
     rope: Annotated[

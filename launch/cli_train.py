@@ -40,7 +40,7 @@ def train(
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
 
-    Under torchrun it joins the ranks that are there.
+    Under torchrun or DeepSpeed's launcher it joins the ranks that are there.
     """
     from launch.config import read_config
     from pretrain.config import RunConfig, plan
@@ -173,3 +173,24 @@ def end_with_supervisor() -> None:
     supervisor = os.environ.pop(SUPERVISOR_VARIABLE, None)
     if supervisor is not None:
         die_with_parent(int(supervisor))
+
+
+def estimate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: NumRanks = 1,
+    nnodes: NumNodes = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes.")] = False,
+) -> None:
+    """Print the memory that each rank takes at every ZeRO stage, by part; nothing is built or started."""
+    import json
+
+    from launch.config import read_config
+    from launch.estimate import estimate as work_out
+    from launch.estimate import lines
+    from pretrain.config import RunConfig, plan
+
+    ranks = nproc * nnodes
+    settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
+    found = work_out(settings, ranks)
+    print(json.dumps(found.plain(), indent=1) if as_json else "\n".join(lines(found)))

@@ -59,18 +59,12 @@ def measured(config: RunConfig) -> list[str]:
 
 def num_parameters(config: RunConfig) -> dict[str, int]:
     """Weights of the `encoder` and of the `predictor`, counted without memory for them."""
-    import torch
+    from pretrain.objective.make import shapes_of
 
-    from pretrain.model.vit import Encoder
-    from pretrain.objective.make import build_objective
-
-    with torch.device("meta"):  # no weights are drawn, for which torch would load sympy: seconds, for nothing
-        made = build_objective(config)
-        encoder = made.encoder or Encoder(config.model.encoder, config.grid)
-        predictor = made.get_submodule("predictor")
+    made, encoder = shapes_of(config)  # to draw weights, torch would load sympy: seconds, for nothing
     return {
         name: sum(parameter.numel() for parameter in module.parameters())
-        for name, module in (("encoder", encoder), ("predictor", predictor))
+        for name, module in (("encoder", encoder), ("predictor", made.get_submodule("predictor")))
     }
 
 

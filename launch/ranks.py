@@ -227,6 +227,11 @@ def threads_for(wanted: int | None, ranks_here: int) -> int:
     return wanted or max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
+def ranks_here() -> int:
+    """How many ranks share this machine, as who started them says; DeepSpeed's launcher says LOCAL_SIZE."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
 def end_rank() -> None:
     """End a rank whose work is done and saved, without the interpreter's teardown.
 

@@ -1,4 +1,4 @@
-"""`foreframe train`: starts its own ranks, or joins those that torchrun has started.
+"""`foreframe train`: starts its own ranks, or joins those that torchrun or DeepSpeed's launcher has started.
 
 The composition root of a run.
 """
@@ -25,18 +25,18 @@ from data_pipeline.errors import (
     UsageError,
     why,
 )
-from data_pipeline.format import DatasetInfo
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
+from launch.notes import notes
 from launch.processes import die_with_parent, stop_signals
 from launch.provenance import git, provenance, versions
-from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, spawn_ranks, threads_for
+from launch.ranks import QUIET_VARIABLE, PreemptedError, end_rank, ranks_here, spawn_ranks, threads_for
 from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, make_run, open_run
 from launch.train_display import TrainDisplay
-from launch.unread import silence_unread_output
+from launch.unread import is_unread, silence_unread_output
 from launch.watchdog import Watchdog, watching
 from pretrain.config import RunConfig, plan
 
@@ -47,10 +47,14 @@ TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
 class StopRequests:
-    """Signals that ask for a stop and the time limit, as a reason that the loop asks for after each step."""
+    """Signals, the time limit, a launcher that is gone: a reason that the loop asks for after each step.
 
-    def __init__(self, time_limit_s: float | None) -> None:
-        self._signal: str | None = None
+    has_launcher: another program started this rank and reads its output; without that nobody would see it.
+    """
+
+    def __init__(self, time_limit_s: float | None, *, has_launcher: bool = False) -> None:
+        self._has_launcher = has_launcher
+        self._asked: str | None = None
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
         self._before: dict[int, Any] = {}
 
@@ -64,18 +68,20 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _received(self, number: int, _: object) -> None:
-        if self._signal is not None and number == signal.SIGINT:
+        if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
-        self._signal = signal.Signals(number).name
+        self._asked = f"{signal.Signals(number).name} received"
 
     @property
-    def signalled(self) -> bool:
-        return self._signal is not None
+    def is_asked(self) -> bool:
+        return self._asked is not None
 
     @property
     def reason(self) -> str | None:
-        if self._signal is not None:
-            return f"{self._signal} received"
+        if self._asked is None and self._has_launcher and is_unread():
+            self._asked = "nobody reads what it prints any more"
+        if self._asked is not None:
+            return self._asked
         is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
         return "train.time_limit_s is over" if is_late else None
 
@@ -93,7 +99,8 @@ def run_train(
 ) -> TrainResult:
     """Train to the end, from the newest whole checkpoint if there is one.
 
-    Inside torchrun (RANK and WORLD_SIZE are set) this process is one of its ranks and nproc is ignored.
+    Inside torchrun or DeepSpeed's launcher (RANK and WORLD_SIZE are set) this process is one of its ranks and
+    nproc is ignored.
     nnodes, node_rank: machines of the job, which share the run's folder, and which of them this is.
     rendezvous: HOST:PORT of the first.
     fresh: refuse a run's folder that exists. allow_change: settings that may differ from the run there.
@@ -150,11 +157,13 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder else 1  # that share the folder
+    here = ranks_here() if folder else 1  # that share the folder
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
-            StopRequests(config.train.time_limit_s) as stops,
+            StopRequests(
+                config.train.time_limit_s, has_launcher="RANK" in os.environ and not folder
+            ) as stops,
             watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
         ):
             return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
@@ -209,7 +218,7 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    torch.set_num_threads(threads_for(config.train.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads_for(config.train.threads, ranks_here()))
     world = World(0, 1, device)
     if config.strategy.kind == "deepspeed":
         from pretrain.strategy.deepspeed import join_world
@@ -235,7 +244,8 @@ def _train(
     code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
     checkpoints = Checkpoints(run, laid_out, world, fingerprint, code, display.say, tracker.flush)
     with display:
-        for sentence in notes(config, [reader.info for reader in batches.corpus.readers]):
+        actions = {name for reader in batches.corpus.readers for name in reader.info.action_names}
+        for sentence in notes(laid_out, actions):
             display.say(sentence)
         pulse.beat()
         progress = checkpoints.resume(engine)
@@ -279,7 +289,7 @@ def _train(
             batches.close()
         pulse.beat("ending")
         tracker.close("done" if ended else "stopped")
-    reason = None if ended else stops.reason or "a signal received by another rank"
+    reason = None if ended else stops.reason or "another rank was asked to stop"
     line = watch.line
     result = TrainResult(
         run=run,
@@ -292,23 +302,12 @@ def _train(
     )
     if world.is_first:
         result.write()
-    is_preempted = world.any(stops.signalled) and not ended
+    is_preempted = world.any(stops.is_asked) and not ended
     if world.size > 1:
         torch.distributed.destroy_process_group()
     if is_preempted:
         raise PreemptedError(f"{reason}: saved at step {progress.step}; {how_to_go_on(run)}")
     return result
-
-
-def notes(config: RunConfig, datasets: Sequence[DatasetInfo]) -> list[str]:
-    """What is allowed, and may not be meant."""
-    names = sorted({name for info in datasets for name in info.action_names})
-    if config.objective.kind == "future_latent" and not config.objective.action_size and names:
-        return [
-            f"the data has actions ({', '.join(names)}), which the predictor is not told: "
-            f"objective.action_size is 0"
-        ]
-    return []
 
 
 def device_name(device: object) -> str:

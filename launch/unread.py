@@ -21,6 +21,7 @@ class Unbroken:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.is_unread = False
 
     @classmethod
     def of(cls, stream: TextIO) -> TextIO:
@@ -44,9 +45,15 @@ class Unbroken:
 
     def _drop(self, error: OSError) -> None:
         if error.errno in GONE:
+            self.is_unread = True
             # Also what children write there, and what is still in the stream's buffer.
             with suppress(OSError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+def is_unread() -> bool:
+    """Whether somebody read what this process prints, and is gone."""
+    return any(getattr(stream, "is_unread", False) for stream in (sys.stdout, sys.stderr))
 
 
 def silence_unread_output() -> None:

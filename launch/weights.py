@@ -14,7 +14,7 @@ from pretrain.weights.folder import write_folder
 from pretrain.weights.huggingface import write_huggingface
 from pretrain.weights.meta import Hints
 from pretrain.weights.publish import check_out
-from pretrain.weights.read import open_weights
+from pretrain.weights.read import PICKLES, open_weights
 from pretrain.weights.run import is_run, run_weights
 
 Say = Callable[[str], None]
@@ -71,7 +71,15 @@ def run_export(
     else:
         if step is not None or of is not None:
             raise UsageError(f"{source} is no run's folder: --step and --of are for runs")
-        weights, report = open_weights(source)
+        try:
+            weights, report = open_weights(source)
+        except UsageError as error:
+            if source.suffix not in PICKLES or not source.is_file():
+                raise
+            raise UsageError(
+                f"{error}. export has no such options, `foreframe import {source} FOLDER` has: export FOLDER "
+                f"then"
+            ) from error
         report.check(allow_partial=allow_partial)
     if layout == "huggingface":
         write_huggingface(weights, out, force=force, allow_partial=allow_partial)

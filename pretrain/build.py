@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.config import Plan
+from pretrain.config import ModelConfig, Plan
+from pretrain.model.attention import Backend as Attention
 from pretrain.model.attention import choose_backend
 from pretrain.objective.make import first_encoder, make_objective
 from pretrain.start import put_exactly, take_optimizer, take_weights
@@ -15,17 +16,12 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
     """The engine of a run on this rank, with its initial weights (equal on all ranks).
 
     takes_init: those of init.weights, if it names any; False where a checkpoint is about to replace them.
-    Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used.
+    Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used;
+    UsageError when attention that is named does not work on one of them.
     """
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    width, _, heads, _ = config.model.encoder.shape
-    predictor = config.model.predictor
-    attention = choose_backend(config.model.attention, world.device.type, dtype, width // heads)
-    if attention == "xformers":  # and does it work for the predictor's heads too
-        attention = choose_backend(
-            config.model.attention, world.device.type, dtype, predictor.width // predictor.heads
-        )
+    attention = world.own(lambda: _attention(config.model, world.device.type, dtype))
     objective = make_objective(config, attention)
     target = None if config.target.kind == "online" else first_encoder(objective, config, attention)
     if takes_init:
@@ -53,3 +49,13 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
     if takes_init:
         take_optimizer(config.init, engine)
     return engine
+
+
+def _attention(model: ModelConfig, device_type: str, dtype: torch.dtype) -> Attention:
+    """What works for the heads of the encoder and of the predictor. Raises: UsageError."""
+    width, _, heads, _ = model.encoder.shape
+    found = choose_backend(model.attention, device_type, dtype, width // heads)
+    if found == "xformers":
+        inside = model.predictor.width // model.predictor.heads
+        found = choose_backend(model.attention, device_type, dtype, inside)
+    return found

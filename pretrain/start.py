@@ -40,14 +40,17 @@ def take_weights(
         return
     path = Path(config.weights)
     weights = run_weights(path) if is_run(path) else read_weights(path)
+    encoder = objective.encoder if target is None else target
+    assert encoder is not None, "an objective has an encoder to train or one to ask"
     _check_form(weights.description, model, path, with_predictor=config.parts == "all")
-    encoders = weights.part("encoder")
+    _check_positions(weights.description, encoder, path)
     if target is not None:
-        _fill(target, encoders, "encoder", path)
+        _fill(target, weights.part("encoder"), "encoder", path)
     if objective.encoder is not None:
-        has_context = is_run(path) and weights.description.provenance.get("objective") != "action_latent"
-        own = run_weights(path, of="context").part("encoder") if has_context else encoders
-        _fill(objective.encoder, own, "encoder", path)
+        if is_run(path) and weights.description.provenance.get("objective") != "action_latent":
+            del weights  # not both at once: those of the giant take 4 GB on every rank
+            weights = run_weights(path, of="context")
+        _fill(objective.encoder, weights.part("encoder"), "encoder", path)
     predictor = getattr(objective, "predictor", None)
     if config.parts == "all" and predictor is not None:
         _fill(predictor, weights.part("predictor"), "predictor", path)
@@ -67,6 +70,23 @@ def _check_form(stored: Description, model: ModelConfig, path: Path, *, with_pre
     others = [f"{key} is {a!r} there and {b!r} here" for key, (a, b) in pairs.items() if a != b]
     if others:
         raise CheckpointError(f"init.weights {path} are of another model: {'; '.join(others)}")
+
+
+def _check_positions(stored: Description, encoder: Encoder, path: Path) -> None:
+    """A fixed table of positions is worked out for the clips of a run: that of others gives other features.
+
+    Rotary positions go on to other clips. Raises: CheckpointError.
+    """
+    if encoder.rope != "none" or stored.grid == encoder.grid:
+        return
+    frames, size = encoder.grid[0] * encoder.tubelet, encoder.grid[1] * encoder.patch
+    clips = stored.clips
+    raise CheckpointError(
+        f"init.weights {path} add a table of positions (model.encoder.rope none) of clips of {clips.frames} "
+        f"frames of {clips.size} pixels a side, and here it would be of {frames} frames of {size}, which "
+        f"gives other features; set data.frames={clips.frames} data.size={clips.size}, or start from weights "
+        f"with rotary positions"
+    )
 
 
 @torch.no_grad()

@@ -91,20 +91,62 @@ def test_pins_hold_no_local_build_and_no_address() -> None:
     assert "index" not in text
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def names_of(text: str) -> Iterator[str]:
+    """Dotted names that a module imports, and those it reaches through what it imported: torch.nn.Linear."""
+    tree = ast.parse(text)
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            for alias in node.names:
+                yield alias.name
+                first = alias.name.partition(".")[0]
+                known[alias.asname or first] = alias.name if alias.asname else first
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+                known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if parts and isinstance(node, ast.Name) and node.id in known:
+            yield ".".join([known[node.id], *reversed(parts)])
+
+
+RANKS = ("torch.distributed", "deepspeed", "pretrain.strategy")
+
+
+def sees_ranks(text: str) -> list[str]:
+    return [name for name in names_of(text) if f"{name}.".startswith(tuple(f"{known}." for known in RANKS))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch\ntorch.distributed.get_rank()",
+        "import torch as t\nx = t.distributed",
+        "import torch.nn as nn\nimport torch\ntorch.distributed.is_initialized()",
+        "from torch import distributed as dist\ndist.get_world_size()",
+        "import torch.distributed",
+        "import torch.distributed as dist",
+        "from torch.distributed import get_rank",
+        "def f():\n    import torch.distributed.nn",
+        "import deepspeed",
+        "import deepspeed.comm as dist",
+        "from pretrain.strategy.base import World",
+    ],
+)
+def test_whatever_sees_a_rank_is_found(text: str) -> None:
+    assert sees_ranks(text)
+    assert not sees_ranks("import torch\nfrom torch import nn\ntorch.distributions.Normal\nnn.Linear(1, 1)")
 
 
 def test_training_knows_the_contract_of_the_data_and_no_more() -> None:
     found = {
         (str(path.relative_to(ROOT)), name)
         for path in (ROOT / "pretrain").rglob("*.py")
-        for name in imports_of(path)
+        for name in names_of(path.read_text())
         if name.startswith("data_pipeline.") and name.split(".")[1] not in MAY_IMPORT
     }
     assert not found
@@ -115,8 +157,7 @@ def test_models_and_objectives_never_see_a_rank() -> None:
         (str(path.relative_to(ROOT)), name)
         for folder in ("model", "objective")
         for path in (ROOT / "pretrain" / folder).rglob("*.py")
-        for name in imports_of(path)
-        if name.startswith(("torch.distributed", "deepspeed"))
+        for name in sees_ranks(path.read_text())
     }
     assert not found
 

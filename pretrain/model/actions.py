@@ -73,7 +73,8 @@ class ActionPredictor(Transformer):
         patch_P = torch.arange(patches, device=x_BtLE.device)
         own_L = torch.cat([patch_P.new_zeros(len(told)), patch_P])
         token_tL = torch.arange(moments, device=own_L.device)[:, None] * patches + own_L
-        grid = (moments, *self.grid[1:])
+        # Fewer moments than it was made for are the first ones: a table of sines is not stretched over them.
+        grid = (max(moments, self.grid[0]), *self.grid[1:])
         if (added_ND := self.positions(grid, x_BtLE.device)) is not None:
             x_BtLE = x_BtLE + added_ND.to(x_BtLE.dtype)[token_tL]
         packing = Packing((moments * length,) * batch, x_BtLE.device, frame=length)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.errors import UsageError
+
 log = logging.getLogger(__name__)
 
 Backend = Literal["xformers", "sdpa"]
@@ -98,7 +100,7 @@ def choose_backend(wanted: str, device_type: str, dtype: torch.dtype, head_width
     """The attention to use, found out by one small forward and backward on the device.
 
     wanted: auto | xformers | sdpa. `auto` falls back to SDPA and logs why.
-    Raises: RuntimeError when xformers was asked for by name and does not work here.
+    Raises: UsageError when xformers was asked for by name and does not work here.
     """
     if wanted == "sdpa" or (wanted == "auto" and device_type != "cuda"):
         return "sdpa"
@@ -107,7 +109,10 @@ def choose_backend(wanted: str, device_type: str, dtype: torch.dtype, head_width
         log.info("attention: xformers (forward and backward probed on %s, %s)", device_type, dtype)
         return "xformers"
     if wanted == "xformers":
-        raise RuntimeError(f"model.attention is xformers, which does not work here: {reason}")
+        raise UsageError(
+            f"model.attention is xformers, which does not work here: {reason}; set "
+            f"model.attention=auto, which then takes SDPA"
+        )
     log.warning("attention: SDPA, because xformers does not work here: %s", reason)
     return "sdpa"
 

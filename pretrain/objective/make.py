@@ -41,6 +41,13 @@ def make_objective(config: RunConfig, backend: Backend = "sdpa") -> Objective:
     return made
 
 
+def shapes_of(config: RunConfig) -> tuple[Objective, Encoder]:
+    """The objective and its encoder, or the one beside it where it has none: names and shapes, no memory."""
+    with torch.device("meta"):
+        made = build_objective(config)
+        return made, made.encoder or Encoder(config.model.encoder, config.grid)
+
+
 def first_encoder(objective: Objective, config: RunConfig, backend: Backend = "sdpa") -> Encoder:
     """A copy of the objective's encoder before any step, without gradient; a new one where it has none."""
     if objective.encoder is not None:

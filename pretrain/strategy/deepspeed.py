@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data_pipeline.scratch import scratch_folder
 from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
+from pretrain.memory import adds_in_float32, bucket_size
 from pretrain.objective.base import Batch, Output
 from pretrain.optim import build_optimizer, clip_modules, clip_whole
 from pretrain.strategy.base import Update, World
@@ -45,7 +46,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 
 def join_world(device: torch.device, timeout_s: float) -> World:
-    """Meet the other ranks that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    """Meet the other ranks that were started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
     deepspeed = _import_deepspeed(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     from torch.distributed import distributed_c10d as c10d
@@ -59,15 +60,22 @@ def join_world(device: torch.device, timeout_s: float) -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """What DeepSpeed is told; everything comes from the run's config."""
+def deepspeed_config(plan: Plan, trained: int) -> dict[str, Any]:
+    """What DeepSpeed is told; everything comes from the run's config.
+
+    trained: elements of all weights that are. Its buffer for reducing gradients is made in its whole size at
+    once, half a billion elements where nothing else is said.
+    """
     config = plan.config
     strategy = cast(DeepSpeedConfig, config.strategy)
-    zero: dict[str, Any] = {"stage": strategy.zero_stage}
+    zero: dict[str, Any] = {"stage": strategy.zero_stage, "reduce_bucket_size": bucket_size(trained)}
+    if strategy.zero_stage == 3:  # else weights of a billion elements stay whole from forward to backward
+        zero |= {"stage3_max_live_parameters": bucket_size(trained), "stage3_max_reuse_distance": 0}
     if strategy.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     clips = config.optim.clip_per == "all" and strategy.zero_stage > 0  # else it is done here
-    return {
+    told = {"data_types": {"grad_accum_dtype": "fp32"}} if adds_in_float32(plan) else {}
+    return told | {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": plan.micro_batches,
@@ -89,8 +97,12 @@ class DeepSpeedBackend:
         self._stage = cast(DeepSpeedConfig, plan.config.strategy).zero_stage
         self._module, self._world, self._optim, self._plan = module, world, plan.config.optim, plan
         self._modules = [name for name, _ in module.named_children()]
+        self._trained = sum(parameter.numel() for parameter in module.parameters())
         self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(plan), dist_init_required=False
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(plan, self._trained),
+            dist_init_required=False,
         )
         self.shards: Shards
         if self._stage == 0:
@@ -110,7 +122,7 @@ class DeepSpeedBackend:
     ) -> ForwardCopy | None:
         if self._stage != 3:
             return None
-        return SplitCopy(target, fragments, deepspeed_config(self._plan), precision)
+        return SplitCopy(target, fragments, deepspeed_config(self._plan, self._trained), precision)
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         return cast(Output, self._engine(batch, targets))

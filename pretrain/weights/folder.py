@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_pipeline.errors import CheckpointError
+from pretrain.config.base import first_finding
 from pretrain.weights.base import Description, Weights, expected_shapes
 from pretrain.weights.card import own_card
 from pretrain.weights.names import own_parts
@@ -56,9 +57,7 @@ def read_folder(path: Path) -> tuple[Weights, Report]:
     try:
         description = Description.model_validate(plain)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path / DESCRIPTION} cannot be used: {key}: {first['msg']}") from error
+        raise CheckpointError(f"{path / DESCRIPTION} cannot be used: {first_finding(error)}") from error
     shapes, report = expected_shapes(description), Report(str(path))
     tensors = take(own_parts(list(shapes)), shapes, read_tensors(path / TENSORS), report)
     return Weights(description, tensors), report

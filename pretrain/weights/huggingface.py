@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_pipeline.errors import CheckpointError, UsageError
 from pretrain.config import EncoderConfig, ModelConfig, PredictorConfig
+from pretrain.config.base import first_finding
 from pretrain.weights.base import Clips, Description, PredictorForm, Weights, expected_shapes
 from pretrain.weights.card import huggingface_card
 from pretrain.weights.names import huggingface_parts
@@ -93,10 +94,11 @@ def _description(path: Path, plain: dict[str, Any]) -> Description:
     patch = told["patch_size"]
     if isinstance(patch, list) and len(set(patch)) == 1:
         told["patch_size"] = patch[0]
+    for key, value in told.items():
+        _check_number(path, key, value)
     _check_normalisation(path)
-    name = path.absolute().name
+    name, width = path.absolute().name, told["hidden_size"]
     try:
-        width = int(told["hidden_size"])
         encoder = encoder_config(
             width=width,
             depth=told["num_hidden_layers"],
@@ -118,10 +120,22 @@ def _description(path: Path, plain: dict[str, Any]) -> Description:
             provenance={"name": name, "source": f"transformers folder {name}"},
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{path / CONFIG} cannot be used: {first['msg']}") from error
-    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path / CONFIG} cannot be used: {first_finding(error)}") from error
+    except (ValueError, OverflowError) as error:
         raise CheckpointError(f"{path / CONFIG} cannot be used: {error}") from error
+
+
+def _check_number(path: Path, key: str, value: Any) -> None:
+    """Raises: CheckpointError when it is no size or number of anything."""
+    is_ratio = isinstance(DEFAULTS[key], float)
+    kinds = int | float if is_ratio else int
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or not 0 < value < (1000 if is_ratio else math.inf)
+    ):
+        need = "a number above 0 and below 1000" if is_ratio else "a whole number above 0"
+        raise CheckpointError(f"{path / CONFIG}: {key} is {value!r}: need {need}")
 
 
 def _check_normalisation(path: Path) -> None:

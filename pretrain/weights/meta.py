@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data_pipeline.errors import CheckpointError, UsageError, why
 from pretrain.config import ModelConfig, PredictorConfig, Section
-from pretrain.config.base import PositiveInt
+from pretrain.config.base import PositiveInt, first_finding
 from pretrain.config.model import Rope
 from pretrain.weights.base import Clips, Description, PredictorForm, Weights, expected_shapes
 from pretrain.weights.meta_positions import drop_positions, grid_of_file
@@ -72,7 +72,7 @@ def read_meta(path: Path, hints: Hints) -> tuple[Weights, Report]:
         found = _Measured(path, encoder, predictor, hints, report)
         description = found.description()
     except ValidationError as error:
-        raise CheckpointError(f"{path} cannot be used: {error.errors()[0]['msg']}") from error
+        raise CheckpointError(f"{path} cannot be used: {first_finding(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     report.notes.insert(0, f"{found.family}, encoder from the key {key!r}")
@@ -246,12 +246,12 @@ class _Measured:
             predictor = PredictorConfig(
                 depth=_count(self._predictor, "predictor_blocks") or 1,
                 width=inside,
-                heads=self._hints.predictor_heads or predictor_heads(inside),
+                heads=self._hints.predictor_heads or predictor_heads(inside, encoder),
                 mask_tokens=self._num_tokens or None,
             )
         return Description(
             model=ModelConfig(encoder=encoder, predictor=predictor),
-            clips=self._clips(tubelet, patch),
+            clips=self._clips(width, tubelet, patch),
             predictor=self._form(width * max(1, len(encoder.levels))),
             provenance={
                 "name": self._path.stem,
@@ -296,11 +296,11 @@ class _Measured:
         ]
         return PredictorForm(kind="action", out_width=out_width, action_size=sizes[0], state_size=sizes[1])
 
-    def _clips(self, tubelet: int, patch: int) -> Clips:
+    def _clips(self, width: int, tubelet: int, patch: int) -> Clips:
         frames, size = (64, 384) if self.is_2_1 else (64, 256)
         if self.rope == "none":
             table = self._weight(self._encoder, "pos_embed", 3)
-            moments, side, _ = grid_of_file(self._path, table)
+            moments, side, _ = grid_of_file(self._path, table, width)
             frames, size = moments * tubelet, side * patch
         elif self._hints.frames is None or self._hints.size is None:
             self._report.notes.append(

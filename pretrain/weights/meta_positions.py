@@ -20,20 +20,20 @@ TOLERANCE = 1e-5
 TABLES = {"encoder": "pos_embed", "predictor": "predictor_pos_embed"}
 
 
-def grid_of_file(path: Path, table_1ND: Tensor) -> Grid:
-    """The (time, rows, columns) of square clips whose sines and cosines these are.
+def grid_of_file(path: Path, table_1ND: Tensor, width: int) -> Grid:
+    """The (time, rows, columns) of square clips whose sines and cosines these are, `width` a token.
 
     Raises: CheckpointError when the table is none of V-JEPA's.
     """
-    tokens, width = table_1ND.shape[-2:]
+    tokens = table_1ND.shape[-2]
     for moments in range(1, tokens + 1):
         side = math.isqrt(tokens // moments)
         grid = moments, side, side
         if moments * side * side == tokens and _is_same(table_1ND, grid, width):
             return grid
     raise CheckpointError(
-        f"{path}: pos_embed {tuple(table_1ND.shape)} is not V-JEPA's table of sines and cosines with a third "
-        f"of the channels an axis, for no grid of squares: foreframe has no other"
+        f"{path}: pos_embed {tuple(table_1ND.shape)} is V-JEPA's table of sines and cosines, {width} wide "
+        f"with a third of the channels an axis, for no grid of squares: foreframe has no other"
     )
 
 
@@ -49,26 +49,27 @@ def drop_positions(
 
     Raises: CheckpointError when one is used and is another than ours.
     """
-    for part, state, key in (("encoder", encoder, encoder_key), ("predictor", predictor, "predictor")):
+    model = description.model
+    for part, state, key, width in (
+        ("encoder", encoder, encoder_key, model.encoder.shape[0]),
+        ("predictor", predictor, "predictor", model.predictor.width),
+    ):
         table = state.pop(TABLES[part], None)
         name = f"{key}.{TABLES[part]}"
         if table is None:
             continue
-        if table.ndim < 2:
-            raise CheckpointError(f"{path}: {name} is of shape {tuple(table.shape)}, which is no table")
-        if description.model.encoder.rope != "none":
-            report.set_aside[name] = f"not used with rope {description.model.encoder.rope}"
-        elif _is_same(table, description.grid, table.shape[-1]):
+        if model.encoder.rope != "none":
+            report.set_aside[name] = f"not used with rope {model.encoder.rope}"
+        elif _is_same(table, description.grid, width):
             report.set_aside[name] = "fixed sines and cosines, which foreframe computes: they are equal"
         else:
             raise CheckpointError(
                 f"{path}: {name} {tuple(table.shape)} is not the table of the grid {description.grid}, "
-                f"width {table.shape[-1]}, with a third of the channels an axis: foreframe has no other"
+                f"width {width}, with a third of the channels an axis: foreframe has no other"
             )
 
 
 def _is_same(table_1ND: Tensor, grid: Grid, width: int) -> bool:
-    if table_1ND.shape[-2] != math.prod(grid):
+    if tuple(table_1ND.shape) != (1, math.prod(grid), width):
         return False
-    ours = sincos_table(grid, width)
-    return bool(torch.allclose(table_1ND.float().reshape(ours.shape), ours, rtol=0, atol=TOLERANCE))
+    return bool(torch.allclose(table_1ND[0].float(), sincos_table(grid, width), rtol=0, atol=TOLERANCE))

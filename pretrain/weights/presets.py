@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.errors import UsageError
 from pretrain.config import PRESETS, EncoderConfig
 
-# Of the published predictors: V-JEPA's, V-JEPA 2's and 2.1's are 384 wide, the action-conditioned one 1024.
+# Of V-JEPA 2 and 2.1, 384 wide, and of the action-conditioned one. V-JEPA's has as many as its encoder.
 PREDICTOR_HEADS = {384: 12, 1024: 16}
 
 
@@ -44,8 +44,14 @@ def encoder_heads(width: int, depth: int) -> int:
     )
 
 
-def predictor_heads(width: int) -> int:
-    """Heads of the published predictors of that width. Raises: UsageError when there is none."""
+def predictor_heads(width: int, encoder: EncoderConfig) -> int:
+    """Heads of the published predictor of that width and encoder. Raises: UsageError when there is none.
+
+    Source: num_heads of app/vjepa/utils.py in facebookresearch/jepa (V-JEPA, known by its fixed table of
+    positions); pred_num_heads of the configs of facebookresearch/vjepa2.
+    """
+    if encoder.rope == "none":
+        return encoder.shape[2]
     if width in PREDICTOR_HEADS:
         return PREDICTOR_HEADS[width]
     raise UsageError(

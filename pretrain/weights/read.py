@@ -10,7 +10,7 @@ from pretrain.weights.folder import is_folder, read_folder
 from pretrain.weights.huggingface import CONFIG, is_huggingface, read_huggingface
 from pretrain.weights.meta import Hints, read_meta
 from pretrain.weights.report import Report
-from pretrain.weights.run import is_run, run_weights
+from pretrain.weights.run import is_run, read_run
 
 PICKLES = (".pt", ".pth", ".tar", ".bin")
 
@@ -18,7 +18,7 @@ PICKLES = (".pt", ".pth", ".tar", ".bin")
 def open_weights(path: Path, hints: Hints | None = None) -> tuple[Weights, Report]:
     """Weights and what became of every key, whole or not.
 
-    hints: for a .pt. Of a run's folder: the newest checkpoint.
+    hints: for a .pt; `of` for a run's folder too, of which the newest checkpoint is taken.
     Raises: UsageError when it is none of what can be read; CheckpointError when it is damaged.
     """
     if not path.exists():
@@ -27,14 +27,18 @@ def open_weights(path: Path, hints: Hints | None = None) -> tuple[Weights, Repor
         if path.suffix not in PICKLES:
             raise UsageError(f"{path} is none of {', '.join(PICKLES)}: of safetensors, name the folder")
         return read_meta(path, hints or Hints())
-    if hints is not None and hints != Hints():
-        raise UsageError(f"{path} is a folder, which tells what a .pt does not: leave the options out")
+    hints = hints or Hints()
+    told = "which tells what a .pt does not: leave"
+    if is_run(path) and hints != Hints(of=hints.of):
+        raise UsageError(f"{path} is a run's folder, {told} all options out but --of")
+    if not is_run(path) and hints != Hints():
+        raise UsageError(f"{path} is a folder, {told} the options out")
     if is_folder(path):
         return read_folder(path)
     if is_huggingface(path):
         return read_huggingface(path)
     if is_run(path):
-        return run_weights(path), Report(str(path))
+        return read_run(path, of=hints.of or "target")
     pickled = [found.name for found in sorted(path.iterdir()) if found.suffix in PICKLES]
     if (path / CONFIG).is_file() and pickled:
         raise UsageError(f"{path} holds {pickled[0]}, a pickle: save the model once more as safetensors")

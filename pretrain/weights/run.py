@@ -15,11 +15,11 @@ from pretrain.config import RunConfig
 from pretrain.ema import Fragment
 from pretrain.model.actions import ActionPredictor
 from pretrain.model.predictor import Predictor
-from pretrain.objective.base import Objective
-from pretrain.objective.make import first_encoder, make_objective
+from pretrain.objective.make import shapes_of
 from pretrain.strategy.base import TARGET
 from pretrain.strategy.shards import MASTER
 from pretrain.weights.base import Clips, Description, PredictorForm, Weights
+from pretrain.weights.report import Report
 
 Of = Literal["target", "context"]
 
@@ -29,7 +29,12 @@ def is_run(path: Path) -> bool:
 
 
 def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weights:
-    """The weights of a run's checkpoint, float32.
+    """The weights alone of `read_run`."""
+    return read_run(run, step, of)[0]
+
+
+def read_run(run: Path, step: int | None = None, of: Of = "target") -> tuple[Weights, Report]:
+    """The weights of a run's checkpoint, float32, and what became of all that it holds.
 
     step: None for the newest whole one. of: the target encoder, or the context encoder where the run trains
     no other (target.kind online or frozen); or the context encoder.
@@ -39,25 +44,36 @@ def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weight
     for sentence in passed:
         logging.getLogger("foreframe").warning("passed over a damaged checkpoint: %s", sentence)
     config = RunConfig.model_validate(manifest["config"])
-    objective = make_objective(config)
+    objective, encoder = shapes_of(config)
     if of == "context" and objective.encoder is None:
         raise UsageError(
             f"{run} trains no context encoder (objective.kind {config.objective.kind}): --of target"
         )
     is_context = of == "context" or config.learns_in_context
-    stored = StoredFragments(folder / name for name in manifest["files"])
+    stored, report = StoredFragments(folder / name for name in manifest["files"]), Report(str(run))
 
-    def read(kind: str, stored_as: str, parameter: Tensor) -> Tensor:
-        return stored.read(kind, Fragment(stored_as, 0, parameter.numel())).view_as(parameter)
+    def read(kind: str, stored_as: str, ours: str, parameter: Tensor) -> Tensor:
+        report.taken[f"{kind}/{stored_as}"] = ours
+        return stored.read(kind, Fragment(stored_as, 0, parameter.numel())).view(parameter.shape)
 
-    tensors = {
-        f"encoder.{name}": read(*((MASTER, f"encoder.{name}") if is_context else (TARGET, name)), parameter)
-        for name, parameter in first_encoder(objective, config).named_parameters()
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in encoder.named_parameters():
+        ours = f"encoder.{name}"
+        tensors[ours] = read(*((MASTER, ours) if is_context else (TARGET, name)), ours, parameter)
     predictor = getattr(objective, "predictor", None)
     if predictor is not None:
         for name, parameter in predictor.named_parameters():
-            tensors[f"predictor.{name}"] = read(MASTER, f"predictor.{name}", parameter)
+            ours = f"predictor.{name}"
+            tensors[ours] = read(MASTER, ours, ours, parameter)
+    for kind in sorted(stored.sizes):
+        if kind not in (MASTER, TARGET):
+            report.set_aside[kind] = "the state of training"
+        elif kind == TARGET and is_context:
+            frozen = "the frozen encoder, which learned nothing in this run"
+            other = "another copy of the encoder: --of target takes it"
+            report.set_aside[kind] = frozen if config.learns_in_context else other
+        elif kind == MASTER and not is_context and objective.encoder is not None:
+            report.set_aside[f"{kind}/encoder"] = "another copy of the encoder: --of context takes it"
     provenance = {
         "name": config.name,
         "run": config.name,
@@ -69,11 +85,12 @@ def run_weights(run: Path, step: int | None = None, of: Of = "target") -> Weight
     }
     if config.target.kind == "frozen" and not is_context:
         provenance["encoder"] = "target encoder (frozen)"
-    return Weights(_description(config, objective, predictor, provenance), tensors)
+    report.notes.append(f"step {provenance['step']}, {provenance['encoder']}")
+    return Weights(_description(config, predictor, provenance), tensors), report
 
 
 def _description(
-    config: RunConfig, objective: Objective, predictor: nn.Module | None, provenance: dict[str, object]
+    config: RunConfig, predictor: nn.Module | None, provenance: dict[str, object]
 ) -> Description:
     form, model = None, config.model
     if isinstance(predictor, Predictor):

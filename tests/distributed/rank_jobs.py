@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from launch.ranks import end_rank
+from pretrain import memory
 from pretrain.build import build_engine
+from pretrain.checkpoint import StoredFragments, newest_whole
 from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches
+from pretrain.memory import BUCKET
 from pretrain.schedule import knobs_at
 from pretrain.strategy.base import Engine, World
 from pretrain.strategy.deepspeed import join_world
+from tests.distributed.live_memory import measure
 
 
 def full_weights(engine: Engine, world: World) -> dict[str, torch.Tensor]:
@@ -94,14 +99,50 @@ def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None
     }
 
 
+def take(config: RunConfig, world: World, run: Path) -> dict[str, list[str]]:
+    """Load a run's newest checkpoint; the tensors that differ from what its files hold, put together."""
+    engine = build_engine(plan(config, world.size), world)
+    folder, manifest, _ = newest_whole(run)
+    files = [folder / name for name in manifest["files"]]
+    engine.load(StoredFragments(files).read, manifest["optimizer_step"])
+    stored = put_together({key: tensor for file in files for key, tensor in load_file(file).items()})
+    loaded: dict[str, torch.Tensor] = {}
+    for own in world.gather_objects({key: tensor.clone() for key, tensor in engine.tensors().items()}):
+        loaded |= own
+    found = put_together(loaded)
+    assert len(found) > 100 and engine.optimizer_step() == manifest["optimizer_step"]
+    keys = sorted(stored.keys() | found.keys())
+    return {
+        "differ": [k for k in keys if k not in found or not torch.equal(found[k], stored.get(k, found[k]))]
+    }
+
+
+def put_together(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole flat tensors from fragments, by kind and parameter."""
+    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for key, part in parts.items():
+        name, _, start = key.rpartition("@")
+        found.setdefault(name, []).append((int(start), part))
+    return {
+        name: torch.cat([part for _, part in sorted(own, key=lambda pair: pair[0])])
+        for name, own in found.items()
+    }
+
+
 def main(jobs: Path, out: Path) -> None:
     """Each job of a list, one after the other, on the same ranks."""
     torch.set_num_threads(1)
     world = join_world(torch.device("cpu"), 60.0)
-    found = [
-        compare_ema(RunConfig.model_validate(job["config"]), world, job.get("poisoned"))
-        for job in json.loads(jobs.read_text())
-    ]
+    found = []
+    for job in json.loads(jobs.read_text()):
+        config = RunConfig.model_validate(job["config"])
+        memory.BUCKET = job.get("bucket") or BUCKET
+        if "takes" in job:
+            found.append(take(config, world, Path(job["takes"])))
+        elif job.get("measures_memory"):
+            found.append(world.gather_objects(measure(config, world)))
+        else:
+            found.append(compare_ema(config, world, job.get("poisoned")))
     if world.is_first:
         out.write_text(json.dumps(found))
 

@@ -1,13 +1,12 @@
-"""Two machines, as network namespaces, both supervised: the link between them is cut and restored."""
+"""Two hosts, both supervised: the link between them is cut and restored."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,41 +18,12 @@ from launch.train import run_train
 from pretrain.config import RunConfig
 from tests.distributed.test_ranks import curve
 from tests.distributed.test_supervised import last_step
+from tests.servers.hosts import LINK, Host
 from tests.small_dataset import tiny_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 STEPS, TIMEOUT_S = 300, 15.0
-LINK = "ffnet"
-HOSTS = ("10.99.0.10", "10.99.0.11")
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@pytest.fixture
-def machines() -> Iterator[tuple[str, str]]:
-    """Names of two namespaces with a link, called LINK in each. Skips where they cannot be made."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("needs root and iproute2 for network namespaces")
-    names = (f"ff{os.getpid()}a", f"ff{os.getpid()}b")
-    here, there = (("name", LINK, "netns", name) for name in names)
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("link", "add", *here, "type", "veth", "peer", *there)
-            for name, host in zip(names, HOSTS, strict=True):
-                ip("-n", name, "addr", "add", f"{host}/24", "dev", LINK)
-                ip("-n", name, "link", "set", LINK, "up")
-                ip("-n", name, "link", "set", "lo", "up")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def config_of(dataset: Path, out: Path) -> RunConfig:
@@ -74,12 +44,21 @@ def config_of(dataset: Path, out: Path) -> RunConfig:
     )
 
 
-def start(config: RunConfig, name: str, node: int, *options: str) -> subprocess.Popen[str]:
+def start(config: RunConfig, hosts: Sequence[Host], node: int, *options: str) -> subprocess.Popen[str]:
     path = Path(config.out) / "given.yaml"
     path.write_text(dump_config(config))
-    job = ["--nproc", "1", "--nnodes", "2", "--node-rank", str(node), "--rendezvous", f"{HOSTS[0]}:29400"]
+    job = [
+        "--nproc",
+        "1",
+        "--nnodes",
+        "2",
+        "--node-rank",
+        str(node),
+        "--rendezvous",
+        f"{hosts[0].address}:29400",
+    ]
     return subprocess.Popen(
-        ["ip", "netns", "exec", name, sys.executable, "-m", "launch", "supervise", str(path), *job, *options],
+        hosts[node].command(sys.executable, "-m", "launch", "supervise", str(path), *job, *options),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -89,18 +68,18 @@ def start(config: RunConfig, name: str, node: int, *options: str) -> subprocess.
 
 
 def test_a_cut_link_ends_both_sides_and_the_run_goes_on_when_it_is_back(
-    small_dataset: Path, tmp_path: Path, machines: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+    small_dataset: Path, tmp_path: Path, hosts: tuple[Host, Host], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     whole = run_train(config_of(small_dataset, tmp_path_factory.mktemp("whole")), nproc=2, quiet=True).run
     config, run = config_of(small_dataset, tmp_path), tmp_path / "tiny"
-    both = [start(config, name, node, "--backoff-s", "1") for node, name in enumerate(machines)]
+    both = [start(config, hosts, node, "--backoff-s", "1") for node in range(2)]
     try:
         deadline = time.monotonic() + 120
         while last_step(run) < 20:
             assert time.monotonic() < deadline
             assert all(each.poll() is None for each in both)
             time.sleep(0.05)
-        ip("-n", machines[1], "link", "set", LINK, "down")
+        hosts[1].unplug()
         cut_s = time.monotonic()
         while len(read_attempts(run)) < 2:
             assert time.monotonic() - cut_s < TIMEOUT_S + 90
@@ -109,7 +88,7 @@ def test_a_cut_link_ends_both_sides_and_the_run_goes_on_when_it_is_back(
         assert {(each.node, each.exit_code) for each in ended} == {(0, EXIT_LOST_PEER), (1, EXIT_LOST_PEER)}
         assert all("strategy.timeout_s" in each.sentence for each in ended)
         assert last_step(run) < STEPS
-        ip("-n", machines[1], "link", "set", LINK, "up")
+        hosts[1].plug_in()
         printed = [each.communicate(timeout=200)[0] for each in both]
     finally:
         for each in both:
@@ -121,12 +100,12 @@ def test_a_cut_link_ends_both_sides_and_the_run_goes_on_when_it_is_back(
 
 
 def test_the_address_of_another_interface_is_not_waited_for_in_silence(
-    small_dataset: Path, tmp_path: Path, machines: tuple[str, str]
+    small_dataset: Path, tmp_path: Path, hosts: tuple[Host, Host]
 ) -> None:
     """A machine that finds nobody says whom it waits for; a stop ends the wait."""
-    second = start(config_of(small_dataset, tmp_path), machines[1], 1)
+    second = start(config_of(small_dataset, tmp_path), hosts, 1)
     assert second.stdout is not None
-    assert f"waiting for the first node ({HOSTS[0]}:29400)" in second.stdout.readline()
+    assert f"waiting for the first node ({hosts[0].address}:29400)" in second.stdout.readline()
     second.terminate()
     printed = second.communicate(timeout=60)[0]
     assert second.returncode == 75, printed

@@ -82,17 +82,23 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
     "six forwards a step": (2, {"train": {"micro_batch": 1}}),
     "one forward a step, stage 3": (2, {"strategy": {"zero_stage": 3}, "train": {"micro_batch": 6}}),
     "bf16": (2, {"train": {"precision": "bf16"}}),
+    "bf16, stage 2": (2, {"strategy": {"zero_stage": 2}, "train": {"precision": "bf16"}}),
     "bf16, stage 3": (2, {"strategy": {"zero_stage": 3}, "train": {"precision": "bf16"}}),
+    "many buckets": (2, {"bucket": 5000}),
+    "many buckets, stage 2": (2, {"bucket": 5000, "strategy": {"zero_stage": 2}}),
+    "many buckets, stage 3": (2, {"bucket": 5000, "strategy": {"zero_stage": 3}}),
+    "three ranks, stage 0": (3, {"strategy": {"zero_stage": 0}}),
+    "three ranks, stage 1": (3, {}),
     "three ranks, stage 2": (3, {"strategy": {"zero_stage": 2}}),
     "three ranks, stage 3": (3, {"strategy": {"zero_stage": 3}}),
 }
 
 
-def job_of(dataset: Path, out: Path, **settings: Any) -> dict[str, Any]:
+def job_of(dataset: Path, out: Path, *, bucket: int | None = None, **settings: Any) -> dict[str, Any]:
     train = {**BATCH, **settings.pop("train", {})}
     strategy = {"kind": "deepspeed", "zero_stage": 1, **settings.pop("strategy", {})}
     config = tiny_config(dataset, out, train=train, strategy=strategy, **settings)
-    return {"config": config.model_dump(mode="json")}
+    return {"config": config.model_dump(mode="json"), "bucket": bucket}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -257,6 +263,17 @@ def test_a_run_goes_on_over_other_ranks_and_stages(
         pair = [run_weights(folder, of=of).part("encoder") for folder in (run, whole_run)]
         for key, tensor in pair[0].items():
             torch.testing.assert_close(tensor, pair[1][key], atol=2e-5, rtol=1e-4)
+
+
+def test_every_world_takes_over_what_another_has_written(whole_run: Path, small_dataset: Path) -> None:
+    """Weights, their averages and the target's, to the last bit, by three ranks and by other stages."""
+    for ranks, stages in ((2, (0, 2, 3)), (3, (1, 3))):
+        jobs = [
+            job_of(small_dataset, whole_run.parent, strategy={"zero_stage": stage})
+            | {"takes": str(whole_run)}
+            for stage in stages
+        ]
+        assert on_ranks(ranks, whole_run.parent, jobs) == [{"differ": []}] * len(stages), ranks
 
 
 def start(config: RunConfig) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from pretrain.checkpoint import StoredFragments, newest_whole
 from pretrain.config import RunConfig
 from pretrain.ema import Fragment
 from pretrain.features import Encoder
+from pretrain.model.vit import Transformer
+from pretrain.objective.base import Objective
 from pretrain.weights.base import Weights, build_predictor
 from pretrain.weights.folder import write_folder
 from pretrain.weights.huggingface import write_huggingface
 from pretrain.weights.publish import TENSORS, check_out, whole_folder
 from pretrain.weights.read import read_weights
+from pretrain.weights.run import run_weights
 from tests.pretrain.meta_layout import save
 from tests.pretrain.small_weights import small_weights
 from tests.small_dataset import tiny_config
@@ -138,6 +142,41 @@ def test_run_to_huggingface_to_ours_to_huggingface_is_bit_exact(
     assert (ours / "model.safetensors").read_bytes() == straight
 
 
+def test_import_of_a_run_reports_every_key_and_takes_either_encoder(
+    run: Path, tmp_path: Path, command: Command
+) -> None:
+    """As an export of the same encoder, with import.json."""
+    for of, options in {"target": (), "context": ("--of", "context")}.items():
+        code, said = command("import", run, tmp_path / of, *options)
+        assert code == 0, said
+        command("export", run, tmp_path / f"{of}-exported", "--of", of)
+        imported, exported = (read_weights(tmp_path / name) for name in (of, f"{of}-exported"))
+        assert imported.description == exported.description
+        assert all(torch.equal(t, exported.tensors[name]) for name, t in imported.tensors.items())
+        report = json.loads((tmp_path / of / "import.json").read_text())
+        assert set(report["taken"].values()) == set(imported.tensors)
+        assert f"taken {len(imported.tensors)} keys of" in said
+        theirs = "target/blocks.0.qkv.weight" if of == "target" else "master/encoder.blocks.0.qkv.weight"
+        assert report["taken"][theirs] == "encoder.blocks.0.qkv.weight"
+        other = "master/encoder" if of == "target" else "target"
+        assert set(report["set_aside"]) == {other, "exp_avg", "exp_avg_sq"}
+    code, said = command("import", run, tmp_path / "out", "--heads", 2)
+    assert code == 2
+    assert "is a run's folder, which tells what a .pt does not: leave all options out but --of" in said
+
+
+def test_weights_of_a_run_are_read_without_drawing_any(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and shapes are enough: drawing those of the giant takes its time and memory on every rank."""
+
+    def drawn(*_: object) -> None:
+        raise AssertionError("weights were drawn")
+
+    monkeypatch.setattr(Objective, "initialise", drawn)
+    monkeypatch.setattr(Transformer, "initialise", drawn)
+    found = run_weights(run)
+    assert all(tensor.device.type == "cpu" for tensor in found.tensors.values())
+
+
 def test_import_of_a_pt_reports_every_key(tmp_path: Path, command: Command) -> None:
     wanted = small_weights()
     path = save(tmp_path / "vit.pt", wanted)
@@ -188,6 +227,18 @@ def test_import_is_strict_unless_told(tmp_path: Path, command: Command) -> None:
         (("export", "ours", "out", "--step", "3"), 2, "is no run's folder: --step and --of are for runs"),
         (("export", "theirs", "out", "--of", "context"), 2, "is no run's folder"),
         (("export", "empty", "out"), 2, "holds no weights"),
+        (
+            ("import", "a.pt", "out", "--heads", "2", "--predictor-heads", "2", "--frames", "5"),
+            4,
+            "a.pt cannot be used: clips of 5 frames of 256 pixels a side: need multiples of the tubelet 2",
+        ),
+        (("export", "nowhere.pt", "out"), 2, "nowhere.pt does not exist: need a folder of"),
+        (
+            ("export", "a.pt", "out"),
+            2,
+            "no published encoder has width 48 and 2 blocks: say --heads, which tensors do not show. "
+            "export has no such options, `foreframe import a.pt FOLDER` has: export FOLDER then",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_with_its_exit_code(
@@ -202,8 +253,10 @@ def test_what_cannot_be_done_is_told_with_its_exit_code(
     write_folder(small_weights(), tmp_path / "ours")
     write_huggingface(small_weights(), tmp_path / "theirs")
     (tmp_path / "empty").mkdir()
+    save(tmp_path / "a.pt", small_weights())
     found = command(*words)
     assert found[0] == code, found
+    assert "Value error" not in found[1]
     assert said in found[1]
     assert not (tmp_path / "out").exists()
 

@@ -59,9 +59,10 @@ def test_a_change_at_a_moment_changes_nothing_before_it(what: str, moment: int, 
     assert float(change[1 - clip].sum()) == 0.0
 
 
-def test_fewer_moments_are_the_first_ones() -> None:
+@pytest.mark.parametrize("rope", ["vjepa2", "interleaved", "none"])
+def test_fewer_moments_are_the_first_ones(rope: str) -> None:
     """What a rollout relies on: the first moments say the same however many follow."""
-    predictor, x = make(), inputs()
+    predictor, x = make(rope=rope), inputs()
     first = {name: value[:, :2] for name, value in x.items()}
     torch.testing.assert_close(said(predictor, x)[:, :2], said(predictor, first), atol=1e-5, rtol=0)
 

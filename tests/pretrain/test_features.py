@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +145,20 @@ def test_a_run_gives_the_target_encoder_of_its_newest_checkpoint(small_dataset: 
     assert found.description.provenance["step"] == step == 4
     for name, parameter in target.named_parameters():
         assert torch.equal(parameter, found._module.get_parameter(name))
+
+
+def test_the_readmes_lines_run_as_they_are_written(tmp_path: Path) -> None:
+    """With the path of small weights in the place of the demo's run."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [found for found in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Encoder" in found]
+    assert len(block.splitlines()) <= 12
+    write_folder(small_weights(), tmp_path / "weights")
+    assert block.count('"runs/demo/run"') == 1
+    names: dict[str, Any] = {}
+    exec(block.replace('"runs/demo/run"', repr(str(tmp_path / "weights"))), names)
+    assert names["clips_BTHWC"].shape == (1, 4, 32, 32, 3)
+    assert torch.equal(names["tokens_BND"], Encoder(small_weights())(names["clips_BTHWC"]))
+    assert names["map_BtrcD"].shape == (1, 2, 4, 4, 48)
 
 
 def test_weights_with_another_normalisation_are_refused(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from data_pipeline.errors import ConfigError
-from launch.train import notes, run_train
+from launch.train import run_train
 from pretrain.checkpoint import load_encoder, untrained_encoder
 from pretrain.config import RunConfig
-from pretrain.data.reader import ClipReader
 from pretrain.report import judge_health
 from pretrain.tracking.jsonl import read_metrics
 from tests.distributed.test_ranks import cut_back
@@ -120,18 +119,3 @@ def test_actions_of_another_size_are_told_before_a_start(
         run_train(config, quiet=True)
     assert caught.value.problems[0].key == f"objective.{key}"
     assert not (tmp_path / "tiny").exists()
-
-
-def test_actions_that_the_predictor_is_not_told_are_named(small_dataset: Path, tmp_path: Path) -> None:
-    info = ClipReader(str(small_dataset), "train").info
-    said = {
-        size: notes(
-            tiny_config(small_dataset, tmp_path, objective={"kind": "future_latent", "action_size": size}),
-            [info],
-        )
-        for size in (0, 2)
-    }
-    assert said[2] == []
-    assert said[0] == [
-        "the data has actions (ax, ay), which the predictor is not told: objective.action_size is 0"
-    ]

@@ -42,6 +42,16 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+# What a batch of clips alone moves nothing of, with a gradient of zeros all the same.
+OF_PICTURES = [
+    "encoder.embed_pictures.bias",
+    "encoder.embed_pictures.weight",
+    "encoder.modalities.table_2D[1]",
+    "predictor.mask_tokens[2]",
+    "predictor.modalities.table_2D[1]",
+]
+
+
 def config_of(name: str, **more: Any) -> RunConfig:
     objective, sections = KINDS[name]
     return small_config(objective | more.pop("objective", {}), **{**sections, **more})
@@ -61,11 +71,66 @@ def test_every_trained_weight_has_a_gradient_and_no_target_has(name: str) -> Non
     assert math.isfinite(float(output.loss.detach())) and output.loss.dtype == torch.float32
     output.loss.backward()
     assert [name for name, p in objective.named_parameters() if p.grad is None] == []
+    assert unmoved(objective) == (OF_PICTURES if config.model.encoder.pictures == "own" else [])
     assert all(p.grad is None for p in target.parameters())
     assert not any(part.requires_grad for part in output.parts.values())
     for seen in output.seen.values():
         assert len(seen.features_MD) == len(seen.token_M) and not seen.features_MD.requires_grad
         assert seen.token_M.max() < math.prod(config.grid) * (2 if name == "action" else 1)
+
+
+def unmoved(objective: Objective) -> list[str]:
+    """Weights whose gradient is zero throughout; of tables that have a row for each kind, the row."""
+    found = []
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None
+        if name.endswith(("mask_tokens", "modalities.table_2D")):
+            found += [f"{name}[{row}]" for row, gradient in enumerate(parameter.grad) if not gradient.any()]
+        elif not parameter.grad.any():
+            found.append(name)
+    return sorted(found)
+
+
+def test_pictures_among_clips_move_every_weight() -> None:
+    """Also what a batch without them leaves alone."""
+    config = config_of("masked, 2.1")
+    objective = make(config)
+    batch = small_batch(config, pictures=(False, True, False))
+    target = first_encoder(objective, config)
+    objective(batch, objective.targets(target, batch)).loss.backward()
+    assert unmoved(objective) == []
+
+
+HIDDEN = [name for name in KINDS if not name.startswith(("future", "action"))]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_clips_are_embedded_once_and_encoded_in_one_pass_for_all_mask_kinds(name: str) -> None:
+    config = config_of(name)
+    objective, batch = make(config), small_batch(config, 3)
+    target = first_encoder(objective, config)
+    passes: dict[str, list[int]] = {}
+
+    def watch(part: str, module: torch.nn.Module) -> None:
+        passes[part] = []
+        module.register_forward_hook(lambda _, given, __: passes[part].append(len(given[0])))
+
+    for whose, encoder in (("context", objective.encoder), ("target", target)):
+        assert encoder is not None
+        watch(f"{whose} embeds", encoder.embed)
+        for number, block in enumerate(encoder.blocks):
+            watch(f"{whose} block {number}", block)
+    predictor = objective.get_submodule("predictor")
+    watch("predictor block", predictor.get_submodule("blocks.0"))
+    objective(batch, objective.targets(target, batch))
+    kept, hidden = len(batch.masks.kept_M), len(batch.masks.hidden_P)
+    assert batch.masks.num_sequences == 2 * 3, "two mask kinds of three clips"
+    assert passes["context embeds"] == [3]
+    assert passes["context block 0"] == passes["context block 1"] == [kept]
+    assert passes["predictor block"] == [kept + hidden]
+    sees = [] if name == "pixel" else [3]
+    assert passes["target embeds"] == sees
+    assert passes["target block 0"] == passes["target block 1"] == [3 * 32 for _ in sees]
 
 
 @pytest.mark.parametrize("name", KINDS)

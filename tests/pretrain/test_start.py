@@ -176,6 +176,22 @@ def test_what_shapes_do_not_tell_is_compared_too(
         run_train(config, quiet=True)
 
 
+@pytest.mark.parametrize("change", [{"size": 64}, {"frames": 4}])
+def test_a_fixed_table_of_positions_is_not_taken_to_other_clips(
+    small_dataset: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    """Sines and cosines of another grid are other features: a rope of none has no cooldown."""
+    shape = {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "patch": 8, "rope": "none"}
+    model = {"model": {"encoder": shape}}
+    run = run_train(tiny_config(small_dataset, tmp_path, train={"steps": 2}, **model), quiet=True).run
+    init = {"weights": str(run)}
+    engine = engine_of(follow(small_dataset, tmp_path, init, **model))
+    assert same(weights_of(engine.target), run_weights(run).part("encoder"))
+    words = r"8 frames of 32 pixels a side.*; set data\.frames=8 data\.size=32, or start from"
+    with pytest.raises(CheckpointError, match=words):
+        engine_of(follow(small_dataset, tmp_path, init, data=change, **model))
+
+
 @pytest.mark.distributed
 def test_given_weights_are_exact_under_bf16(first_run: Path, small_dataset: Path, tmp_path: Path) -> None:
     """DeepSpeed makes its masters of bf16 weights: they are put right afterwards."""

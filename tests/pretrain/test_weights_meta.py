@@ -109,6 +109,25 @@ def test_another_table_of_positions_is_refused(tmp_path: Path, part: str) -> Non
         open_weights(path, Hints(heads=2, predictor_heads=2, rope="none"))
 
 
+@pytest.mark.parametrize("part", ["encoder", "predictor"])
+@pytest.mark.parametrize("shape", [(2, 32, 48), (32, 48), (1, 1, 32, 48), (1, 0, 48), (1, 32, 0), (48,)])
+def test_a_table_of_positions_of_another_shape_is_refused_with_a_sentence(
+    tmp_path: Path, part: str, shape: tuple[int, ...]
+) -> None:
+    wanted = small_weights(rope="none")
+    odd = torch.zeros(shape)
+    encoder = {"pos_embed": odd if part == "encoder" else sincos((2, 4, 4), 48)}
+    predictor = {"predictor_pos_embed": odd if part == "predictor" else sincos((2, 4, 4), 24)}
+    path = save(
+        tmp_path / "a.pt",
+        wanted,
+        target_encoder=meta_encoder(wanted) | encoder,
+        predictor=meta_predictor(wanted) | predictor,
+    )
+    with pytest.raises(CheckpointError, match=r"pos_embed (is )?(of shape )?\("):
+        open_weights(path, Hints(heads=2, predictor_heads=2, rope="none"))
+
+
 def deep(form: PredictorForm, **encoder: Any) -> Weights:
     settings = {"rope": "interleaved", "pictures": "own", "rope_span": 32} | encoder
     return small_weights(form, depth=12, **settings)
@@ -195,6 +214,40 @@ def test_every_key_missing_unexpected_or_of_another_shape_is_named(tmp_path: Pat
 def test_heads_are_asked_for_where_they_are_not_known(tmp_path: Path, hints: Hints, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         open_weights(save(tmp_path / "a.pt", small_weights()), hints)
+
+
+def measured(tmp_path: Path, width: int, depth: int, inside: int, **others: Tensor) -> Weights:
+    """What is made of a file's names and shapes, with no tensor but those that tell something."""
+    hidden = 6144 if width == 1408 else 4 * width
+    encoder = {
+        "patch_embed.proj.weight": torch.zeros(width, 3, 2, 16, 16),
+        "blocks.0.mlp.fc1.weight": torch.zeros(1).expand(hidden, width),
+        f"blocks.{depth - 1}.norm1.weight": torch.zeros(width),
+    }
+    predictor = {
+        "predictor_norm.weight": torch.zeros(inside),
+        "predictor_blocks.11.norm1.bias": torch.zeros(1),
+    }
+    for name, tensor in others.items():
+        (predictor if name.startswith("action") else encoder)[name.replace("__", ".")] = tensor
+    torch.save({"target_encoder": encoder, "predictor": predictor}, tmp_path / "a.pt")
+    hints = Hints(rope="none") if "pos_embed" in others else Hints()
+    return open_weights(tmp_path / "a.pt", hints)[0]
+
+
+def test_a_predictor_has_the_heads_that_its_release_built_it_with(tmp_path: Path) -> None:
+    """V-JEPA: as many as the encoder; V-JEPA 2 and 2.1: 12, by config; 2-AC: 16. Shapes are the same."""
+
+    def heads(width: int, depth: int, inside: int, **others: Tensor) -> int:
+        return measured(tmp_path, width, depth, inside, **others).description.model.predictor.heads
+
+    assert heads(1024, 24, 384, pos_embed=sincos((2, 2, 2), 1024)) == 16
+    assert heads(1280, 32, 384, pos_embed=sincos((2, 2, 2), 1280)) == 16
+    assert heads(1024, 24, 384) == 12
+    assert heads(1280, 32, 384) == 12
+    norms = {f"norms_block__{level}__weight": torch.zeros(1024) for level in range(4)}
+    assert heads(1024, 24, 384, img_mod_embed=torch.zeros(1, 1, 1024), **norms) == 12
+    assert heads(1408, 40, 1024, action_encoder__weight=torch.zeros(1024, 7)) == 16
 
 
 def test_a_published_width_of_another_depth_is_asked_about(tmp_path: Path) -> None:

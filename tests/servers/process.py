@@ -40,7 +40,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                preexec_fn=_die_with_parent,  # pytest may be killed, and then ends nothing
+                preexec_fn=die_with_parent,  # pytest may be killed, and then ends nothing
             )
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], READY_WITHIN_S)
@@ -58,6 +58,6 @@ class Server:
             self._process.stdout.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform.startswith("linux"):
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,121 @@
+"""Bytes that a rank holds for weights, gradients, optimizer and target, by strategy and ZeRO stage.
+
+P weights are trained, E are the target's, N ranks share; w is 2 in bf16, 4 in float32. What is sharded over
+ranks counts for the rank that has most of it. Activations are not here: they go with clips and masks.
+Source: ZeRO, arXiv:1910.02054, sec. 3; the layout is DeepSpeed 0.19.8's, measured (benchmarks/memory.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config import Plan
+
+FLOAT = 4
+BUCKET = 100_000_000  # elements
+REPLICATED_BUCKET = 500_000_000  # elements that DeepSpeed's ZeRO-0 reduces at a time
+
+
+def bucket_size(trained: int) -> int:
+    """Elements of the buffer in which gradients are reduced, and of weights that ZeRO-3 gathers at a time."""
+    return max(1, min(BUCKET, trained))
+
+
+def adds_in_float32(plan: Plan) -> bool:
+    """Whether gradients of a step's forwards are added up in float32 though they are bf16.
+
+    ZeRO-1 cannot: there DeepSpeed adds them in bf16 (its float32 mode is another optimizer of its own, whose
+    shards lie otherwise).
+    """
+    strategy = plan.config.strategy
+    is_rounded = plan.config.train.precision == "bf16" and plan.micro_batches > 1
+    return is_rounded and strategy.kind == "deepspeed" and strategy.zero_stage >= 2
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of one rank.
+
+    weights: run in the forward. master: float32 copies that the optimizer moves, where they are not the
+    weights themselves. optimizer: AdamW's two averages. target: run in the forward. average: the target's
+    float32 moving average. gradients: from a backward to the step. bucket: gradients that wait to be reduced,
+    during a backward; copy: those that are being reduced. gathered: of weights in shards those that are run
+    just now. offloaded: gradients on their way to an optimizer in host memory.
+    on_host: names of what lies in host memory where there is a GPU. keeps_buffers: gradients and bucket are
+    held at all times.
+    """
+
+    weights: int
+    master: int
+    optimizer: int
+    target: int
+    average: int
+    gradients: int
+    bucket: int
+    copy: int = 0
+    gathered: int = 0
+    offloaded: int = 0
+    on_host: tuple[str, ...] = ()
+    keeps_buffers: bool = False
+
+    @property
+    def always(self) -> int:
+        """Between steps, on device and host together."""
+        state = self.weights + self.master + self.optimizer + self.target + self.average + self.offloaded
+        return state + (self.gradients + self.bucket if self.keeps_buffers else 0)
+
+    @property
+    def most(self) -> int:
+        """During a backward, on device and host together."""
+        buffers = 0 if self.keeps_buffers else self.gradients + self.bucket
+        return self.always + buffers + self.copy + self.gathered
+
+    @property
+    def host(self) -> int:
+        """Of these in host memory."""
+        return sum(int(getattr(self, name)) for name in self.on_host)
+
+
+def held(plan: Plan, trained: int, target: int) -> Held:
+    """What each rank of a run holds.
+
+    trained, target: elements of the weights that are trained, and of the target encoder (0 where there is
+    none of its own).
+    """
+    config, ranks = plan.config, plan.world_size
+    strategy = config.strategy
+    width = 2 if config.train.precision == "bf16" else FLOAT
+    share = -(-trained // ranks)
+    if strategy.kind == "single" or strategy.zero_stage == 0:  # the weights are their own masters
+        return Held(
+            weights=FLOAT * trained,
+            master=0,
+            optimizer=2 * FLOAT * trained,
+            target=FLOAT * target,
+            average=FLOAT * -(-target // ranks),
+            gradients=FLOAT * trained,
+            bucket=0,
+            copy=0 if strategy.kind == "single" else FLOAT * min(trained, REPLICATED_BUCKET),
+        )
+    stage = strategy.zero_stage
+    added = FLOAT if adds_in_float32(plan) else width
+    is_offloaded = strategy.offload_optimizer
+    on_host = ("master", "optimizer", "average", "offloaded") if is_offloaded else ()
+    # ZeRO-1 and 2 cut all weights in a row, so some ranks hold nothing but the encoder's. A frozen target
+    # is held in equal parts, for its checkpoint.
+    is_cut = stage < 3 and config.target.kind == "ema"
+    average = min(target, share) if is_cut else -(-target // ranks)
+    return Held(
+        weights=width * (share if stage == 3 else trained),
+        master=FLOAT * share,
+        optimizer=2 * FLOAT * share,
+        target=width * (-(-target // ranks) if stage == 3 else target),
+        average=FLOAT * average,
+        gradients=(width * trained if stage == 1 and plan.micro_batches > 1 else added * share),
+        bucket=width * bucket_size(trained),
+        copy=width * bucket_size(trained),
+        gathered=width * bucket_size(trained) if stage == 3 else 0,
+        offloaded=(FLOAT + (width if stage < 3 else 0)) * share * is_offloaded,
+        on_host=on_host,
+        keeps_buffers=stage == 3,
+    )
