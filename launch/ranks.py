@@ -111,7 +111,6 @@ def spawn_ranks(
             **{key: value for key, value in os.environ.items() if key != END_VARIABLE},
             **met.environment,
             ERRORS_VARIABLE: str(folder),
-            "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(folder / "extensions")),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(None, job.nproc))),
             "LOCAL_WORLD_SIZE": str(job.nproc),
             "WORLD_SIZE": str(job.world_size),

@@ -25,6 +25,7 @@ from data_pipeline.errors import (
     UsageError,
     why,
 )
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
@@ -156,16 +157,19 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     # grew a rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
-    here = ranks_here() if folder else 1  # that share the folder
+    run, shared = run_folder(config), os.environ.get(ERRORS_VARIABLE)
+    here = ranks_here() if shared else 1  # that share the folder
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
             StopRequests(
-                config.train.time_limit_s, has_launcher="RANK" in os.environ and not folder
+                config.train.time_limit_s, has_launcher="RANK" in os.environ and not shared
             ) as stops,
+            nullcontext(Path(shared)) if shared else scratch_folder() as folder,
             watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
         ):
+            if config.strategy.kind == "deepspeed":
+                os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
             return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         if leave_rank_error(rank, error):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,6 @@ from traceback import format_exception
 from typing import IO, TypeVar
 
 from data_pipeline.errors import EXIT_LOST_PEER, HangError
-from data_pipeline.scratch import scratch_folder
 from data_pipeline.storage import write_whole
 from launch.ending import how_to_go_on, leave_end, leave_rank_error
 from launch.processes import facts_of, send
@@ -262,16 +261,10 @@ class Watchdog:
 
 
 @contextmanager
-def watching(
-    run: Path, folder: str | None, rank: int, hang_s: float | None, elsewhere: int
-) -> Iterator[Watchdog]:
-    """A watchdog of this rank. folder: that the ranks of this machine share; None: one is made.
-
-    elsewhere: ranks that beat in other folders.
-    """
-    with nullcontext(Path(folder)) if folder else scratch_folder() as place:
-        watchdog = Watchdog(run, place, rank, hang_s, elsewhere)
-        try:
-            yield watchdog
-        finally:
-            watchdog.stop()
+def watching(run: Path, folder: Path, rank: int, hang_s: float | None, elsewhere: int) -> Iterator[Watchdog]:
+    """A watchdog of this rank. folder: of the ranks of one starter. elsewhere: ranks that beat in others."""
+    watchdog = Watchdog(run, folder, rank, hang_s, elsewhere)
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()

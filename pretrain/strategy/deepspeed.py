@@ -2,8 +2,8 @@
 
 What is asked of DeepSpeed 0.19.8 here, and why: a torch AdamW is handed in, so that no CPU optimizer is
 compiled; its shared-memory collective is declared absent on CPU, since probing for it compiles for a minute
-and a killed build leaves a lock that hangs later jobs; each job gets an extensions folder of its own, which
-is gone after it.
+and a killed build leaves a lock that hangs later jobs; each job gets an extensions folder of its own:
+`launch` gives one, which is gone also after a kill.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import atexit
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.scratch import scratch_folder
 from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
 from pretrain.memory import adds_in_float32, bucket_size
@@ -34,9 +33,9 @@ from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
 def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        kept = ExitStack()  # to the end of the process; the ranks of one starter have a folder from it
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(kept.enter_context(scratch_folder()))
-        atexit.register(kept.close)
+        folder = tempfile.TemporaryDirectory(prefix="foreframe-extensions-")
+        atexit.register(folder.cleanup)
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
     import deepspeed
 
     if device.type == "cpu":

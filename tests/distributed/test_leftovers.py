@@ -40,7 +40,7 @@ def test_what_killed_ranks_and_their_starter_leave_goes_with_the_next_start(
     assert left(tmp_path / "tmp") == []
 
 
-def test_a_rank_that_another_starter_began_takes_its_extensions_along(tmp_path: Path) -> None:
+def test_a_process_without_a_starter_takes_its_extensions_along(tmp_path: Path) -> None:
     code = (
         "import torch; from pretrain.strategy.deepspeed import _import_deepspeed as i; i(torch.device('cpu'))"
     )
