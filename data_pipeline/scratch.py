@@ -1,4 +1,4 @@
-"""Folders for copies that one process works on, of which nothing stays, not even after SIGKILL."""
+"""Folders that one process works with, of which nothing stays, not even after SIGKILL."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from launch.cli_options import (
 )
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
+from launch.unread import silence_unread_output
 
 if TYPE_CHECKING:
     from data_pipeline.config import DataConfig
@@ -345,6 +346,7 @@ def config_schema(
 
 def main() -> None:
     """Run the command; errors that a user can mend are sentences with their exit code, others tracebacks."""
+    silence_unread_output()
     try:
         app(prog_name="foreframe")
     except ForeframeError as error:

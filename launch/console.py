@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +15,15 @@ from rich.text import Text
 
 from data_pipeline import progress
 from data_pipeline.errors import ConfigError, ForeframeError, Problem
+from launch.unread import Unbroken
 
 Report = progress.Progress  # rich has a Progress of its own
 LINE_EVERY_S = 10.0  # without a terminal, a stage says how far it is this often
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console that keeps long lines whole when its output is no terminal."""
-    stream = sys.stderr if stderr else sys.stdout
+    """A console that keeps long lines whole when its output is no terminal, and needs no reader."""
+    stream = Unbroken.of(sys.stderr if stderr else sys.stdout)
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 
@@ -126,13 +126,6 @@ def probe_table(found: dict[str, Any]) -> Table:
 
 def print_error(error: ForeframeError) -> None:
     """The error on stderr as a sentence; a config's problems as an aligned list, and that nothing ran."""
-    try:
-        _print_error(error)
-    except SystemExit:  # how rich answers a closed pipe; the exit code shall be the error's all the same
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _print_error(error: ForeframeError) -> None:
     console = make_console(stderr=True)
     label = Text(f"{error.label}: ", style="bold red" if error.label == "error" else "bold yellow")
     if not isinstance(error, ConfigError):

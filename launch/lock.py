@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import UsageError, why
 from pretrain.config import RunConfig
 
 LOCK_FILE = ".lock"
@@ -28,9 +28,13 @@ def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterat
     """Hold a run's folder for this process alone, until the end of it or of the block.
 
     name: of the lock's file, one for each thing that only one process may be `doing`.
-    Raises: UsageError with the pid of the process that holds it.
+    Raises: UsageError with the pid of the process that holds it, or when nothing can be written there.
     """
-    with (run / name).open("a+") as file:
+    try:
+        lock = (run / name).open("a+")
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written, choose another out=...: {why(error)}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -27,6 +27,13 @@ class Facts:
     group: int
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """That ask a run to save and end. SIGHUP, of a terminal that was closed, is not one under `nohup`."""
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    is_heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (*asking, signal.SIGHUP) if is_heard else asking
+
+
 def facts_of(pid: int) -> Facts | None:
     """What /proc says of a process; None when it is gone, or where there is no /proc."""
     try:

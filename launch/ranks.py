@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from data_pipeline.errors import (
     HangError,
     LostPeerError,
 )
+from data_pipeline.scratch import scratch_folder
 from launch.config import dump_config
 from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
 from launch.meeting import Job, meet
-from launch.processes import POLL_S, end_groups, facts_of, send
+from launch.processes import POLL_S, end_groups, facts_of, send, stop_signals
 from launch.watchdog import STARTER_WAITS_S, Stillness, hang_error, pulse_file
 from pretrain.config import RunConfig
 
@@ -61,7 +61,7 @@ class Asked:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -105,8 +105,8 @@ def spawn_ranks(
     Raises: what a rank ended with, once all ranks here are gone; UsageError, LostPeerError when the machines
     do not meet.
     """
-    with tempfile.TemporaryDirectory(prefix="foreframe-ranks-") as folder, Asked() as asked:
-        given = Path(folder) / "config.yaml"  # the run's own is on a store that may be late here
+    with scratch_folder() as folder, Asked() as asked:
+        given = folder / "config.yaml"  # the run's own is on a store that may be late here
         given.write_text(dump_config(config))
         met = meet(job, lambda: asked.number is not None, say)
         if met is None:
@@ -117,7 +117,7 @@ def spawn_ranks(
         shared = {
             **{key: value for key, value in os.environ.items() if key != END_VARIABLE},
             **met.environment,
-            ERRORS_VARIABLE: folder,
+            ERRORS_VARIABLE: str(folder),
             ALLOWED_VARIABLE: " ".join(allow_change),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_for(None, job.nproc))),
             "LOCAL_WORLD_SIZE": str(job.nproc),
@@ -131,9 +131,9 @@ def spawn_ranks(
                 number = job.node_rank * job.nproc + local
                 own = {**shared, "RANK": str(number), "LOCAL_RANK": str(local)}
                 process = subprocess.Popen(command, env=own, start_new_session=True)
-                ranks.append(Rank(number, process, Stillness(pulse_file(Path(folder), number))))
+                ranks.append(Rank(number, process, Stillness(pulse_file(folder, number))))
             elsewhere = job.world_size - job.nproc
-            hang = _wait(ranks, asked, Path(folder), run, config.train.hang_s, elsewhere)
+            hang = _wait(ranks, asked, folder, run, config.train.hang_s, elsewhere)
         finally:  # also after a second Ctrl-C
             for rank in ranks:
                 rank.end()
@@ -141,7 +141,7 @@ def spawn_ranks(
             end_groups({rank.process.pid for rank in ranks}, LEFTOVERS_S)
         if hang is not None:
             raise hang
-        _raise_what_ended(run, Path(folder), ranks, asked)
+        _raise_what_ended(run, folder, ranks, asked)
 
 
 def _wait(
@@ -149,9 +149,8 @@ def _wait(
 ) -> HangError | None:
     """Until no rank is left. Returns what is to be told of ranks that could not even tell of their hang."""
     deadline_s, was_asked = float("inf"), False
-    while any(rank.process.poll() is None for rank in ranks):
+    while alive := [rank for rank in ranks if rank.process.poll() is None]:
         now_s = time.monotonic()
-        alive = [rank for rank in ranks if rank.process.poll() is None]
         if asked.number is not None and not was_asked:
             was_asked = True
             number = signal.SIGTERM if asked.number == signal.SIGHUP else asked.number

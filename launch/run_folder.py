@@ -68,7 +68,7 @@ OPERATIONAL = (
 class TrainResult:
     """How a run ended.
 
-    loss: mean of the last lines logged. clips_per_s: of the last line. None when none was.
+    loss: mean of the last finite ones logged. clips_per_s: of the last line. None when none was.
     bad_samples: different ones that could not be read.
     seconds: since the run was begun or last resumed. stopped: why before its last step, or None.
     is_new: False when the run had ended before, and this is what it left.
@@ -93,7 +93,7 @@ class TrainResult:
         line = ", ".join([*figures, f"{self.seconds:.0f} s"])
         if not self.is_new:
             return f"already finished, nothing to do: {line} when it was trained"
-        if self.loss is None and self.stopped is None:
+        if self.clips_per_s is None and self.stopped is None:
             return f"{line}: the last checkpoint was of the last step, no step was left to take"
         if self.stopped is not None:
             line = f"stopped, {self.stopped}: {line}"
@@ -106,7 +106,7 @@ class TrainResult:
         plain = {key: value for key, value in asdict(self).items() if key != "is_new"} | {
             "run": str(self.run)
         }
-        write_whole(self.run / RESULT_FILE, json.dumps(plain, indent=1).encode())
+        write_whole(self.run / RESULT_FILE, json.dumps(plain, indent=1, allow_nan=False).encode())
 
     @classmethod
     def read(cls, run: Path) -> TrainResult:
@@ -153,8 +153,8 @@ def refuse_changes(before: RunConfig, after: RunConfig, allowed: Sequence[str], 
     raise error
 
 
-def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
-    """The folder of a run that is new, or that this config goes on with; its config.yaml is written.
+def make_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
+    """The folder of a run that is new, or that this config goes on with; made, and nothing is written there.
 
     allow_change: dotted keys of scientific settings that may differ.
 
@@ -170,7 +170,16 @@ def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
         raise UsageError(f"{run} exists and holds no run; choose another name=... or out=..., or empty it")
     try:
         run.mkdir(parents=True, exist_ok=True)
-        write_whole(known, dump_config(config).encode())
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written, choose another out=...: {why(error)}") from error
+    return run
+
+
+def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
+    """`make_run`, and its config.yaml is this config from now on; for the process that holds the folder."""
+    run = make_run(config, allow_change)
+    try:
+        write_whole(run / CONFIG_FILE, dump_config(config).encode())
     except OSError as error:
         raise UsageError(f"{run} cannot be written, choose another out=...: {why(error)}") from error
     return run
@@ -178,13 +187,13 @@ def open_run(config: RunConfig, allow_change: Sequence[str] = ()) -> Path:
 
 def finished(run: Path, steps: int) -> TrainResult | None:
     """The result of a run that has already taken `steps` steps, else None."""
-    if not (run / RESULT_FILE).is_file():
-        return None
     try:
         result = replace(TrainResult.read(run), is_new=False)
         if result.step < steps:
             return None
         _, manifest, _ = newest_whole(run)
+    except FileNotFoundError:  # or gone this moment: another machine's rank 0 begins anew
+        return None
     except (CheckpointError, ValueError):  # a result that cannot be read is written anew
         return None
     return result if manifest["progress"]["step"] >= steps else None

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, ForeframeError
+from data_pipeline.scratch import scratch_folder
 from launch.attempts import Attempt, last_logged, newest_step, read_attempts, write_attempt
 from launch.ending import END_VARIABLE, End
 from launch.lock import is_bare
-from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send
+from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send, stop_signals
 
 SUPERVISOR_VARIABLE = "FOREFRAME_SUPERVISOR"
 LONGEST_BACKOFF_S = 300.0
 LEFTOVERS_S = 5.0  # what a command leaves behind ends by itself within moments
 EXIT_CRASH, EXIT_INTERRUPTED = 1, 130
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class GaveUpError(ForeframeError):
@@ -104,7 +103,7 @@ class Stopped:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -143,11 +142,11 @@ class Supervisor:
         before = read_attempts(self._run, self._node)
         number = before[-1].attempt + 1 if before else 1
         failures, best = 0, newest_step(self._run)
-        with Stopped() as stopped, tempfile.TemporaryDirectory(prefix="foreframe-supervise-") as folder:
+        with Stopped() as stopped, scratch_folder() as folder:
             while True:
                 began, began_s = datetime.now(UTC), time.monotonic()
                 from_step = newest_step(self._run)
-                told = Path(folder) / f"end-{number}.json"
+                told = folder / f"end-{number}.json"
                 status = self._run_once(told, stopped)
                 end = end_of(status, End.read(told))
                 to_step = newest_step(self._run)

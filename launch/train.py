@@ -25,13 +25,14 @@ from data_pipeline.errors import (
     UsageError,
     why,
 )
+from data_pipeline.scratch import scratch_folder
 from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
-from launch.processes import die_with_parent
+from launch.processes import die_with_parent, stop_signals
 from launch.provenance import git, provenance, versions
 from launch.ranks import (
     ALLOWED_VARIABLE,
@@ -42,8 +43,17 @@ from launch.ranks import (
     spawn_ranks,
     threads_for,
 )
-from launch.run_folder import RESULT_FILE, TrainResult, check_data, finished, open_run, refuse_changes
+from launch.run_folder import (
+    RESULT_FILE,
+    TrainResult,
+    check_data,
+    finished,
+    make_run,
+    open_run,
+    refuse_changes,
+)
 from launch.train_display import TrainDisplay
+from launch.unread import is_unread, silence_unread_output
 from launch.watchdog import Watchdog, watching
 from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
@@ -55,15 +65,19 @@ TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
 class StopRequests:
-    """Signals, the time limit, output that nobody reads: a reason that the loop asks for after each step."""
+    """Signals, the time limit, a launcher that is gone: a reason that the loop asks for after each step.
 
-    def __init__(self, time_limit_s: float | None) -> None:
+    has_launcher: another program started this rank and reads its output; without that nobody would see it.
+    """
+
+    def __init__(self, time_limit_s: float | None, *, has_launcher: bool = False) -> None:
+        self._has_launcher = has_launcher
         self._asked: str | None = None
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._received)
         return self
 
@@ -76,16 +90,14 @@ class StopRequests:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
         self._asked = f"{signal.Signals(number).name} received"
 
-    def unheard(self) -> None:
-        """The pipe of its output was closed: the launcher is gone, or the connection to it."""
-        self._asked = self._asked or "nobody reads what it prints any more"
-
     @property
     def is_asked(self) -> bool:
         return self._asked is not None
 
     @property
     def reason(self) -> str | None:
+        if self._asked is None and self._has_launcher and is_unread():
+            self._asked = "nobody reads what it prints any more"
         if self._asked is not None:
             return self._asked
         is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
@@ -124,8 +136,10 @@ def run_train(
         raise UsageError(f"{run} exists; choose another name=..., or leave --fresh out to go on with it")
     check_data(config)
     if job.is_first:
-        open_run(config, allow_change)
+        make_run(config, allow_change)
     with lock_run(run) if job.is_first else nullcontext():
+        if job.is_first:
+            open_run(config, allow_change)
         already = finished(run, config.train.steps)
         if already is not None and is_sent(run, config.train.checkpoint_store):
             return already
@@ -166,14 +180,19 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     # grew a rank of the demo from 0.7 to 2.3 GB in 280 steps. Read once, at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    run, folder = run_folder(config), os.environ.get(ERRORS_VARIABLE)
-    here = ranks_here() if folder else 1  # that share the folder
+    run, shared = run_folder(config), os.environ.get(ERRORS_VARIABLE)
+    here = ranks_here() if shared else 1  # that share the folder
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
-            StopRequests(config.train.time_limit_s) as stops,
+            StopRequests(
+                config.train.time_limit_s, has_launcher="RANK" in os.environ and not shared
+            ) as stops,
+            nullcontext(Path(shared)) if shared else scratch_folder() as folder,
             watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
         ):
+            if config.strategy.kind == "deepspeed":
+                os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
             return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         if leave_rank_error(rank, error):
@@ -243,7 +262,7 @@ def _train(
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not quiet, closed=stops.unheard)
+    display = TrainDisplay(enabled=world.is_first and not quiet)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     store = config.train.checkpoint_store
     takes_init = config.init.weights is not None and not any(
@@ -347,6 +366,7 @@ def device_name(device: object) -> str:
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks
     die_with_parent(int(sys.argv[2]))
+    silence_unread_output()
     given = read_config(sys.argv[1], [], RunConfig)
     allowed = os.environ.get(ALLOWED_VARIABLE, "").split()
     run_rank(given, quiet=bool(os.environ.get(QUIET_VARIABLE)), allow_change=allowed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,14 +14,10 @@ LINE_EVERY_S = 10.0
 
 
 class TrainDisplay:
-    """Shows logged steps; sentences go above the bar. Silent when not enabled.
+    """Shows logged steps; sentences go above the bar. Silent when not enabled."""
 
-    closed: called when whoever read the output is gone; nothing is shown from then on.
-    """
-
-    def __init__(self, *, enabled: bool, closed: Callable[[], None]) -> None:
+    def __init__(self, *, enabled: bool) -> None:
         self._console = make_console()
-        self._closed = closed
         self._enabled = enabled
         self._said_s = 0.0
         self._is_warm = False
@@ -52,7 +47,8 @@ class TrainDisplay:
         if self._is_warm:  # the first line counts the start of the workers
             speed += f", {line.wait_share:.0%} waiting for data"
         self._is_warm = True
-        note = f"loss {line.loss:.4f}, {speed}{health}"
+        loss = "no finite loss" if line.loss is None else f"loss {line.loss:.4f}"
+        note = f"{loss}, {speed}{health}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=line.step, total=line.steps, note=note)
             return
@@ -60,16 +56,10 @@ class TrainDisplay:
         is_end = line.step in (1, line.steps)
         if self._enabled and (is_end or now_s - self._said_s >= LINE_EVERY_S):
             self._said_s = now_s
-            self._print(f"  train     step {line.step}/{line.steps}: {note}")
+            self._console.print(f"  train     step {line.step}/{line.steps}: {note}")
 
     def say(self, sentence: str) -> None:
         if self._bar is not None:
             self._bar.console.print(f"  {sentence}")
         elif self._enabled:
-            self._print(f"  {sentence}")
-
-    def _print(self, line: str) -> None:
-        try:
-            self._console.print(line)
-        except SystemExit:  # how rich answers a closed pipe; it prints to nowhere from then on
-            self._closed()
+            self._console.print(f"  {sentence}")

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -263,18 +261,10 @@ class Watchdog:
 
 
 @contextmanager
-def watching(
-    run: Path, folder: str | None, rank: int, hang_s: float | None, elsewhere: int
-) -> Iterator[Watchdog]:
-    """A watchdog of this rank. folder: that the ranks of this machine share; None: one is made.
-
-    elsewhere: ranks that beat in other folders.
-    """
-    made = None if folder else tempfile.mkdtemp(prefix="foreframe-rank-")
-    watchdog = Watchdog(run, Path(folder or str(made)), rank, hang_s, elsewhere)
+def watching(run: Path, folder: Path, rank: int, hang_s: float | None, elsewhere: int) -> Iterator[Watchdog]:
+    """A watchdog of this rank. folder: of the ranks of one starter. elsewhere: ranks that beat in others."""
+    watchdog = Watchdog(run, folder, rank, hang_s, elsewhere)
     try:
         yield watchdog
     finally:
         watchdog.stop()
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)

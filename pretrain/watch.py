@@ -37,7 +37,7 @@ class Line:
 
     step: int
     steps: int
-    loss: float  # mean of the last lines: of a single step it jumps
+    loss: float | None  # mean of the last lines, as one jumps; of those that are finite, None of none
     clips_per_s: float
     wait_share: float
     verdict: Verdict
@@ -212,7 +212,8 @@ class Watch:
             "time_s": now_s - self._begin_s,
         }
         self._tracker.log_metrics(progress.step, values)
-        self._recent.append(loss)
-        mean_loss = sum(self._recent) / len(self._recent)
+        if math.isfinite(loss):  # a skipped step's would be all that is seen for as many lines
+            self._recent.append(loss)
+        mean_loss = sum(self._recent) / len(self._recent) if self._recent else None
         self.line = Line(progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, self.verdict)
         self._show(self.line)

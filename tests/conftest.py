@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.servers.s3", "tests.servers.faults", "tests.servers.swift", "tests.servers.hosts"]
+pytest_plugins = [f"tests.servers.{name}" for name in ("s3", "faults", "swift", "hosts", "mlflow")]
 
 # Read by libraries when they are imported, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"

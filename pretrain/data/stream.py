@@ -85,7 +85,7 @@ def _begin_worker(pulse_file: Path | None, worker: int) -> None:
     atexit.register(os._exit, 0)
     torch.set_num_threads(1)
     keep_freed_memory()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,11 +2,13 @@
 
 What is asked of DeepSpeed 0.19.8 here, and why: a torch AdamW is handed in, so that no CPU optimizer is
 compiled; its shared-memory collective is declared absent on CPU, since probing for it compiles for a minute
-and a killed build leaves a lock that hangs later jobs; each job gets an extensions folder of its own.
+and a killed build leaves a lock that hangs later jobs; each job gets an extensions folder of its own:
+`launch` gives one, which is gone also after a kill.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -31,7 +33,9 @@ from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
 def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="foreframe-extensions-")
+        folder = tempfile.TemporaryDirectory(prefix="foreframe-extensions-")
+        atexit.register(folder.cleanup)
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
     import deepspeed
 
     if device.type == "cpu":

@@ -54,7 +54,7 @@ class Tracker(Protocol):
     def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
         """Open the run; points after step `resumed_at` will come again.
 
-        Raises: UsageError when a server is named and does not answer.
+        Raises: UsageError when a server is named, does not answer, and has nothing of this run yet.
         """
 
     def log_metrics(self, step: int, values: dict[str, Value]) -> None:

@@ -3,7 +3,7 @@
 Points go into a queue that one thread empties in batches (sender.py). What the server did not take stays in
 the queue and is tried again, so a server that is away costs nothing but memory; MLflow's own asynchronous
 queue drops a batch once its retries are used up. What a killed process left unsent is read from
-metrics.jsonl when the run is resumed.
+metrics.jsonl when the run is resumed. A server that is away at that moment is connected to once it is back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretrain.tracking.sender import AwayError, Job, LeftOutError, Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 RUN_FILE = "mlflow_run.json"
 DATABASE_FILE = "mlflow.db"
@@ -36,6 +36,8 @@ CLOSE_WAIT_S = 30.0
 MAX_METRICS = 1000  # MLflow's limit a request; of params and tags it takes 100
 MAX_PARAMS = 100
 MAX_PARAM_CHARS = 6000
+
+Point = tuple[str, float, int, int]  # key, value, ms since 1970, step
 
 # Answers that another attempt will not change.
 HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "PERMISSION_DENIED"}
@@ -50,6 +52,10 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def local_uri(run: Path) -> str:
@@ -79,11 +85,12 @@ def make_client(uri: str) -> MlflowClient:
 def _named_errors() -> Iterator[None]:
     """What a call to the server raises, as what the sender makes of it."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # of a database that is used without a server
 
     try:
         yield
-    except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = without_credentials(" ".join(str(error).split("[SQL:")[0].split()))[:300]
         if isinstance(error, MlflowException) and error.error_code in HOPELESS:
             raise LeftOutError(f"MLflow refused it: {reason}") from error
         # A lost connection is an OSError too, but only one about a file of this machine has a file's name.
@@ -115,16 +122,24 @@ class MlflowTracker:
         self._last_steps: dict[str, int] = {}
 
     def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
-        """Raises: UsageError when the server does not answer or refuses the experiment."""
+        """Raises: UsageError when the server does not answer or refuses the experiment.
+
+        A run that was begun before goes on without an answer; its points are kept until there is one.
+        """
 
         def open_run(client: MlflowClient) -> None:
             self.run_id, self._last_steps = self._resume_or_create(facts, starts_over=resumed_at == 0)
             self._describe(facts)
 
-        self._connect(open_run)
-        for line in read_metrics(self.run):
-            if line["step"] <= resumed_at:
-                self.log_metrics(line["step"], {k: v for k, v in line.items() if v is not None})
+        started_ms = _now_ms()  # MLflow orders points by time: those of before come first
+
+        def unsent() -> list[Job]:
+            lines = [line for line in read_metrics(self.run) if line["step"] <= resumed_at]
+            jobs = (self._points(line.pop("step"), line, started_ms) for line in lines)
+            return [job for job in jobs if job is not None]
+
+        is_begun = resumed_at > 0 or (self.run / RUN_FILE).exists()
+        self._connect(open_run, unsent, may_be_away=is_begun and not self.is_local)
 
     def reopen(self) -> Status | None:
         """Open the run as it stands, to add to it; how it ended before, or None when it has never begun here.
@@ -149,22 +164,35 @@ class MlflowTracker:
                 f"`foreframe train` is given it again"
             ) from error
 
-    def _connect(self, first: Callable[[MlflowClient], None]) -> None:
-        """Make the client, do the first thing with it, start the thread."""
+    def _connect(
+        self,
+        first: Callable[[MlflowClient], None],
+        unsent: Callable[[], list[Job]] = list,
+        *,
+        may_be_away: bool = False,
+    ) -> None:
+        """Make the client, do the first thing with it, start the thread, which sends what is `unsent` first.
+
+        may_be_away: a server that does not answer is left to the thread.
+        """
         database = self.run / DATABASE_FILE
         is_new = self.is_local and not database.exists()
         quieten()
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError  # a full disk or a damaged file, while the store is made
 
+        def connect() -> None:
+            with _named_errors():
+                self._client = make_client(self._uri)
+                first(self._client)
+            if self._sender is not None:
+                self._sender.put_first(unsent())
+
+        away: AwayError | None = None
         try:
-            self._client = make_client(self._uri)
-            first(self._client)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+            connect()
+        except (AwayError, LeftOutError) as error:
+            away = error if may_be_away and isinstance(error, AwayError) else None
             if is_new:
                 database.unlink(missing_ok=True)  # half a store would be refused for ever
-            words = str(error).split("[SQL:")[0]
-            reason = without_credentials(" ".join(words.split()))[:300]
             remedy = (
                 f"make room on its disk; or, where {DATABASE_FILE} is damaged, remove it and {RUN_FILE}: the "
                 f"next `foreframe train` of the run fills a new one; or train with tracker.kind=jsonl"
@@ -172,27 +200,40 @@ class MlflowTracker:
                 else "start the server, name another with tracker.uri=..., leave it out (null) for mlflow.db "
                 "in the run's folder, or train with tracker.kind=jsonl"
             )
-            raise UsageError(f"MLflow at {self.address} could not be used: {reason}\n{remedy}") from error
-        self._sender = Sender(self._send_points, MAX_METRICS, self.address, self._say)
+            if away is None:
+                raise UsageError(f"MLflow at {self.address} could not be used: {error}\n{remedy}") from error
+        connect_later = None if away is None else connect
+        self._sender = Sender(self._send_points, MAX_METRICS, self.address, self._say, connect_later, away)
+        if away is None:
+            self._sender.put_first(unsent())
         self._sender.start()
 
-    def _send_points(self, points: list[Metric]) -> None:
-        assert self._client is not None
-        with _named_errors():
-            self._client.log_batch(self.run_id, metrics=points, synchronous=True)
-
-    def log_metrics(self, step: int, values: dict[str, Value]) -> None:
+    def _send_points(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
 
-        assert self._sender is not None, "start() comes first"
-        now_ms = int(time.time() * 1000)
-        metrics = tuple(
-            Metric(key, float(value), now_ms, step, run_id=self.run_id)
-            for key, value in values.items()
-            if isinstance(value, (int, float)) and key != "step" and step > self._last_steps.get(key, -1)
-        )
+        assert self._client is not None
+        metrics = [
+            Metric(key, value, time_ms, step, run_id=self.run_id)
+            for key, value, time_ms, step in points
+            if step > self._last_steps.get(key, -1)  # not known yet when the server was away at the start
+        ]
         if metrics:
-            self._sender.put(Job(metrics, what=f"points of step {step}"))
+            with _named_errors():
+                self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+    def _points(self, step: int, values: dict[str, Value], time_ms: int) -> Job | None:
+        """Those that the server does not have, as far as is known; None when it has them all."""
+        points = tuple(
+            (key, float(value), time_ms, step)
+            for key, value in values.items()
+            if isinstance(value, (int, float)) and step > self._last_steps.get(key, -1)
+        )
+        return Job(points, what=f"points of step {step}") if points else None
+
+    def log_metrics(self, step: int, values: dict[str, Value]) -> None:
+        assert self._sender is not None, "start() comes first"
+        if (job := self._points(step, values, _now_ms())) is not None:
+            self._sender.put(job)
 
     def log_file(self, path: Path, folder: str = "") -> None:
         def send(client: MlflowClient) -> None:
@@ -224,12 +265,13 @@ class MlflowTracker:
         self._put(send, f"the picture {path.name}")
 
     def _put(self, send: Callable[[MlflowClient], None], what: str) -> None:
-        client, sender = self._client, self._sender
-        assert client is not None and sender is not None, "start() comes first"
+        sender = self._sender
+        assert sender is not None, "start() comes first"
 
         def call() -> None:
+            assert self._client is not None, "no job comes before the connection"
             with _named_errors():
-                send(client)
+                send(self._client)
 
         sender.put(Job(call=call, what=what))
 
@@ -239,7 +281,7 @@ class MlflowTracker:
             self._sender.drain(CLOSE_WAIT_S)
 
     def close(self, status: Status) -> None:
-        if self._sender is None or self._client is None:
+        if self._sender is None:
             return
         ended = ENDED[status]
         self._put(lambda client: client.set_terminated(self.run_id, ended), "the run's end")

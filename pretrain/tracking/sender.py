@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.errors import ForeframeError
 from pretrain.tracking.base import Say, without_credentials
 
 GATHER_S = 0.5  # points of this long go out together
@@ -39,21 +40,40 @@ class Sender(threading.Thread):
     """Sends until `stop`.
 
     send: takes points, of at most `max_points` where several jobs are joined; raises AwayError, LeftOutError.
+    connect: comes before all jobs, and is called until it returns; raises AwayError, or what ends the sender.
+    It has failed before, with `away`.
     away_since: when the server stopped answering, by time.monotonic. is_dead: no job will be sent any more.
     """
 
-    def __init__(self, send: Callable[[list[Any]], None], max_points: int, address: str, say: Say) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[Any]], None],
+        max_points: int,
+        address: str,
+        say: Say,
+        connect: Callable[[], None] | None = None,
+        away: AwayError | None = None,
+    ) -> None:
         super().__init__(name="tracking-sender", daemon=True)
         self._send_points, self._max_points, self._address, self._say = send, max_points, address, say
+        self._connect = connect
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._hurry = self._stop_asked = False
         self.is_dead = False
         self.away_since: float | None = None
+        if away is not None:
+            self._note_away(away)
 
     def put(self, job: Job) -> None:
         with self._changed:
             self._jobs.append(job)
+            self._changed.notify_all()
+
+    def put_first(self, jobs: Sequence[Job]) -> None:
+        """Before those that wait: what `connect` found to be still to be sent."""
+        with self._changed:
+            self._jobs.extendleft(reversed(jobs))
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> int:
@@ -72,6 +92,7 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         try:
+            self._open()
             self._work()
         except (
             Exception
@@ -79,10 +100,25 @@ class Sender(threading.Thread):
             with self._changed:
                 self.is_dead = True
                 self._changed.notify_all()
+            is_named = isinstance(error, (ForeframeError, LeftOutError))
+            told = f": {error}" if is_named else f" after an unexpected {_in_a_line(error)}"
             self._say(
-                f"nothing more is sent to MLflow at {self._address} after an unexpected {_in_a_line(error)}; "
-                f"the run goes on, every point is in metrics.jsonl and is sent when the run is resumed"
+                f"nothing more is sent to MLflow at {self._address}{told}; the run goes on, every "
+                f"point is in metrics.jsonl and is sent when the run is resumed"
             )
+
+    def _open(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while self._connect is not None and not self._stop_asked:
+            self._pause(pause_s)
+            try:
+                self._connect()
+            except AwayError as error:
+                self._note_away(error)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                self._connect = None
+                self._note_back()
 
     def _work(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -152,7 +188,9 @@ class Sender(threading.Thread):
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._stop_asked, min(seconds, 1.0) if self._hurry else seconds)
+            self._changed.wait_for(lambda: self._stop_asked or self._hurry, seconds)
+            if self._hurry:  # somebody waits, who will not for as long
+                self._changed.wait_for(lambda: self._stop_asked, min(seconds, 1.0))
 
 
 def _in_a_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,10 +46,13 @@ def test_the_argument_that_deepspeeds_launcher_puts_first_is_taken() -> None:
 
 
 @pytest.mark.parametrize("errors", [subprocess.PIPE, subprocess.STDOUT], ids=["stdout", "both"])
-def test_output_that_nobody_reads_any_more_ends_the_run_with_a_save(
+def test_output_that_nobody_reads_any_more_ends_a_launchers_rank_with_a_save(
     small_dataset: Path, tmp_path: Path, errors: int
 ) -> None:
-    """As when the ssh is gone through which a launcher reads: a crash would lose the steps since a save."""
+    """As when the ssh is gone through which a launcher reads: a crash would lose the steps since a save.
+
+    Without another launcher the run goes on: tests/distributed/test_unread_output.py.
+    """
     config = tiny_config(small_dataset, tmp_path, train={"steps": 5000, "checkpoint_every": 5000})
     (tmp_path / "given.yaml").write_text(dump_config(config))
     often = "from launch import cli, train_display; train_display.LINE_EVERY_S = 0; cli.main()"
@@ -58,6 +62,7 @@ def test_output_that_nobody_reads_any_more_ends_the_run_with_a_save(
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"},
     )
     assert process.stdout is not None
     assert "step 1/5000" in process.stdout.readline()

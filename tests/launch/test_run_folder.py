@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError, LostPeerError, UsageError
+from launch.lock import lock_run
 from launch.ranks import why_ranks_failed
-from launch.run_folder import TrainResult, finished, scientific_changes
+from launch.run_folder import TrainResult, finished, open_run, scientific_changes
 from launch.train import run_train
 from tests.small_dataset import tiny_config
 
@@ -57,6 +58,53 @@ def test_a_run_that_was_moved_is_where_it_is_now(tmp_path: Path) -> None:
     TrainResult(tmp_path / "a", 3, 0.5, 1.0, 9.0, None).write()
     (tmp_path / "a").rename(tmp_path / "b")
     assert TrainResult.read(tmp_path / "b").run == tmp_path / "b"
+
+
+def test_a_second_train_changes_nothing_of_the_run_under_way(small_dataset: Path, tmp_path: Path) -> None:
+    run = open_run(tiny_config(small_dataset, tmp_path))
+    before = (run / "config.yaml").read_bytes()
+    with lock_run(run), pytest.raises(UsageError, match="being trained by process"):
+        run_train(tiny_config(small_dataset, tmp_path, train={"log_every": 7}), quiet=True)
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_that_holds_no_run_is_left_as_it_is(small_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "diary.txt").touch()
+    with pytest.raises(UsageError, match="exists and holds no run"):
+        run_train(tiny_config(small_dataset, tmp_path), quiet=True)
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["diary.txt"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny/.lock"])
+def test_a_folder_that_cannot_be_made_or_locked_is_a_sentence(
+    small_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    if name == "tiny":
+        (tmp_path / "out" / name).touch()  # a file where the folder should be
+    else:
+        (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match="cannot be written, choose another out="):
+        run_train(tiny_config(small_dataset, tmp_path / "out"), quiet=True)
+
+
+def test_a_result_that_goes_while_it_is_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several machines, the first removes it while the others ask whether the run is done."""
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert finished(tmp_path, 2) is None
+
+
+def test_numbers_that_json_has_none_for_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        TrainResult(tmp_path, 3, float("inf"), 1.0, 9.0, None).write()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_none_of_whose_steps_had_a_finite_loss_is_no_run_without_steps(tmp_path: Path) -> None:
+    assert TrainResult(tmp_path, 3, None, 1.0, 9.0, None).summary() == "step 3, 1.0 clips/s, 9 s"
 
 
 def test_a_clip_whose_bytes_are_damaged_is_a_sentence_before_anything_starts(

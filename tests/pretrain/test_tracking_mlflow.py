@@ -190,6 +190,77 @@ def test_a_server_that_goes_away_and_comes_back_loses_no_point(
     assert "answers again" in said[1]
 
 
+def away_at_first(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let the first attempts to connect fail, with no pauses between them to speak of."""
+    from pretrain.tracking import mlflow as ours
+    from pretrain.tracking import sender
+
+    monkeypatch.setattr(sender, "GATHER_S", 0.01)
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.02)
+    real, left = ours.make_client, [times]
+
+    def connect(uri: str) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("connection refused")
+        return real(uri)
+
+    monkeypatch.setattr(ours, "make_client", connect)
+
+
+@pytest.mark.parametrize(("resumed_at", "steps"), [(5, range(6, 11)), (0, range(1, 11))])
+def test_a_server_that_is_away_when_a_run_goes_on_gets_each_point_once_it_is_back(
+    run: Path, monkeypatch: pytest.MonkeyPatch, resumed_at: int, steps: range
+) -> None:
+    """From a checkpoint, or from the start on another page; some points of before were never sent."""
+    from pretrain.tracking import mlflow as ours
+
+    config = TrackerConfig(uri=ours.local_uri(run))  # not the run's own, as a server would be
+    ours.make_client(str(config.uri)).create_experiment(config.experiment, (run / "mlartifacts").as_uri())
+    first = make_tracker(config, run, say=pytest.fail)
+    first.start(FACTS)
+    log_steps(first, range(1, 4))
+    first.close("stopped")
+    before = _get_run(run).info.run_id
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(f'{{"step": {step}, "loss": {1 / step}}}\n' for step in range(4, 8))
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        away_at_first(patch, 3)
+        tracker = make_tracker(config, run, say=said.append)
+        tracker.start(FACTS, resumed_at)
+        (run / "note.txt").touch()
+        tracker.log_file(run / "note.txt")
+        log_steps(tracker, steps)
+        tracker.flush()  # and does not wait
+        tracker.close("done")
+    assert _history(run, "loss") == list(range(1, 11))
+    assert (_get_run(run).info.run_id == before) == (resumed_at > 0)
+    assert _get_run(run).info.status == "FINISHED"
+    assert ["does not answer" in said[0], "answers again" in said[1], len(said)] == [True, True, 2]
+
+
+def test_a_server_that_refuses_the_run_when_it_is_back_costs_the_run_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.tracking import mlflow as ours
+
+    client = ours.make_client(ours.local_uri(run))
+    client.delete_experiment(client.create_experiment("gone"))
+    config = TrackerConfig(uri=ours.local_uri(run), experiment="gone")
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        away_at_first(patch, 1)
+        tracker = make_tracker(config, run, say=said.append)
+        tracker.start(FACTS, 5)
+        log_steps(tracker, range(6, 9))
+        tracker.close("done")
+    assert "nothing more is sent to MLflow" in said[1]
+    assert "'gone'" in said[1] and "was deleted there: restore it" in said[1]
+    assert "unexpected" not in said[1]
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
