@@ -8,8 +8,9 @@ import torch
 
 from pretrain.config import RunConfig
 from pretrain.masks import sample_masks
-from pretrain.objective.base import Batch, Objective
-from pretrain.objective.make import make_objective
+from pretrain.model.vit import Encoder
+from pretrain.objective.base import Batch, Objective, Output
+from pretrain.objective.make import first_encoder, make_objective
 
 MASKS = [{"blocks": 3, "spatial_scale": 0.15}, {"blocks": 1, "spatial_scale": 0.6}]
 
@@ -69,3 +70,32 @@ def woken(objective: Objective) -> Objective:
 
 def make(config: RunConfig) -> Objective:
     return woken(make_objective(config))
+
+
+FROZEN: dict[str, Any] = {"target": {"kind": "frozen"}}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "masked": ({"kind": "masked_latent", "masks": MASKS}, {}),
+    "masked, 2.1": (
+        {"kind": "masked_latent", "masks": MASKS, "context_loss": {"warmup": [0, 0]}},
+        {"encoder": {"levels": [1, 2], "pictures": "own"}},
+    ),
+    "masked, raster": ({"kind": "masked_latent", "masks": MASKS, "truncate": "raster"}, {}),
+    "masked, sincos": ({"kind": "masked_latent", "masks": MASKS}, {"encoder": {"rope": "none"}}),
+    "pixel": ({"kind": "pixel", "masks": MASKS}, {}),
+    "contrastive": ({"kind": "contrastive", "masks": MASKS, "tokens": 40}, {}),
+    "future": ({"kind": "future_latent", "action_size": 3}, {}),
+    "future, of the clip": ({"kind": "future_latent", "target_sees": "clip", "past": [0.2, 0.8]}, {}),
+    "action": ({"kind": "action_latent", "action_size": 3, "state_size": 5}, FROZEN),
+}
+
+
+def config_of(name: str, **more: Any) -> RunConfig:
+    objective, sections = KINDS[name]
+    return small_config(objective | more.pop("objective", {}), **{**sections, **more})
+
+
+def passed(config: RunConfig, batch: Batch) -> tuple[Objective, Encoder, Output]:
+    """The objective, a target encoder that would take a gradient, and what a pass gives."""
+    objective = make(config)
+    target = first_encoder(objective, config).requires_grad_(True)
+    return objective, target, objective(batch, objective.targets(target, batch))
