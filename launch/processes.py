@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from data_pipeline.errors import EXIT_LOST_PEER
 
@@ -32,6 +33,33 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     asking = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     is_heard = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     return (*asking, signal.SIGHUP) if is_heard else asking
+
+
+class Asked:
+    """Signals that ask this process to stop, kept while it is open: `number` is the first of them."""
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in stop_signals():
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, _: object) -> None:
+        is_again = self.number is not None
+        self.number = self.number or signal.Signals(number)
+        if is_again and number == signal.SIGINT:
+            self.again()
+
+    def again(self) -> None:
+        """Ctrl-C, when it was asked before: it does not wait for a save."""
+        raise KeyboardInterrupt
 
 
 def facts_of(pid: int) -> Facts | None:

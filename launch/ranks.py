@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from data_pipeline.errors import (
     EXIT_LOST_PEER,
@@ -24,7 +23,7 @@ from data_pipeline.scratch import scratch_folder
 from launch.config import dump_config
 from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
 from launch.meeting import Job, meet
-from launch.processes import POLL_S, end_groups, facts_of, send, stop_signals
+from launch.processes import POLL_S, Asked, end_groups, facts_of, send
 from launch.watchdog import STARTER_WAITS_S, Stillness, hang_error, pulse_file
 from pretrain.config import RunConfig
 
@@ -51,28 +50,6 @@ class PreemptedError(ForeframeError):
     exit_code = EXIT_PREEMPTED
     label = "stopped"
     may_pass = True
-
-
-class Asked:
-    """Signals to this process, as a request to the ranks; a second Ctrl-C does not wait for them."""
-
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in stop_signals():
-            self._before[number] = signal.signal(number, self._received)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _received(self, number: int, _: object) -> None:
-        if self.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = signal.Signals(number)
 
 
 @dataclass

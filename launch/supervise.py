@@ -16,14 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
 
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, ForeframeError
 from data_pipeline.scratch import scratch_folder
 from launch.attempts import Attempt, last_logged, newest_step, read_attempts, write_attempt
 from launch.ending import END_VARIABLE, End
 from launch.lock import is_bare
-from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send, stop_signals
+from launch.processes import POLL_S, Asked, adopt_orphans, descendants, end_descendants, send
 
 SUPERVISOR_VARIABLE = "FOREFRAME_SUPERVISOR"
 LONGEST_BACKOFF_S = 300.0
@@ -94,26 +93,13 @@ def what_next(end: End, *, failures: int, limits: Limits, asked: str | None) -> 
     return Next(pause_s, end.exit_code, f"restarted after {pause_s:g} s")
 
 
-class Stopped:
+class Stopped(Asked):
     """Signals that stop the supervisor; the second Ctrl-C asks for an end at once."""
 
-    def __init__(self) -> None:
-        self.number: signal.Signals | None = None
-        self.at_once = False
-        self._before: dict[int, Any] = {}
+    at_once = False
 
-    def __enter__(self) -> Self:
-        for number in stop_signals():
-            self._before[number] = signal.signal(number, self._received)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _received(self, number: int, _: object) -> None:
-        self.at_once = self.at_once or (self.number is not None and number == signal.SIGINT)
-        self.number = self.number or signal.Signals(number)
+    def again(self) -> None:
+        self.at_once = True
 
     @property
     def name(self) -> str | None:

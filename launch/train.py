@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from data_pipeline.errors import (
     FULL_DISK,
@@ -32,7 +31,7 @@ from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
-from launch.processes import die_with_parent, stop_signals
+from launch.processes import Asked, die_with_parent
 from launch.provenance import git, provenance, versions
 from launch.ranks import (
     ALLOWED_VARIABLE,
@@ -64,42 +63,28 @@ LOST_PEER_WORDS = ("by peer", "Connection closed", "NCCL communicator was aborte
 TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
 
 
-class StopRequests:
+class StopRequests(Asked):
     """Signals, the time limit, a launcher that is gone: a reason that the loop asks for after each step.
 
     has_launcher: another program started this rank and reads its output; without that nobody would see it.
     """
 
     def __init__(self, time_limit_s: float | None, *, has_launcher: bool = False) -> None:
-        self._has_launcher = has_launcher
-        self._asked: str | None = None
+        super().__init__()
+        self._has_launcher, self._is_alone = has_launcher, False
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in stop_signals():
-            self._before[number] = signal.signal(number, self._received)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _received(self, number: int, _: object) -> None:
-        if self._asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
-        self._asked = f"{signal.Signals(number).name} received"
 
     @property
     def is_asked(self) -> bool:
-        return self._asked is not None
+        return self.number is not None or self._is_alone
 
     @property
     def reason(self) -> str | None:
-        if self._asked is None and self._has_launcher and is_unread():
-            self._asked = "nobody reads what it prints any more"
-        if self._asked is not None:
-            return self._asked
+        if self.number is not None:
+            return f"{self.number.name} received"
+        self._is_alone = self._is_alone or (self._has_launcher and is_unread())
+        if self._is_alone:
+            return "nobody reads what it prints any more"
         is_late = self._deadline_s is not None and time.monotonic() > self._deadline_s
         return "train.time_limit_s is over" if is_late else None
 
