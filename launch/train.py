@@ -10,8 +10,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +167,21 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     run, shared = run_folder(config), os.environ.get(ERRORS_VARIABLE)
+    has_launcher = "RANK" in os.environ and not shared
     here = ranks_here() if shared else 1  # that share the folder
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) - here
     try:
         with (
-            StopRequests(
-                config.train.time_limit_s, has_launcher="RANK" in os.environ and not shared
-            ) as stops,
+            StopRequests(config.train.time_limit_s, has_launcher=has_launcher) as stops,
+            ExitStack() as holding,
             nullcontext(Path(shared)) if shared else scratch_folder() as folder,
             watching(run, folder, rank, config.train.hang_s, elsewhere) as watchdog,
         ):
             if config.strategy.kind == "deepspeed":
                 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
-            return _train_or_say_why(config, stops, watchdog, quiet=quiet, allow_change=allow_change)
+            # who starts ranks of ours holds the run's folder for them
+            hold = partial(holding.enter_context, lock_run(run)) if has_launcher else None
+            return _train_or_say_why(config, stops, watchdog, hold, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         if leave_rank_error(rank, error):
             raise SystemExit(error.exit_code) from error
@@ -189,12 +192,18 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
 
 
 def _train_or_say_why(
-    config: RunConfig, stops: StopRequests, watchdog: Watchdog, *, quiet: bool, allow_change: Sequence[str]
+    config: RunConfig,
+    stops: StopRequests,
+    watchdog: Watchdog,
+    hold: Callable[[], None] | None,
+    *,
+    quiet: bool,
+    allow_change: Sequence[str],
 ) -> TrainResult:
     """`_train`; a disk that is full by the time of a metric, and a rank that went away, are named errors."""
     run = run_folder(config)
     try:
-        return _train(config, stops, quiet=quiet, allow_change=allow_change)
+        return _train(config, stops, hold, quiet=quiet, allow_change=allow_change)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
@@ -212,8 +221,14 @@ def _train_or_say_why(
 
 
 def _train(
-    config: RunConfig, stops: StopRequests, *, quiet: bool, allow_change: Sequence[str]
+    config: RunConfig,
+    stops: StopRequests,
+    hold: Callable[[], None] | None,
+    *,
+    quiet: bool,
+    allow_change: Sequence[str],
 ) -> TrainResult:
+    """hold: keeps others out of the run's folder from then on; called by the first rank."""
     import torch
 
     from pretrain import pulse
@@ -242,6 +257,9 @@ def _train(
     def check_and_open() -> None:
         if world.is_first:
             check_data(config)
+            make_run(config, allow_change)
+            if hold is not None:
+                hold()
             open_run(config, allow_change)
 
     world.together(check_and_open)

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipeline.errors import EXIT_PREEMPTED
 from launch.config import dump_config, shipped_config
+from launch.lock import lock_run
 from launch.ranks import ranks_here
 from pretrain.checkpoint import newest_whole
 from tests.small_dataset import tiny_config
@@ -74,3 +75,25 @@ def test_output_that_nobody_reads_any_more_ends_a_launchers_rank_with_a_save(
         assert "Traceback" not in printed and "Exception" not in printed, printed
     _, manifest, _ = newest_whole(tmp_path / "tiny")
     assert 0 < manifest["progress"]["step"] < 5000
+
+
+def test_another_launchers_ranks_keep_to_the_run_that_nobody_else_trains(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(small_dataset, tmp_path, train={"steps": 2})
+    (tmp_path / "given.yaml").write_text(dump_config(config))
+    (tmp_path / "tiny").mkdir()
+    command = [sys.executable, "-m", "launch", "train", str(tmp_path / "given.yaml")]
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1"}
+
+    def train() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=100, check=False
+        )
+
+    with lock_run(tmp_path / "tiny"):
+        refused = train()
+        assert refused.returncode == 2, refused.stderr
+        assert f"is being trained by process {os.getpid()}" in refused.stderr
+        assert not (tmp_path / "tiny" / "config.yaml").exists()
+    assert train().returncode == 0
