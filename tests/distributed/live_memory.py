@@ -39,6 +39,7 @@ def measure(config: RunConfig, world: World) -> dict[str, Any]:
     laid_out = plan(config, world.size)
     batches = Batches(laid_out, world.rank, world.device)
     before = storages()
+    gc.freeze()  # what there is already is not looked at again, which would take most of the time
     engine = build_engine(laid_out, world)
     sizes = [
         sum(int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()) if module else 0

@@ -154,7 +154,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
         if where == "remote download":
             patch.setattr("data_pipeline.storage.open", Full, raising=False)
         elif where == "local download":
-            patch.setattr("data_pipeline.storage.shutil.copyfileobj", full)
+            patch.setattr("data_pipeline.storage._copy", full)
         else:
             patch.setattr("pretrain.data.cache.os.fsync", full)
         told = rf"{cache.folder}, the cache .* No space left .*: make room .* data.cache_bytes below 102400"
