@@ -153,6 +153,7 @@ def test_a_stopped_rank_ends_the_run_with_the_stacks_of_the_other(
     assert [each for each in job if is_alive(each)] == [], "the stopped one is gone, too"
 
 
+@pytest.mark.slow
 def test_a_loop_without_end_is_named_by_its_function(small_dataset: Path, tmp_path: Path) -> None:
     process = start(config_of(small_dataset, tmp_path, train={"hang_s": 8.0}), LOOP_FOR_EVER)
     printed = process.communicate(timeout=LIMIT_S)[0]

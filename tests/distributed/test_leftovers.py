@@ -20,6 +20,7 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if "foreframe" in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="ranks die with their starter on Linux only")
 def test_what_killed_ranks_and_their_starter_leave_goes_with_the_next_start(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -294,6 +294,7 @@ def test_stopping_the_command_saves_at_an_agreed_step(
     assert curve(tmp_path / "tiny") == curve(whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks through /proc")
 def test_a_signal_saves_at_an_agreed_step(whole_run: Path, small_dataset: Path, tmp_path: Path) -> None:
     config = two_rank_config(small_dataset, tmp_path)

@@ -115,6 +115,7 @@ def test_killed_after_it_the_run_goes_on_to_the_same_curve(
     assert skipped(run) == skipped(whole[0] / "tiny")
 
 
+@pytest.mark.slow
 def test_past_the_limit_in_a_row_the_run_ends(small_dataset: Path, tmp_path: Path) -> None:
     process = train(small_dataset, tmp_path, f"{BAD}-99", max_skipped_steps=2)
     printed = process.communicate(timeout=150)[0]

@@ -145,6 +145,7 @@ def test_a_closed_terminal_saves_and_ends_with_its_own_code(
         process.kill()
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_is_no_stop(small_dataset: Path, tmp_path: Path) -> None:
     process, terminal = start_on_terminal(small_dataset, tmp_path, "single", 60, has_nohup=True)
     try:
