@@ -33,6 +33,10 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
     "blocks computed again, stage 3": (2, {"strategy": {"zero_stage": 3, "activation_checkpointing": True}}),
     "optimizer on the host": (2, {"strategy": {"offload_optimizer": True}}),
     "optimizer on the host, stage 3": (2, {"strategy": {"zero_stage": 3, "offload_optimizer": True}}),
+    "optimizer on the host, bf16": (
+        2,
+        {"strategy": {"zero_stage": 2, "offload_optimizer": True}, "train": {"precision": "bf16"}},
+    ),
     "one forward a step": (2, {"train": {"micro_batch": 6}}),
     "six forwards a step": (2, {"train": {"micro_batch": 1}}),
     "one forward a step, stage 3": (2, {"strategy": {"zero_stage": 3}, "train": {"micro_batch": 6}}),
