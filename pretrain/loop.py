@@ -52,7 +52,6 @@ def train(
         watch.after_step(progress, knobs, update, is_last=asked)  # metrics, health, tracker
         stop = asked or watch.stops
         if stop or plan.saves_at(progress.step):
-            pulse.beat("checkpoint")
             checkpoints.save(engine, progress, is_last=stop or progress.step == plan.steps)
         else:
             checkpoints.follow()  # what is written meanwhile: published once all ranks have

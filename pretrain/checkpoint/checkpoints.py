@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipeline.errors import CheckpointError, DataError, why
 from data_pipeline.storage import Moved
+from pretrain import pulse
 from pretrain.checkpoint.fragments import StoredFragments
 from pretrain.checkpoint.manifest import FOLDER, FORMAT_VERSION, rank_file, sealed, step_name
 from pretrain.checkpoint.publish import point, publish, remove
@@ -126,6 +127,7 @@ class Checkpoints:
         A save that fails is said and counted, and the run goes on: earlier checkpoints are untouched.
         Raises, on every rank: CheckpointError when the last save failed, and failed again.
         """
+        pulse.beat("checkpoint")
         self._settle()
         if not is_last:
             try:
