@@ -367,7 +367,7 @@ def main() -> None:
         print_error(told)
         leave_end(told.exit_code, "DataError", str(told), may_pass=False)
         sys.exit(DataError.exit_code)
-    except Exception as error:
+    except Exception as error:  # a crash: the supervisor is told, the traceback goes on
         leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
         raise
     except SystemExit as ended:

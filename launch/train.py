@@ -186,7 +186,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
         if leave_rank_error(rank, error):
             raise SystemExit(error.exit_code) from error
         raise
-    except Exception as error:
+    except Exception as error:  # a crash: who started this rank is told, the traceback goes on
         leave_rank_error(rank, error)
         raise
 
