@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from data_pipeline.errors import ConfigError
 from launch.cli import app
 from launch.estimate import Estimate, estimate
 from tests.pretrain.small_objective import small_config
@@ -76,4 +77,5 @@ def test_the_command_prints_a_table_or_json_and_refuses_what_cannot_be_split() -
     for column in plain["columns"]:
         assert column["held"]["most"] > column["held"]["always"] > 0
     refused = runner.invoke(app, [*given, "--nproc", "7"])
-    assert refused.exit_code != 0
+    assert isinstance(refused.exception, ConfigError)
+    assert [problem.key for problem in refused.exception.problems] == ["train.global_batch"]
