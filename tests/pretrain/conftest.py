@@ -1,9 +1,8 @@
-"""A store that stumbles, for the tests of what reads from it; an empty one of MLflow's."""
+"""A store that stumbles, for the tests of what reads from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,14 +32,3 @@ def steadfast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def impatient(steadfast: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that stays broken is told of within seconds."""
     monkeypatch.setattr("data_pipeline.s3.requests.RETRY_FOR_S", 1.0)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store of MLflow's with its tables made, to copy: making them takes seconds."""
-    pytest.importorskip("mlflow")
-    from pretrain.tracking.mlflow import local_uri, make_client
-
-    folder = tmp_path_factory.mktemp("store")
-    make_client(local_uri(folder)).search_experiments(max_results=1)
-    return folder / "mlflow.db"

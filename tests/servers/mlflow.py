@@ -23,6 +23,26 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables made, to copy: making them takes seconds."""
+    pytest.importorskip("mlflow")
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    folder = tmp_path_factory.mktemp("store")
+    make_client(local_uri(folder)).search_experiments(max_results=1)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def shared_store(tmp_path: Path, empty_store: Path) -> str:
+    """The address of a store of its own for a test, for tracker.uri."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
 def _serve(folder: Path) -> None:
     """In this one process, so that a SIGKILL leaves no worker behind that answers on."""
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -41,6 +41,16 @@ def local_uri(run: Path) -> str:
     return f"sqlite:///{(run / DATABASE_FILE).resolve()}"
 
 
+def artifacts_beside(uri: str) -> str | None:
+    """Where the artifacts of a sqlite store lie, beside it; None of a server, which knows itself.
+
+    Without this MLflow would put them below the folder that the command was given in.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS_FOLDER).as_uri()
+
+
 def quieten() -> None:
     """Before MLflow is imported: it shall neither call home nor talk while it starts."""
     # MLflow reads these once, while it is imported; a value that the user has set wins.

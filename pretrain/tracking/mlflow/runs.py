@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import Storage
 from pretrain.tracking.base import RunFacts, Say, run_title
-from pretrain.tracking.mlflow.client import ARTIFACTS_FOLDER, user_name
+from pretrain.tracking.mlflow.client import user_name
 from pretrain.tracking.mlflow.page import NOTE, shortened
 
 if TYPE_CHECKING:
@@ -48,10 +48,14 @@ class Rollback:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs of a folder are tracked. address: without credentials, for sentences."""
+    """Where the runs of a folder are tracked. address: without credentials, for sentences.
+
+    artifacts: of a new experiment; None where the server knows. is_local: in the run's folder itself.
+    """
 
     run: Path
     address: str
+    artifacts: str | None
     is_local: bool
 
 
@@ -160,9 +164,8 @@ def experiment_id(client: MlflowClient, place: Place, name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        where = (place.run / ARTIFACTS_FOLDER).resolve().as_uri() if place.is_local else None
         try:
-            return str(client.create_experiment(name, where, EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, place.artifacts, EXPERIMENT_TAGS))
         except MlflowException as error:
             # Another run that starts at the same moment may have made it.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

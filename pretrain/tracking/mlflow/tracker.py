@@ -18,7 +18,14 @@ from data_pipeline.errors import UsageError
 from pretrain.tracking.base import Finding, RunFacts, Say, Status, Value, without_credentials, without_secrets
 from pretrain.tracking.jsonl import read_metrics
 from pretrain.tracking.mlflow import client as connections
-from pretrain.tracking.mlflow.client import DATABASE_FILE, local_uri, named_errors, now_ms, quieten
+from pretrain.tracking.mlflow.client import (
+    DATABASE_FILE,
+    artifacts_beside,
+    local_uri,
+    named_errors,
+    now_ms,
+    quieten,
+)
 from pretrain.tracking.mlflow.findings import Begun, log_finding
 from pretrain.tracking.mlflow.page import VERDICT, describe, numbers
 from pretrain.tracking.mlflow.runs import (
@@ -50,7 +57,8 @@ class MlflowTracker:
     def __init__(self, run: Path, uri: str | None, say: Say) -> None:
         self.run, self._say = run, say
         self._uri = uri or local_uri(run)
-        self.place = Place(run, without_credentials(self._uri), is_local=uri is None)
+        address = without_credentials(self._uri)
+        self.place = Place(run, address, artifacts_beside(self._uri), is_local=uri is None)
         self.run_id = ""
         self._facts = RunFacts("")
         self._client: MlflowClient | None = None
