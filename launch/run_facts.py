@@ -16,27 +16,20 @@ from data_pipeline.storage import Storage
 from launch.outline import num_parameters
 from launch.run_folder import OPERATIONAL
 from pretrain.config import RunConfig
+from pretrain.config.masks import BlockMaskConfig
 from pretrain.tracking.base import DatasetFacts, RunFacts
 
-# Shown of every run, so that two can be laid side by side also where one has the default.
+# Shown of every run; of the others those that are not as by default. They are few, as MLflow writes all of
+# them over each picture.
 ALWAYS = (
     "seed",
     "objective.kind",
-    "data.frames",
-    "data.fps",
-    "data.size",
     "model.encoder.preset",
-    "model.encoder.patch",
-    "target.kind",
-    "target.momentum.start",
-    "target.momentum.end",
     "optim.lr",
-    "optim.warmup_steps",
-    "optim.weight_decay",
     "train.steps",
     "train.global_batch",
-    "train.precision",
 )
+USUAL_BLOCKS = BlockMaskConfig(blocks=1, spatial_scale=(0.15, 0.15)).model_dump(mode="json")
 PLACES = ("name", "data.shards")  # these say where and under which name, not what
 
 
@@ -81,7 +74,7 @@ def params_of(config: RunConfig) -> dict[str, str]:
 
 
 def _in_lines(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values; a list of sections is one value, in which what is null is left out."""
+    """Dotted keys and values; a list of sections is one value."""
     lines: dict[str, str] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
@@ -95,7 +88,15 @@ def _in_lines(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _section(section: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in section.items() if value is not None)
+    """`blocks 8, spatial_scale 0.15`: what is null or as by default is left out, and of [x, x] one x."""
+    usual = USUAL_BLOCKS if section.get("kind") == "blocks" else {}
+    parts = []
+    for key, value in section.items():
+        is_needed = key in ("blocks", "spatial_scale") or usual.get(key) != value
+        if value is not None and is_needed:
+            is_pair = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
+            parts.append(f"{key} {value[0] if is_pair else value}")
+    return ", ".join(parts)
 
 
 def _tags(config: RunConfig, run: Path, provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def test_parameters_are_those_by_which_runs_are_told_apart(tmp_path: Path) -> No
     masks = {"kind": "masked_latent", "masks": [{"blocks": 4, "spatial_scale": 0.3}]}
     changed = params_of(tiny_config(tmp_path, tmp_path, objective=masks))
     assert {key for key in changed if changed[key] != params.get(key)} == {"objective.masks"}
-    assert changed["objective.masks"].startswith("kind blocks, blocks 4, spatial_scale [0.3, 0.3]")
+    assert changed["objective.masks"] == "blocks 4, spatial_scale 0.3"
 
 
 @pytest.mark.parametrize("kind", ["masked_latent", "future_latent", "pixel", "contrastive"])

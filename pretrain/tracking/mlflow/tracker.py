@@ -27,6 +27,7 @@ from pretrain.tracking.mlflow.client import (
     quieten,
 )
 from pretrain.tracking.mlflow.findings import Begun, log_finding
+from pretrain.tracking.mlflow.images import log_image
 from pretrain.tracking.mlflow.page import VERDICT, describe, numbers
 from pretrain.tracking.mlflow.runs import (
     RUN_FILE,
@@ -224,18 +225,7 @@ class MlflowTracker:
             self._send_file(client, path, "pictures")
 
         def send_image(client: MlflowClient) -> None:
-            from PIL import Image
-
-            try:
-                with Image.open(path) as picture:
-                    picture.load()
-            except (
-                OSError,
-                SyntaxError,
-                ValueError,
-            ) as error:  # all three are what PIL says of a damaged file
-                raise LeftOutError(str(error)) from error
-            client.log_image(self.run_id, picture, key=path.stem, step=step, synchronous=True)
+            log_image(client, self.run_id, path, step)
 
         what = f"the picture {path.name}"
         image = [self._job(send_image, what)] if path.suffix == ".png" else []
