@@ -180,7 +180,6 @@ class TrackerConfig(Section):
         None,
         min_length=1,
         max_length=200,
-        description="runs of the same group lie below one run of that name in the experiment, as those of a "
-        "sweep do; null: none",
+        description="runs of one group lie below one run of that name, as those of a sweep do; null: none",
     )
     uri: str | None = Field(None, description="MLflow address; null: mlflow.db in the run's folder")

@@ -55,6 +55,7 @@ def quieten() -> None:
     """Before MLflow is imported: it shall neither call home nor talk while it starts."""
     # MLflow reads these once, while it is imported; a value that the user has set wins.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for noisy in ("alembic", "mlflow.store", "mlflow.tracking", "urllib3.connectionpool"):
