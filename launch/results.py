@@ -69,7 +69,10 @@ def report_run(run: Path, out: Path | None = None, progress: Report | None = Non
     from pretrain.tracking.base import add_results
 
     path = write_report(run, out=out, progress=progress)
-    pictures = sorted(path for path in (run / "pictures").iterdir() if not path.name.startswith("."))
+    found = (
+        path for path in (run / "pictures").iterdir() if path.is_file()
+    )  # those of steps are there already
+    pictures = sorted(path for path in found if not path.name.startswith("."))
     add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
     return path
 
