@@ -40,7 +40,7 @@ def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_secret_in_uncommitted_code_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = '+AWS_SECRET_ACCESS_KEY = "hunter2hunter2"\n+tokens_M = packed(tokens_M)'
-    monkeypatch.setattr(ours, "git", lambda *_: patch)
+    monkeypatch.setattr(ours, "git", lambda what, *_: patch if what == "diff" else "abc123")
     facts = ours.provenance([DATA], 1, "cpu")
     files = ours.write_provenance(tmp_path, facts)
     assert [file.name for file in files] == ["provenance.json", "environment.txt", "code.patch"]
