@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.checkpoint.manifest import FOLDER, MANIFEST, step_of
 from pretrain.checkpoint.whole import step_folders
@@ -20,16 +21,24 @@ Scores = Mapping[int, Mapping[str, float]]
 """By step, then by name of the score; higher is better."""
 
 
+def healthy_until(progress: Mapping[str, Any]) -> int | None:
+    """Of a manifest's progress: the last step that was healthy, where the latest look was not; else None."""
+    history = progress["history"]
+    return int(history["healthy_step"]) if history["streaks"] else None
+
+
 @dataclass(frozen=True)
 class Retention:
     """What to keep of a run.
 
     newest: how many of the newest. every: steps whose multiples are kept for good. best: name of a score.
+    healthy: while the run is in trouble, the last step at which it was not: the newest from before stays.
     """
 
     newest: int
     every: int | None = None
     best: str | None = None
+    healthy: int | None = None
 
     def kept(self, steps: Collection[int], scores: Scores) -> dict[int, str]:
         """The steps that stay, of those that are whole, each with the reason; the newest always does."""
@@ -39,6 +48,9 @@ class Retention:
         for step in reasons:
             if self.every is not None and step % self.every == 0:
                 reasons[step].append(f"a multiple of {self.every}")
+        before = [step for step in steps if self.healthy is not None and step <= self.healthy]
+        if before and max(before) != max(steps):
+            reasons[max(before)].append("from before the trouble")
         best = None if self.best is None else best_step(steps, scores, self.best)
         if best is not None:
             reasons[best].append(f"best {self.best}")
