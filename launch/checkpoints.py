@@ -104,7 +104,7 @@ def judge(store: Store, name: str, listed: Listed) -> tuple[str | None, dict[str
 
 def rule_of(manifest: dict[str, Any]) -> Retention:
     train = RunConfig.model_validate(manifest["config"]).train
-    healthy = healthy_until(manifest["progress"])
+    healthy = healthy_until(manifest)
     return Retention(train.keep_checkpoints, train.keep_every, train.keep_best, healthy)
 
 

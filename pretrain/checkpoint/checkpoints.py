@@ -130,7 +130,7 @@ class Checkpoints:
     def _go_on_from(self, found: Found) -> None:
         """What is later, or damaged, or no longer kept goes, here and in the store."""
         assert found.folder is not None
-        self._retain(found.folder.name, found.manifest["progress"])
+        self._retain(found.folder.name, found.manifest)
         self._sending.begin(found.folder.name, self._damaged)
 
     def _load(self, engine: Engine, found: Found) -> Progress:
@@ -268,17 +268,17 @@ class Checkpoints:
             patiently(world, lambda _: shutil.rmtree(pending.part, ignore_errors=True) if is_keeper else None)
             raise
         self._damaged.discard(final.name)  # what was is no more: this one is whole
-        self._retain(final.name, pending.manifest["progress"])
+        self._retain(final.name, pending.manifest)
         self._sending.begin(final.name, self._damaged)
         self._stalls_ms.append(1000 * (time.perf_counter() - began_s))
 
-    def _retain(self, newest: str, progress: Mapping[str, Any]) -> None:
+    def _retain(self, newest: str, manifest: Mapping[str, Any]) -> None:
         """Let go what the settings do not keep, now that the newest is known to be whole.
 
-        progress: of its manifest. Nothing depends on it: what could not be let go now is at the next save.
+        Nothing depends on it: what could not be let go now is at the next save.
         """
 
-        self._rule = self._sending.rule = replace(self._rule, healthy=healthy_until(progress))
+        self._rule = self._sending.rule = replace(self._rule, healthy=healthy_until(manifest))
 
         def let_go(names: list[str]) -> None:
             if self._sharing.is_keeper:

@@ -21,10 +21,14 @@ Scores = Mapping[int, Mapping[str, float]]
 """By step, then by name of the score; higher is better."""
 
 
-def healthy_until(progress: Mapping[str, Any]) -> int | None:
-    """Of a manifest's progress: the last step that was healthy, where the latest look was not; else None."""
-    history = progress["history"]
-    return int(history["healthy_step"]) if history["streaks"] else None
+def healthy_until(manifest: Mapping[str, Any]) -> int | None:
+    """The last step that a run may have to go back to: of the last look without trouble.
+
+    None of a run that does not go back by itself, and whose latest look was well.
+    """
+    history = manifest["progress"]["history"]
+    goes_back = manifest["config"]["health"]["on_collapse"] == "rollback"
+    return int(history["healthy_step"]) if history["streaks"] or goes_back else None
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Retention:
     """What to keep of a run.
 
     newest: how many of the newest. every: steps whose multiples are kept for good. best: name of a score.
-    healthy: while the run is in trouble, the last step at which it was not: the newest from before stays.
+    healthy: the newest up to this step stays, so that there is one from before a trouble.
     """
 
     newest: int
