@@ -53,6 +53,7 @@ class Looks:
         self._last: Output | None = None
         self._events = Events(run, progress.step) if engine.world.is_first else None
         self._is_stuck = False  # no checkpoint to go back to, or it went back as often as it may
+        self._is_over = False  # whatever on_collapse says: no step is taken any more
         self.verdict = verdict_of(progress.history, self._config)
 
     @property
@@ -65,7 +66,7 @@ class Looks:
             return "noted" if asked == "note" else "warned"
         if asked == "rollback":
             return "stopped" if self._is_stuck else "rolled back"
-        return RESPONSES[asked]
+        return "stopped" if self._is_over else RESPONSES[asked]
 
     @property
     def stops(self) -> bool:
@@ -114,6 +115,7 @@ class Looks:
             f"{progress.skipped_in_row} steps in a row had gradients that are not finite, up to step "
             f"{progress.step}, by samples that {FILE} names"
         )
+        self._is_over = True
         self._take(progress, Verdict("diverged", reason))
 
     def _take(self, progress: Progress, verdict: Verdict) -> None:
@@ -153,7 +155,7 @@ class Looks:
             if self._events is not None:
                 self._events.add(progress.step, verdict, "stopped")
             return None
-        self.verdict = verdict_of(found.history, self._config)
+        self.verdict, self._is_over = verdict_of(found.history, self._config), False
         self._say(
             f"step {progress.step}: {verdict.word}: {verdict.reason}; gone back to step {found.step} "
             f"({changes.rollbacks} of {rule.times}), learning rate × {changes.lr_scale:g}"
