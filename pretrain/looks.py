@@ -95,7 +95,8 @@ class Looks:
             rank=health[f"{judged}_rankme"],
             loss=loss,
             guess=health["loss_prediction"],
-            trivial=min(health["loss_mean_token"], health["loss_copy"]),
+            mean_token=health["loss_mean_token"],
+            copy=health["loss_copy"],
             largest_step=largest_step(norms),
             skipped=progress.skipped_in_row,
         )

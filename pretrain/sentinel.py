@@ -19,6 +19,8 @@ KEPT_LOOKS = 40  # how far back the run's own past is looked at
 FALLEN = 0.35  # share of its own recent best below which the spread has fallen fast
 RUNAWAY = 2.0  # times the loss at the start, or that of the trivial answer, from which a loss has run away
 LARGE_STEP = 0.1  # share of the weights' norm that one step may move them
+LEARNED = 0.8  # share of the mean token's loss below which predictions have told clips or places apart
+SLOW = 10  # times the patience until a loss that never was below the mean token's is a warning
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Reading:
     """What the sentinel reads at a look.
 
     spread: std across samples of the features that are judged. rank: their RankMe. loss: of the step.
-    constant: share of the spread of targets that predictions have. guess, trivial: what the objective says of
-    predictions, and of the best trivial answer; nan where there is none. largest_step: the step's norm as a
-    share of the weights', of the module where it is largest. skipped: steps in a row that were not finite.
+    guess, mean_token, copy: what the objective says of predictions, and of two trivial answers. largest_step:
+    the step's norm as a share of the weights', of the module where it is largest; nan where not known.
+    skipped: steps in a row that were not finite.
     """
 
     step: int
@@ -49,7 +51,8 @@ class Reading:
     rank: float
     loss: float
     guess: float = math.nan
-    trivial: float = math.nan
+    mean_token: float = math.nan
+    copy: float = math.nan
     largest_step: float = math.nan
     skipped: int = 0
 
@@ -60,12 +63,15 @@ class History:
 
     start: the first reading, before training has changed anything. streaks: looks in a row at which a rule
     has fired, and healthy_step: the last look at which none had. recent: (step, spread) of late looks.
+    blind: looks in a row at which the mean token would have done as well; has_learned: it once did not.
     """
 
     start: Reading | None = None
     last: Reading | None = None
     streaks: dict[str, int] = field(default_factory=dict)
     healthy_step: int = 0
+    blind: int = 0
+    has_learned: bool = False
     recent: list[tuple[int, float]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
@@ -81,6 +87,8 @@ class History:
             "last": plain(self.last),
             "streaks": dict(self.streaks),
             "healthy_step": self.healthy_step,
+            "blind": self.blind,
+            "has_learned": self.has_learned,
             "recent": [list(pair) for pair in self.recent],
         }
 
@@ -100,6 +108,8 @@ class History:
             reading(state["last"]),
             dict(state["streaks"]),
             int(state["healthy_step"]),
+            int(state["blind"]),
+            bool(state["has_learned"]),
             recent,
         )
 
@@ -111,6 +121,8 @@ def judge(history: History, reading: Reading, config: HealthConfig) -> Verdict:
     history.last = reading
     if math.isfinite(reading.spread):
         history.recent = [*history.recent, (reading.step, reading.spread)][-KEPT_LOOKS:]
+    history.blind = history.blind + 1 if reading.guess >= reading.mean_token else 0
+    history.has_learned = history.has_learned or reading.guess < LEARNED * reading.mean_token
     fired = _fired(history, reading, config)
     history.streaks = {name: history.streaks.get(name, 0) + 1 for name in fired}
     if not fired:
@@ -128,7 +140,8 @@ def verdict_of(history: History, config: HealthConfig) -> Verdict:
         if start is None:
             return Verdict("warning", "features cannot be compared: fewer than two clips a forward")
         share = reading.spread / max(start.spread, 1e-12)
-        return Verdict("healthy", f"features vary across clips by {share:.0%} of what they did at the start")
+        reason = f"features vary across clips by {share:.0%} of what they did at the start"
+        return Verdict("healthy", f"{reason}{_beside_trivial(reading)}")
     words: list[Word] = []
     for name in sentences:
         decided = history.streaks.get(name, 0) >= config.patience
@@ -138,6 +151,13 @@ def verdict_of(history: History, config: HealthConfig) -> Verdict:
     looks = max(history.streaks.get(name, 0) for name in telling)
     said = "; ".join(sentences[name] for name in telling)
     return Verdict(word, f"{said} ({looks} look{'s' if looks > 1 else ''} in a row)")
+
+
+def _beside_trivial(reading: Reading) -> str:
+    """Which trivial answer would do as well as the prediction does; nothing when none would."""
+    named = {"the mean token": reading.mean_token, "a copy of the nearest seen token": reading.copy}
+    as_good = [name for name, loss in named.items() if reading.guess >= loss]
+    return f"; {' and '.join(as_good)} would be guessed as well" if as_good else ""
 
 
 ORDER: tuple[Word, ...] = ("healthy", "warning", "collapsing", "diverged")
@@ -177,9 +197,15 @@ def _fired(history: History, now: Reading, config: HealthConfig) -> dict[str, st
             f"{start.rank:.0f} at the start"
         )
     if now.step > start.step and math.isfinite(now.loss):
-        ceiling = RUNAWAY * max(start.loss, now.trivial if math.isfinite(now.trivial) else 0.0)
+        ceiling = RUNAWAY * max(start.loss, now.mean_token if math.isfinite(now.mean_token) else 0.0)
         if now.loss > ceiling:
             found["runaway"] = f"the loss is {now.loss:.3g}, and was {start.loss:.3g} at the start"
+    if history.blind and (history.has_learned or history.blind >= SLOW * config.patience):
+        before = "it had been well below" if history.has_learned else f"never in {history.blind} looks below"
+        found["blind"] = (
+            f"predictions have a loss of {now.guess:.3g}, and the mean token would have {now.mean_token:.3g}: "
+            f"{before}"
+        )
     if now.largest_step > LARGE_STEP:
         found["large step"] = f"one step moved a module's weights by {now.largest_step:.0%} of their norm"
     return found

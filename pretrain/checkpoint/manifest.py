@@ -42,7 +42,8 @@ class _Reading(_Form):
     rank: float | None
     loss: float | None
     guess: float | None
-    trivial: float | None
+    mean_token: float | None
+    copy: float | None
     largest_step: float | None
     skipped: Count
 
@@ -54,6 +55,8 @@ class _History(_Form):
     last: _Reading | None
     streaks: dict[str, Count]
     healthy_step: Count
+    blind: Count
+    has_learned: bool
     recent: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
 
 
