@@ -102,7 +102,7 @@ def readings(lines: Sequence[dict[str, Any]]) -> Iterator[Reading]:
             loss=value(line, "loss"),
             guess=value(line, "health/loss_prediction"),
             mean_token=value(line, "health/loss_mean_token"),
-            copy=value(line, "health/loss_copy"),
+            copied=value(line, "health/loss_copy"),
             largest_step=largest_step(norms),
         )
 

@@ -96,7 +96,7 @@ class Looks:
             loss=loss,
             guess=health["loss_prediction"],
             mean_token=health["loss_mean_token"],
-            copy=health["loss_copy"],
+            copied=health["loss_copy"],
             largest_step=largest_step(norms),
             skipped=progress.skipped_in_row,
         )

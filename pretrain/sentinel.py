@@ -41,7 +41,7 @@ class Reading:
     """What the sentinel reads at a look.
 
     spread: std across samples of the features that are judged. rank: their RankMe. loss: of the step.
-    guess, mean_token, copy: what the objective says of predictions, and of two trivial answers. largest_step:
+    guess, mean_token, copied: what the objective says of predictions, and of two trivial answers. largest_step:
     the step's norm as a share of the weights', of the module where it is largest; nan where not known.
     skipped: steps in a row that were not finite.
     """
@@ -52,7 +52,7 @@ class Reading:
     loss: float
     guess: float = math.nan
     mean_token: float = math.nan
-    copy: float = math.nan
+    copied: float = math.nan
     largest_step: float = math.nan
     skipped: int = 0
 
@@ -155,7 +155,7 @@ def verdict_of(history: History, config: HealthConfig) -> Verdict:
 
 def _beside_trivial(reading: Reading) -> str:
     """Which trivial answer would do as well as the prediction does; nothing when none would."""
-    named = {"the mean token": reading.mean_token, "a copy of the nearest seen token": reading.copy}
+    named = {"the mean token": reading.mean_token, "a copy of the nearest seen token": reading.copied}
     as_good = [name for name, loss in named.items() if reading.guess >= loss]
     return f"; {' and '.join(as_good)} would be guessed as well" if as_good else ""
 
@@ -203,7 +203,7 @@ def _fired(history: History, now: Reading, config: HealthConfig) -> dict[str, st
     if history.blind and (history.has_learned or history.blind >= SLOW * config.patience):
         before = "it had been well below" if history.has_learned else f"never in {history.blind} looks below"
         found["blind"] = (
-            f"predictions have a loss of {now.guess:.3g}, and the mean token would have {now.mean_token:.3g}: "
+            f"predictions have a loss of {now.guess:.3g}, the mean token would have {now.mean_token:.3g}: "
             f"{before}"
         )
     if now.largest_step > LARGE_STEP:

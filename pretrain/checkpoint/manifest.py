@@ -43,7 +43,7 @@ class _Reading(_Form):
     loss: float | None
     guess: float | None
     mean_token: float | None
-    copy: float | None
+    copied: float | None
     largest_step: float | None
     skipped: Count
 

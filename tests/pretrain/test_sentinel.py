@@ -13,7 +13,7 @@ from pretrain.config import HealthConfig
 from pretrain.sentinel import History, Reading, Verdict, judge, verdict_of
 
 CONFIG = HealthConfig(std_floor=0.1, rank_floor=0.1, patience=2)
-START = Reading(1, spread=1.0, rank=80.0, loss=0.9, guess=0.9, mean_token=0.7, copy=0.95, largest_step=0.01)
+START = Reading(1, spread=1.0, rank=80.0, loss=0.9, guess=0.9, mean_token=0.7, copied=0.95, largest_step=0.01)
 nan = math.nan
 
 
@@ -68,7 +68,7 @@ def test_a_loss_no_better_than_the_mean_token_is_said() -> None:
     found = verdicts(early)
     assert [verdict.word for verdict in found] == ["healthy"] * 18 + ["warning"] * 12
     assert "the mean token would be guessed as well" in found[0].reason
-    assert "a copy of the nearest seen token" in verdicts([replace(learned, copy=0.4)])[0].reason
+    assert "a copy of the nearest seen token" in verdicts([replace(learned, copied=0.4)])[0].reason
 
 
 def test_a_step_that_moves_the_weights_far_is_a_warning() -> None:
