@@ -173,7 +173,12 @@ def main() -> None:
     rows: list[Row] = []
     for case, seeds in SEEDS.items():
         rows += rows_of(case, [look_back(read_metrics(given.out / name_of(case, s))) for s in range(seeds)])
-    config = {"recipe": "configs/train/tiny-cpu.yaml", "changed": list(COMMON), "planted": list(PLANTED)}
+    config = {
+        "recipe": "configs/train/tiny-cpu.yaml",
+        "changed": list(COMMON),
+        "planted": list(PLANTED),
+        "steps": 400,
+    }
     publish("collapse", config, rows, is_whole=True)
 
 

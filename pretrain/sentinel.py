@@ -41,9 +41,9 @@ class Reading:
     """What the sentinel reads at a look.
 
     spread: std across samples of the features that are judged. rank: their RankMe. loss: of the step.
-    guess, mean_token, copied: what the objective says of predictions, and of two trivial answers. largest_step:
-    the step's norm as a share of the weights', of the module where it is largest; nan where not known.
-    skipped: steps in a row that were not finite.
+    guess, mean_token, copied: what the objective says of predictions, and of two trivial answers.
+    largest_step: the step's norm as a share of the weights', of the module where it is largest; nan where not
+    known. skipped: steps in a row that were not finite.
     """
 
     step: int
