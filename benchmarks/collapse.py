@@ -42,8 +42,8 @@ COMMON = (
     "tracker.kind=jsonl",
 )
 PLANTED: Mapping[str, tuple[str, ...]] = {
-    "no stop-gradient": ("target.kind=online", "target.stop_gradient=false", "train.steps=200"),
-    "learning rate × 30": ("optim.lr=3e-2",),
+    "no stop-gradient": ("target.kind=online", "target.stop_gradient=false", "train.steps=120"),
+    "learning rate × 30": ("optim.lr=3e-2", "train.steps=200"),
     "momentum 0": ("target.momentum.start=0", "target.momentum.end=0"),
 }
 HEALTHY: Mapping[str, tuple[str, ...]] = {

@@ -186,7 +186,8 @@ def collapse_table() -> str:
     fired = [rule for rule in rules if any(each[rule]["n"] for each in cases.values())]
     heads = [rule.removeprefix("rule: ") for rule in fired]
     lines = [
-        f"| step (from–to over seeds) | caught | trouble | its loss, of the start's | warning | {' | '.join(heads)} |",
+        "| step (from–to over seeds) | caught | trouble | its loss, of the start's | warning | "
+        f"{' | '.join(heads)} |",
         "|---|---:|---:|---:|---:|" + "---:|" * len(heads),
     ]
     for case in config["planted"]:
@@ -204,9 +205,9 @@ def collapse_table() -> str:
     named = ", ".join(f"{case} ({each['trouble']['of']})" for case, each in healthy.items())
     lines += [
         "",
-        f"Healthy runs of the same recipe, seeds in brackets: {named}. Of {runs}, {alarms} were said to be in trouble, "
-        f"{warned} were warned of at any look. {config['steps']} steps of 8 clips, a look every 10; 200 steps without a "
-        f"stop-gradient. {found['device']}. Commit {found['commit'][:10]}, {found['date']}.",
+        f"Healthy runs of the same recipe, seeds in brackets: {named}. Of {runs}, {alarms} were said to be in "
+        f"trouble, {warned} were warned of at any look. {config['steps']} steps of 8 clips (planted ones "
+        f"until well after the verdict), a look every 10. {found['device']}. Commit {found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ def test_the_same_steps_come_again_bit_by_bit_and_then_the_run_stops(
     small_dataset: Path, tmp_path: Path
 ) -> None:
     config = config_of(small_dataset, tmp_path, rollback={"times": 2, "lr_scale": 1.0})
-    with pytest.raises(CollapsedError, match="gone back from 2 times"):
+    with pytest.raises(CollapsedError, match="times = 2 is used up"):
         run_train(config, quiet=True)
     run = tmp_path / "tiny"
     attempts = [[line for line in rolled_back(run) if line["rollback"] == number] for number in (1, 2)]
@@ -101,9 +101,21 @@ def test_a_rollback_that_was_cut_short_is_finished_by_the_next_start(
     assert lines[2]["data/epoch"] == pytest.approx((40 + 4) / 23), "from where it had been"
 
 
+def test_a_run_that_has_stopped_goes_back_when_it_is_told_to(small_dataset: Path, tmp_path: Path) -> None:
+    train = {"checkpoint_every": 1, "keep_checkpoints": 20}
+    config = config_of(small_dataset, tmp_path, rollback={"times": 1, "lr_scale": 0.5}, train=train)
+    stopping = config.model_copy(update={"health": config.health.model_copy(update={"on_collapse": "stop"})})
+    with pytest.raises(CollapsedError, match="on_collapse=rollback"):
+        run_train(stopping, quiet=True)
+    with pytest.raises(CollapsedError, match="times = 1 is used up"):
+        run_train(config, quiet=True)
+    responses = [(row["step"], row["response"], row["to_step"]) for row in read_events(tmp_path / "tiny")]
+    assert (11, "rolled back", 1) in responses and responses[-1] == (10, "stopped", None)
+
+
 def test_without_a_checkpoint_from_before_the_run_stops(small_dataset: Path, tmp_path: Path) -> None:
     config = config_of(small_dataset, tmp_path, rollback={}, train={"checkpoint_every": 4})
-    with pytest.raises(CollapsedError, match="place without a checkpoint"):
+    with pytest.raises(CollapsedError, match="no checkpoint is from before"):
         run_train(config, quiet=True)
     assert [row["response"] for row in read_events(tmp_path / "tiny")][-1] == "stopped"
 
