@@ -205,9 +205,10 @@ def collapse_table() -> str:
     named = ", ".join(f"{case} ({each['trouble']['of']})" for case, each in healthy.items())
     lines += [
         "",
-        f"Healthy runs of the same recipe, seeds in brackets: {named}. Of {runs}, {alarms} were said to be in "
-        f"trouble, {warned} were warned of at any look. {config['steps']} steps of 8 clips (planted ones "
-        f"until well after the verdict), a look every 10. {found['device']}. Commit {found['commit'][:10]}, {found['date']}.",
+        f"Healthy runs of the same recipe, seeds in brackets: {named}. Of {runs}, {alarms} were said to be "
+        f"in trouble, {warned} were warned of at any look. {config['steps']} steps of 8 clips (planted ones "
+        f"until well after the verdict), a look every 10. {found['device']}. Commit {found['commit'][:10]}, "
+        f"{found['date']}.",
     ]
     return "\n".join(lines)
 

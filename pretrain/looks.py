@@ -171,7 +171,7 @@ class Looks:
             return
         what = "the run has diverged" if self.verdict.word == "diverged" else "the features have collapsed"
         again = (
-            f"health.rollback.times = {self._config.rollback.times} is used up, or no checkpoint is from before"
+            f"health.rollback.times = {self._config.rollback.times} is used up, or no checkpoint is earlier"
             if self._config.on_collapse == "rollback"
             else "health.on_collapse=rollback goes back by itself, warn goes on regardless"
         )

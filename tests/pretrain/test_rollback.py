@@ -115,7 +115,7 @@ def test_a_run_that_has_stopped_goes_back_when_it_is_told_to(small_dataset: Path
 
 def test_without_a_checkpoint_from_before_the_run_stops(small_dataset: Path, tmp_path: Path) -> None:
     config = config_of(small_dataset, tmp_path, rollback={}, train={"checkpoint_every": 4})
-    with pytest.raises(CollapsedError, match="no checkpoint is from before"):
+    with pytest.raises(CollapsedError, match="no checkpoint is earlier"):
         run_train(config, quiet=True)
     assert [row["response"] for row in read_events(tmp_path / "tiny")][-1] == "stopped"
 
