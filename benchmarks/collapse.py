@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.measuring import Row, publish, tell
 from launch.config import shipped_config
-from launch.run_folder import RESULT_FILE
+from launch.run_folder import RESULT_FILE, TrainResult
 from pretrain.config import HealthConfig
 from pretrain.health import judged_features
 from pretrain.looks import largest_step
@@ -72,7 +72,7 @@ def name_of(case: str, seed: int) -> str:
 def train(out: Path, data: Path, case: str, seed: int) -> None:
     """One run in a process of its own; nothing where it is finished."""
     name = name_of(case, seed)
-    if (out / name / RESULT_FILE).is_file():
+    if (out / name / RESULT_FILE).is_file() and TrainResult.read(out / name).stopped is None:
         return
     changes = [*COMMON, *({**PLANTED, **HEALTHY}[case]), f"data.shards={data}", f"out={out}"]
     command = [sys.executable, "-m", "launch", "train", str(shipped_config("train/tiny-cpu.yaml"))]
