@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from pretrain.objective.base import Batch, Output
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.skipped import FILE, SkippedSteps
+from pretrain.speed import Speed
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
@@ -33,7 +34,7 @@ RECENT_LINES = 10
 
 @dataclass(frozen=True)
 class Line:
-    """What the terminal shows of a step."""
+    """What the terminal shows of a step. values: what was logged of it."""
 
     step: int
     steps: int
@@ -41,6 +42,7 @@ class Line:
     clips_per_s: float
     wait_share: float
     verdict: Verdict
+    values: Mapping[str, Value] = field(default_factory=dict)
 
 
 Show = Callable[[Line], None]
@@ -76,6 +78,7 @@ class Watch:
         self._recent: deque[float] = deque(maxlen=RECENT_LINES)
         self._bad = BadSamples(run, engine.world, plan.config.data, progress.step)
         self._skipped = SkippedSteps(run, engine.world, progress.step)
+        self._speed = Speed(plan, engine.world, run)
         self._digest = 0
         self._begin_s = self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
@@ -93,6 +96,7 @@ class Watch:
         self._losses.append(torch.stack([output.loss.detach(), *output.parts.values()]))
         self._last = output
         self._bad.note(batch.step + 1, batch.bad)
+        self._speed.note(batch)
         self._skipped.note(batch, output.loss)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
@@ -203,6 +207,7 @@ class Watch:
             "optim/skipped_steps": progress.skipped,
             "perf/clips_per_s": clips_per_s,
             "perf/step_ms": 1000 * elapsed_s / steps,
+            **self._speed.take(elapsed_s),
             "data/wait_share": wait_share,
             **self._save_metrics(),
             **stage_ms,
@@ -215,5 +220,7 @@ class Watch:
         if math.isfinite(loss):  # a skipped step's would be all that is seen for as many lines
             self._recent.append(loss)
         mean_loss = sum(self._recent) / len(self._recent) if self._recent else None
-        self.line = Line(progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, self.verdict)
+        self.line = Line(
+            progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, self.verdict, values
+        )
         self._show(self.line)
