@@ -13,9 +13,9 @@ class Peak(NamedTuple):
 
 
 # Makers print figures with sparsity, which are twice these. The first name that fits counts.
-# NVIDIA's data sheets: A100 (2021), H100 (2023), H200 (2024), HGX B200 (2024: 36 and 18 PFLOP/s of eight, with
-# sparsity), L40S (2023); whitepapers of Ada, v2.1, appendix A, and of GA102, v2.1, table 2, for the 4090 and
-# the 3090. A V100 has neither bf16 nor TF32: nothing is said of it.
+# NVIDIA's data sheets: A100 (2021), H100 (2023), H200 (2024), HGX B200 (2024: 36 and 18 PFLOP/s of eight,
+# with sparsity), L40S (2023); whitepapers of Ada, v2.1, appendix A, and of GA102, v2.1, table 2, for the 4090
+# and the 3090. A V100 has neither bf16 nor TF32: nothing is said of it.
 PEAKS: dict[str, Peak] = {
     "H100 PCIe": Peak(756.0, 378.0),
     "H100 NVL": Peak(835.5, 417.5),

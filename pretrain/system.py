@@ -23,10 +23,11 @@ from pretrain import pulse
 class Use:
     """Of one rank, since it was asked last; bytes, and cores as CPU seconds a second.
 
-    gpu_memory: most that torch had allocated. gpu_reserved: most that it held of the device. gpu_share: of the
-    device's memory that is taken now, by whomever. host_memory: of the rank. loader_memory: of its loader's
-    workers, without what they share. host_available: of the machine. cores: of the rank and its workers.
-    machine_share: of the machine's cores that are busy, with whatever. Zeros of a GPU where there is none.
+    gpu_memory: most that torch had allocated. gpu_reserved: most that it held of the device. gpu_share: of
+    the device's memory that is taken now, by whomever. host_memory: of the rank. loader_memory: of its
+    loader's workers, without what they share. host_available: of the machine. cores: of the rank and its
+    workers. machine_share: of the machine's cores that are busy, with whatever. Zeros of a GPU where there is
+    none.
     """
 
     gpu_memory: float

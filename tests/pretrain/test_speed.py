@@ -52,7 +52,7 @@ def burn(seconds: float) -> float:
 
 def test_cores_and_memory_are_those_that_the_kernel_counts() -> None:
     clock = Clock()
-    system = System(CPU, lambda: [], clock)
+    system = System(CPU, list, clock)
     spent_s = burn(0.3)
     clock.now_s = 2.0
     use = system.read()

@@ -1,0 +1,201 @@
+"""A run in a dozen lines of a terminal, drawn for its width; the same live and from the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from launch.attempts import duration, without_advice
+from launch.figures import Figures, left, memory, percent, speed, troubles
+from launch.run_files import Folder, Probed
+
+INDENT, LABEL = 2, 8
+MOST_LINES = 3  # of a sentence that is long
+TWO_COLUMNS = 74  # narrower, and each figure has a line of its own
+GAP = 2
+STYLES = {"healthy": "green", "warning": "yellow"}  # others are bad
+DASH = "—"
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of a run. verdict: a word and its reason. steps: None where it is not known.
+
+    pace: what stands for the time left before any is known, such as `starting`.
+    """
+
+    run: str
+    figures: Figures
+    steps: int | None
+    verdict: tuple[str, str] | None
+    folder: Folder
+    now_s: float
+    pace: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure with its label. is_wide: it may be long, and has whole lines of its own."""
+
+    label: str
+    text: Text
+    is_wide: bool = False
+
+
+class Panel:
+    """Draws a view for whatever width it is given, and no line is wider."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from panel_lines(self._view, options.max_width)
+
+
+def panel_lines(view: View, width: int) -> list[Text]:
+    """All lines, none wider than `width` - 1: a terminal that is full to its last column may wrap."""
+    inside = max(20, width - 1)
+    rows = [_bar(view, inside), *_laid_out(list(_cells(view)), inside)]
+    for row in rows:
+        row.no_wrap, row.overflow = True, "ellipsis"
+        row.truncate(inside, overflow="ellipsis")
+    return rows
+
+
+def _bar(view: View, width: int) -> Text:
+    """How far the run is: a bar, steps, and the time left."""
+    step, steps = view.figures.step, view.steps
+    of = f"{step:,}" if steps is None else f"{step:,}/{steps:,}"
+    share = step / steps if steps else 0.0
+    told = [of, *([f"{min(1.0, share):.0%}"] if steps else []), left(view.figures) or view.pace]
+    tail = "  ".join(part for part in told if part)
+    row = _label("train")
+    room = max(4, min(44, width - len(row) - len(tail) - 2))
+    done = min(room, int(room * min(1.0, share)))
+    row.append("━" * done, style="cyan").append("╌" * (room - done), style="dim")
+    return row.append(f"  {tail}")
+
+
+def _cells(view: View) -> Iterable[Cell]:
+    figures, folder = view.figures, view.folder
+    word, reason = view.verdict or ("", "")
+    yield Cell("loss", _loss(figures))
+    yield Cell("health", Text(word or "not looked at yet", STYLES.get(word, "bold red") if word else "dim"))
+    yield Cell("speed", Text(speed(figures) or DASH))
+    waits = figures.wait_share
+    yield Cell("data", Text(DASH if waits is None else f"{percent(waits)} waiting", _waiting_style(waits)))
+    yield Cell("optim", _optim(figures))
+    yield Cell("memory", Text(", ".join(memory(figures)) or DASH))
+    yield Cell("saved", _saved(view))
+    if found := troubles(figures):
+        yield Cell("trouble", Text(", ".join(found), "yellow"))
+    if word and word != "healthy" and reason:
+        yield Cell("why", Text(reason), is_wide=True)
+    if folder.probes:
+        yield Cell("probe", Text(probe_words(folder.probes[-1])), is_wide=True)
+    if (again := restarts(folder)) is not None:
+        yield Cell("restart", Text(again, "yellow"), is_wide=True)
+    yield Cell("run", Text(view.run), is_wide=True)
+    if folder.page is not None:
+        link = f"link {folder.page}" if "://" in folder.page else ""
+        yield Cell("mlflow", Text(folder.page, link), is_wide=True)
+
+
+def _loss(figures: Figures) -> Text:
+    if figures.loss is None:
+        return Text(DASH)
+    text = Text(f"{figures.loss:.4f}", "bold")
+    if figures.change is not None:
+        text.append(f" {trend(figures.change)}", "not bold")
+    return text
+
+
+def trend(change: float) -> str:
+    """Of the loss against the lines before: a falling one need not be good, nor a rising one bad."""
+    if change == 0:
+        return "→ steady"
+    arrow = "↓" if change < 0 else "↑"
+    return f"{arrow} {percent(abs(change))}"
+
+
+def _waiting_style(share: float | None) -> str:
+    return "yellow" if share is not None and share > 0.05 else ""
+
+
+def _optim(figures: Figures) -> Text:
+    told = [] if figures.lr is None else [f"lr {figures.lr:.3g}"]
+    if figures.momentum is not None:
+        told.append(f"momentum {figures.momentum:.6g}")
+    return Text(", ".join(told) or DASH)
+
+
+def _saved(view: View) -> Text:
+    if not view.folder.saved:
+        return Text("no checkpoint yet", "dim")
+    newest = view.folder.saved[0]
+    return Text(f"step {newest.step:,}, {duration(max(0.0, view.now_s - newest.at_s))} ago")
+
+
+def probe_words(probed: Probed, most: int = 4) -> str:
+    """Scores of the trained encoder, each beside the untrained one's."""
+
+    shown: list[str] = []
+    for name, score in list(probed.scores.items())[:most]:
+        beside = probed.untrained.get(name)
+        words = "" if shown else "untrained "
+        shown.append(f"{name} {score:.2f}" + ("" if beside is None else f" ({words}{beside:.2f})"))
+    more = [f"{len(probed.scores) - most} more"] if len(probed.scores) > most else []
+    return f"{', '.join([*shown, *more])}, at step {probed.step:,}"
+
+
+def restarts(folder: Folder) -> str | None:
+    """How often a supervisor started it again, and why at last."""
+    failed = [attempt for attempt in folder.attempts if attempt.next.startswith("restarted")]
+    if not failed:
+        return None
+    times = "once" if len(failed) == 1 else f"{len(failed)} times"
+    last = failed[-1]
+    why = without_advice(last.sentence) or (last.signal or f"exit {last.exit_code}")
+    return f"{times}; last: {why}"
+
+
+def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
+    """Cells side by side where two fit, in their order; wide ones below, on lines of their own."""
+    half = (width - GAP) // 2 if width >= TWO_COLUMNS else width
+    rows: list[Text] = []
+    is_open = False  # the last row has room for another cell
+    for cell in (cell for cell in cells if not cell.is_wide):
+        second = _label(cell.label, indent=0).append_text(cell.text)
+        if is_open and second.cell_len <= width - half - GAP:
+            rows[-1].append(" " * (half + GAP - rows[-1].cell_len)).append_text(second)
+            is_open = False
+            continue
+        rows.append(_label(cell.label).append_text(cell.text))
+        is_open = width >= TWO_COLUMNS and rows[-1].cell_len <= half
+    for cell in (cell for cell in cells if cell.is_wide):
+        rows += _folded(cell, width)
+    return rows
+
+
+def _folded(cell: Cell, width: int) -> list[Text]:
+    """A sentence over as many lines as it needs, MOST_LINES at most."""
+    parts = wrap(cell.text.plain, width - INDENT - LABEL, max_lines=MOST_LINES, placeholder=" …")
+    labels = [cell.label, *[""] * (MOST_LINES - 1)]
+    return [
+        _label(label).append(part, cell.text.style)
+        for label, part in zip(labels, parts or [""], strict=False)
+    ]
+
+
+def _label(name: str, indent: int = INDENT) -> Text:
+    return Text(" " * indent).append(f"{name:<{LABEL}}", "dim")
+
+
+def verdict_of(line: Mapping[str, object]) -> tuple[str, str] | None:
+    """The verdict that a line of metrics says, with its reason; None where it says none."""
+    word = line.get("verdict")
+    return (str(word), str(line.get("verdict_reason") or "")) if isinstance(word, str) else None
