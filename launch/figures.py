@@ -22,22 +22,22 @@ SURE = 2.0  # standard errors that a change must exceed to be called one
 class Figures:
     """Of a run at its last logged step; None where no line says it.
 
-    loss: mean of the last lines. change: of the loss, relative to the lines before those; 0 where it is
-    within their noise. left_s: until the last step, at the pace of the last lines. gpu_memory, host_memory:
-    bytes of the rank that takes most, the host's with its loader's workers.
+    loss: mean of the last lines. loss_change: relative to the lines before those; 0 where it is within their
+    noise. left_s: until the last step, at the pace of the last lines. gpu_memory_bytes, host_memory_bytes: of
+    the rank that takes most, the host's with its loader's workers.
     """
 
     step: int = 0
     loss: float | None = None
-    change: float | None = None
+    loss_change: float | None = None
     clips_per_s: float | None = None
     wait_share: float | None = None
     tflops: float | None = None
     mfu: float | None = None
     left_s: float | None = None
-    gpu_memory: float | None = None
-    gpu_share: float | None = None
-    host_memory: float | None = None
+    gpu_memory_bytes: float | None = None
+    gpu_memory_share: float | None = None
+    host_memory_bytes: float | None = None
     lr: float | None = None
     momentum: float | None = None
     skipped_steps: int = 0
@@ -55,16 +55,18 @@ class Figures:
         return cls(
             step=int(last["step"]),
             loss=_mean(losses[-RECENT:]),
-            change=change_of(losses),
+            loss_change=change_of(losses),
             clips_per_s=number(last, "perf/clips_per_s"),
             # the first line of a start counts the start of the workers
             wait_share=number(last, "data/wait_share") if len(paced) > 1 else None,
             tflops=number(last, "perf/tflops"),
             mfu=number(last, "perf/mfu"),
             left_s=seconds_left(paced, steps),
-            gpu_memory=number(last, "system/gpu_memory_bytes"),
-            gpu_share=number(last, "system/gpu_memory_share"),
-            host_memory=None if host is None else host + (number(last, "system/loader_memory_bytes") or 0.0),
+            gpu_memory_bytes=number(last, "system/gpu_memory_bytes"),
+            gpu_memory_share=number(last, "system/gpu_memory_share"),
+            host_memory_bytes=None
+            if host is None
+            else host + (number(last, "system/loader_memory_bytes") or 0.0),
             lr=number(last, "optim/lr"),
             momentum=number(last, "optim/momentum"),
             skipped_steps=int(number(last, "optim/skipped_steps") or 0),
@@ -150,11 +152,11 @@ def work(figures: Figures) -> list[str]:
 def memory(figures: Figures) -> list[str]:
     """Of the GPU with its share that is taken, and of the host."""
     told = []
-    if figures.gpu_memory is not None:
-        share = "" if figures.gpu_share is None else f" ({percent(figures.gpu_share)})"
-        told.append(f"GPU {in_bytes(figures.gpu_memory)}{share}")
-    if figures.host_memory is not None:
-        told.append(f"host {in_bytes(figures.host_memory)}")
+    if figures.gpu_memory_bytes is not None:
+        share = "" if figures.gpu_memory_share is None else f" ({percent(figures.gpu_memory_share)})"
+        told.append(f"GPU {in_bytes(figures.gpu_memory_bytes)}{share}")
+    if figures.host_memory_bytes is not None:
+        told.append(f"host {in_bytes(figures.host_memory_bytes)}")
     return told
 
 

@@ -6,26 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from launch.attempts import duration, without_advice
 from launch.figures import Figures, left, memory, percent, speed, troubles
-from launch.run_files import Folder, Probed
+from launch.run_files import Folder, Probed, Saved
 
 INDENT, LABEL = 2, 8
 MOST_LINES = 3  # of a sentence that is long
 TWO_COLUMNS = 74  # narrower, and each figure has a line of its own
-GAP = 2
+GAP, WIDEST = 2, 54  # between two columns, and of one
 STYLES = {"healthy": "green", "warning": "yellow"}  # others are bad
 DASH = "—"
+RESPONSES = ("stopped", "rolled back")
 
 
 @dataclass(frozen=True)
 class View:
     """What is shown of a run. verdict: a word and its reason. steps: None where it is not known.
 
-    pace: what stands for the time left before any is known, such as `starting`.
+    pace: what stands for the time left before any is known, such as `starting`. best: the checkpoint with the
+    highest score, and that score.
     """
 
     run: str
@@ -35,6 +36,7 @@ class View:
     folder: Folder
     now_s: float
     pace: str = ""
+    best: tuple[Saved, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,11 @@ class Cell:
     is_wide: bool = False
 
 
-class Panel:
-    """Draws a view for whatever width it is given, and no line is wider."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from panel_lines(self._view, options.max_width)
-
-
-def panel_lines(view: View, width: int) -> list[Text]:
+def panel_lines(view: View, width: int, above: Sequence[Cell] = (), below: Sequence[Cell] = ()) -> list[Text]:
     """All lines, none wider than `width` - 1: a terminal that is full to its last column may wrap."""
     inside = max(20, width - 1)
-    rows = [_bar(view, inside), *_laid_out(list(_cells(view)), inside)]
+    figures = _laid_out(list(_cells(view)), inside)
+    rows = [*_laid_out(above, inside), _bar(view, inside), *figures, *_laid_out(below, inside)]
     for row in rows:
         row.no_wrap, row.overflow = True, "ellipsis"
         row.truncate(inside, overflow="ellipsis")
@@ -97,6 +90,8 @@ def _cells(view: View) -> Iterable[Cell]:
         yield Cell("why", Text(reason), is_wide=True)
     if folder.probes:
         yield Cell("probe", Text(probe_words(folder.probes[-1])), is_wide=True)
+    if (taken := response(folder)) is not None:
+        yield Cell("answer", Text(taken, "yellow"), is_wide=True)
     if (again := restarts(folder)) is not None:
         yield Cell("restart", Text(again, "yellow"), is_wide=True)
     yield Cell("run", Text(view.run), is_wide=True)
@@ -109,8 +104,8 @@ def _loss(figures: Figures) -> Text:
     if figures.loss is None:
         return Text(DASH)
     text = Text(f"{figures.loss:.4f}", "bold")
-    if figures.change is not None:
-        text.append(f" {trend(figures.change)}", "not bold")
+    if figures.loss_change is not None:
+        text.append(f" {trend(figures.loss_change)}", "not bold")
     return text
 
 
@@ -137,7 +132,8 @@ def _saved(view: View) -> Text:
     if not view.folder.saved:
         return Text("no checkpoint yet", "dim")
     newest = view.folder.saved[0]
-    return Text(f"step {newest.step:,}, {duration(max(0.0, view.now_s - newest.at_s))} ago")
+    best = "" if view.best is None else f", best {view.best[0].step:,}"
+    return Text(f"step {newest.step:,}, {duration(max(0.0, view.now_s - newest.at_s))} ago{best}")
 
 
 def probe_words(probed: Probed, most: int = 4) -> str:
@@ -150,6 +146,19 @@ def probe_words(probed: Probed, most: int = 4) -> str:
         shown.append(f"{name} {score:.2f}" + ("" if beside is None else f" ({words}{beside:.2f})"))
     more = [f"{len(probed.scores) - most} more"] if len(probed.scores) > most else []
     return f"{', '.join([*shown, *more])}, at step {probed.step:,}"
+
+
+def response(folder: Folder) -> str | None:
+    """What was done about its health at last, where it was more than a word."""
+    done = [each for each in folder.responses if each.get("response") in RESPONSES]
+    if not done:
+        return None
+    last = done[-1]
+    back = "" if last.get("to_step") is None else f" to step {last['to_step']}"
+    changes = last.get("changes")
+    now = [f"{key} {value}" for key, value in changes.items()] if isinstance(changes, dict) else []
+    told = "".join(f", {each}" for each in now)
+    return f"{last['response']} at step {last['step']}{back}{told}: {last.get('reason', '')}".rstrip(": ")
 
 
 def restarts(folder: Folder) -> str | None:
@@ -165,7 +174,7 @@ def restarts(folder: Folder) -> str | None:
 
 def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
     """Cells side by side where two fit, in their order; wide ones below, on lines of their own."""
-    half = (width - GAP) // 2 if width >= TWO_COLUMNS else width
+    half = min(WIDEST, (width - GAP) // 2) if width >= TWO_COLUMNS else width
     rows: list[Text] = []
     is_open = False  # the last row has room for another cell
     for cell in (cell for cell in cells if not cell.is_wide):
@@ -183,7 +192,13 @@ def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
 
 def _folded(cell: Cell, width: int) -> list[Text]:
     """A sentence over as many lines as it needs, MOST_LINES at most."""
-    parts = wrap(cell.text.plain, width - INDENT - LABEL, max_lines=MOST_LINES, placeholder=" …")
+    parts = wrap(
+        cell.text.plain,
+        width - INDENT - LABEL,
+        max_lines=MOST_LINES,
+        placeholder=" …",
+        break_on_hyphens=False,
+    )
     labels = [cell.label, *[""] * (MOST_LINES - 1)]
     return [
         _label(label).append(part, cell.text.style)

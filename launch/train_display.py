@@ -6,7 +6,6 @@ read by another, so that a slow disk holds up neither the loop nor the drawing.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 
 from launch.attempts import duration
 from launch.console import make_console
 from launch.figures import KEPT, Figures, memory, percent, troubles, work
+from launch.live import LinesLive, takes_panel
 from launch.panel import View, panel_lines
 from launch.run_files import Folder, Reader
 from pretrain import pulse
@@ -31,11 +30,6 @@ FOLDER_EVERY_S = 3.0
 LAST_LOOK_S = 1.0
 STILL_S = 5.0  # after which it is said what the rank is at
 SLOW_PLACES = ("starting", "checkpoint", "ending")
-
-
-def takes_panel(console: Console) -> bool:
-    """Whether lines can be drawn again in place, and nobody asked for plain ones."""
-    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("NO_COLOR")
 
 
 class TrainDisplay:
@@ -59,11 +53,11 @@ class TrainDisplay:
         self._said, self._word = "", "healthy"
         self._is_warm = False
         self._panel = LivePanel(run, steps) if enabled and takes_panel(self._console) else None
-        self._live: Live | None = None
+        self._live: LinesLive | None = None
 
     def __enter__(self) -> Self:
         if self._panel is not None:
-            self._live = PanelLive(self._panel, self._console)
+            self._live = LinesLive(self._panel.draw, self._console, DRAWN_A_SECOND)
             self._live.start()
             self._panel.start()
         return self
@@ -109,29 +103,6 @@ class TrainDisplay:
         self._console.print(f"  train     step {line.step}/{line.steps}: {', '.join(told)}", markup=False)
 
 
-class PanelLive(Live):
-    """Draws a panel in place, also when the terminal becomes narrower.
-
-    Terminals then break the lines that stand there into more rows than rich has drawn, and it would go up too
-    few of them. Where rich keeps its count under another name, that is all that happens.
-    """
-
-    def __init__(self, panel: LivePanel, console: Console) -> None:
-        self._panel, self._lengths = panel, [0]
-        super().__init__(get_renderable=self._drawn, console=console, refresh_per_second=DRAWN_A_SECOND)
-
-    def _drawn(self) -> Group:
-        width = self.console.width
-        drawn = getattr(self, "_live_render", None)  # not there while rich makes it
-        shape = getattr(drawn, "_shape", None)
-        if drawn is not None and shape is not None and shape[0] > width:
-            rows = sum(max(1, -(-length // width)) for length in self._lengths)
-            drawn._shape = (width, max(shape[1], rows))
-        lines = panel_lines(self._panel.view(), width)
-        self._lengths = [line.cell_len for line in lines]
-        return Group(*lines)
-
-
 class LivePanel:
     """What a panel shows, set by the loop and by a thread that looks into the run's folder."""
 
@@ -166,8 +137,12 @@ class LivePanel:
         self._verdict = (line.verdict.word, line.verdict.reason)
         self._figures, self._figures_s = replace(figures, loss=line.loss), self._clock()
 
+    def draw(self, width: int) -> Group:
+        """Called by the drawing thread."""
+        return Group(*panel_lines(self.view(), width))
+
     def view(self) -> View:
-        """As of now; called by the drawing thread."""
+        """As of now."""
         now_s, doing = self._clock(), pulse.doing()
         if doing != self._doing:
             self._doing, self._since_s = doing, now_s
