@@ -29,10 +29,10 @@ def make_console(stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
 
 
-def show_cursor() -> None:
-    """On a terminal: what drew there may have been killed, with the cursor hidden."""
+def mend_terminal(*, is_torn: bool) -> None:
+    """Show the cursor: what drew there may have been killed (`is_torn`), within a line and with it hidden."""
     if sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        sys.stdout.write("\x1b[?25h")
+        sys.stdout.write("\x1b[?25h" + "\n" * is_torn)
         sys.stdout.flush()
 
 

@@ -122,10 +122,16 @@ def _waiting_style(share: float | None) -> str:
 
 
 def _optim(figures: Figures) -> Text:
-    told = [] if figures.lr is None else [f"lr {figures.lr:.3g}"]
+    told = [] if figures.lr is None else [f"lr {short(figures.lr)}"]
     if figures.momentum is not None:
-        told.append(f"momentum {figures.momentum:.6g}")
+        told.append(f"momentum {f'{figures.momentum:.5f}'.rstrip('0').rstrip('.')}")
     return Text(", ".join(told) or DASH)
+
+
+def short(value: float) -> str:
+    """A small number with three digits, such as 6.25e-4."""
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}" if value else "0"
 
 
 def _saved(view: View) -> Text:
