@@ -82,7 +82,7 @@ def read_attempts(run: Path, node: int | None = None) -> list[Attempt]:
             try:
                 plain: dict[str, Any] = json.loads(line)
                 found.append(Attempt(**plain))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
     return sorted(found, key=lambda attempt: (attempt.began, attempt.node))
 

@@ -127,8 +127,8 @@ def state_of(
         return state(*ended)
     is_elsewhere = lock.pid is not None and own_host is not None and own_host != here
     if is_elsewhere or lock.is_held is None:
-        where = f"on {own_host}" if own_host is not None and own_host != here else "of its process"
-        known_by = f"its lock is {where}, which is not seen from here; last sign of life {_ago(seen_s)}"
+        where = f" on {own_host}" if is_elsewhere else ""
+        known_by = f"its process{where} is not seen from here; last sign of life {_ago(seen_s)}"
         is_fresh = seen_s is not None and seen_s < max(FRESH_S, 5 * interval_s)
         return state("running" if is_fresh else "silent", known_by)
     if lock.pid is None and not lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from launch.config import CONFIG_FILE, read_config
 from launch.console import LINE_EVERY_S, make_table
 from launch.figures import Figures
 from launch.live import LinesLive, takes_panel
+from launch.lock import LOCK_FILE
 from launch.panel import DASH, Cell, View, panel_lines, verdict_of
-from launch.run_files import METRICS_FILE, Folder, Reader
+from launch.run_files import METRICS_FILE, Folder, Reader, finite
 from launch.run_state import State, state_of
 from pretrain.config import RunConfig
 
 EVERY_S = 2.0
 WORDS = {"running": "green", "finished": "bold green", "hung": "bold red", "failed": "bold red"}
-MARKS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "result.json")  # any of these makes a folder a run's
+MARKS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "result.json", LOCK_FILE)  # any makes a folder a run's
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _config(reader: Reader) -> RunConfig | None:
         return read_config(reader.run / CONFIG_FILE, [], RunConfig)
     except ForeframeError as error:
         reader.troubles.append(f"{CONFIG_FILE}: {str(error).splitlines()[0]}")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reader.troubles.append(f"{CONFIG_FILE}: {error}")
     return None
 
@@ -147,11 +148,20 @@ def plain(status: Status) -> dict[str, Any]:
             "attempts": len(folder.attempts),
             "last": None if last is None else {"ended": last.sentence or last.next, "next": last.next},
         },
-        "responses": [dict(found) for found in folder.responses],
+        "responses": [told(found) for found in folder.responses],
         "mlflow": folder.page,
         "next": status.following,
         "troubles": list(folder.troubles),
     }
+
+
+def told(found: Any) -> Any:
+    """The same for JSON, which has no infinity."""
+    if isinstance(found, Mapping):
+        return {str(key): told(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [told(value) for value in found]
+    return finite(found) if isinstance(found, float) else found
 
 
 def block(status: Status, width: int) -> list[Text]:
