@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,15 @@ def check_run(run: Path) -> None:
     raise UsageError(f"{run} is no run's folder: it has no {CONFIG_FILE}{hint}")
 
 
+@lru_cache(maxsize=64)  # it is read again and again with --watch, and takes longer than all the rest
+def _read_config(path: Path, _: int) -> RunConfig:
+    return read_config(path, [], RunConfig)
+
+
 def _config(reader: Reader) -> RunConfig | None:
+    path = reader.run / CONFIG_FILE
     try:
-        return read_config(reader.run / CONFIG_FILE, [], RunConfig)
+        return _read_config(path, path.stat().st_mtime_ns)
     except ForeframeError as error:
         reader.troubles.append(f"{CONFIG_FILE}: {str(error).splitlines()[0]}")
     except (OSError, ValueError, RecursionError) as error:

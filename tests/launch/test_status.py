@@ -202,10 +202,10 @@ FILES = (
 
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_are_named_and_nothing_else_is_lost(name: str, tmp_path: Path) -> None:
-    for number, (kind, data) in enumerate(DAMAGES.items()):
-        run = make_run(tmp_path, f"run-{number}")
-        if name == "checkpoints":
-            (run / name).rename(run / "away")
+    run = make_run(tmp_path)
+    if name == "checkpoints":
+        (run / name).rename(run / "away")
+    for kind, data in DAMAGES.items():
         (run / name).write_bytes(data)
         status = read_status(run)
         json.dumps(plain(status), allow_nan=False)
