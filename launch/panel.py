@@ -217,6 +217,6 @@ def _label(name: str, indent: int = INDENT) -> Text:
 
 
 def verdict_of(line: Mapping[str, object]) -> tuple[str, str] | None:
-    """The verdict that a line of metrics says, with its reason; None where it says none."""
-    word = line.get("verdict")
-    return (str(word), str(line.get("verdict_reason") or "")) if isinstance(word, str) else None
+    """The verdict, with its reason, of a line of metrics or of health.jsonl; None where it says none."""
+    word, reason = line.get("verdict"), line.get("verdict_reason") or line.get("reason")
+    return (word, str(reason or "")) if isinstance(word, str) else None

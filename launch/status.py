@@ -75,7 +75,8 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
     figures = Figures.of(lines, steps)
     if not state.is_alive:
         figures = replace(figures, left_s=None)
-    judged = next((line for line in reversed(lines) if verdict_of(line) is not None), None)
+    told = [*folder.responses, *lines]  # of a long time without a look, health.jsonl has the last change
+    judged = next((line for line in reversed(told) if verdict_of(line) is not None), None)
     return Status(
         run=run,
         state=state,
@@ -155,19 +156,19 @@ def plain(status: Status) -> dict[str, Any]:
             "attempts": len(folder.attempts),
             "last": None if last is None else {"ended": last.sentence or last.next, "next": last.next},
         },
-        "responses": [told(found) for found in folder.responses],
+        "responses": [in_json(found) for found in folder.responses],
         "mlflow": folder.page,
         "next": status.following,
         "troubles": list(folder.troubles),
     }
 
 
-def told(found: Any) -> Any:
+def in_json(found: Any) -> Any:
     """The same for JSON, which has no infinity."""
     if isinstance(found, Mapping):
-        return {str(key): told(value) for key, value in found.items()}
+        return {str(key): in_json(value) for key, value in found.items()}
     if isinstance(found, list):
-        return [told(value) for value in found]
+        return [in_json(value) for value in found]
     return finite(found) if isinstance(found, float) else found
 
 

@@ -182,6 +182,24 @@ def test_figures_checkpoints_and_probes_are_those_of_the_folder(tmp_path: Path) 
         assert words in text, words
 
 
+def test_what_was_done_about_its_health_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    lines = (run / "metrics.jsonl").read_text().replace("verdict", "other")  # no look among the last lines
+    (run / "metrics.jsonl").write_text(lines)
+    add(run, "health.jsonl", {"step": 60, "verdict": "warning", "reason": "it falls", "response": "warned"})
+    back = {"step": 90, "verdict": "collapsing", "reason": "it is gone", "response": "rolled back"}
+    add(
+        run,
+        "health.jsonl",
+        back | {"to_step": 50, "changes": {"lr": 5e-4}, "time": "2026-01-02T03:04:05+00:00"},
+    )
+    status = read_status(run)
+    assert status.verdict == ("collapsing", "it is gone") and status.verdict_step == 90
+    text = "\n".join(line.plain for line in block(status, 100))
+    assert "rolled back at step 90 to step 50, lr 0.0005: it is gone" in text
+    assert [each["response"] for each in plain(status)["responses"]] == ["warned", "rolled back"]
+
+
 DAMAGES = {
     "bytes": b"\xff\xfe\x00garbage\x00\n\x80\x81",
     "half": b'{"step": 100, "lo',

@@ -6,13 +6,16 @@ import io
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from launch.train_display import LivePanel, TrainDisplay, takes_panel
+from launch.console import mend_terminal
+from launch.live import LinesLive, takes_panel
+from launch.train_display import LivePanel, TrainDisplay
 from pretrain import pulse
 from pretrain.health import Verdict
 from pretrain.watch import Line
@@ -172,3 +175,37 @@ def test_after_a_rollback_the_lines_that_were_taken_back_are_gone() -> None:
         panel.take(replace(at(step, loss=loss, time_s=step), loss=None))
     assert [line["step"] for line in panel._lines] == [10, 20]
     assert [line["loss"] for line in panel._lines] == [1.0, 2.0]
+
+
+def test_a_terminal_that_becomes_narrower_is_cleared_of_all_rows_that_it_broke() -> None:
+    """It breaks each of two lines of 70 characters into three rows of 30: the drawing goes up five."""
+    sink = io.StringIO()
+    console = Console(
+        file=sink, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm-256color"}
+    )
+    live = LinesLive(lambda width: "\n".join(["x" * min(70, width - 1)] * 2), console, 0.001)
+    with live:
+        live.refresh()
+        for width, ups in ((80, 1), (30, 5), (30, 1), (80, 1)):
+            console.width = width
+            begin = len(sink.getvalue())
+            live.refresh()
+            assert sink.getvalue()[begin:].count("\x1b[1A") == ups, width
+
+
+def test_what_was_killed_while_it_drew_leaves_a_cursor_and_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, is_torn, left in (
+        (Terminal(), True, "\x1b[?25h\n"),
+        (Terminal(), False, "\x1b[?25h"),
+        (io.StringIO(), True, ""),
+    ):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        mend_terminal(is_torn=is_torn)
+        assert stream.getvalue() == left
