@@ -74,6 +74,12 @@ class Figures:
         )
 
 
+def with_line(lines: tuple[Line, ...], line: Line) -> tuple[Line, ...]:
+    """The last lines with one more; after a rollback steps come again, and those that were taken back go."""
+    kept = tuple(each for each in lines if each["step"] < line["step"])
+    return (*kept[1 - KEPT :], line)
+
+
 def number(line: Line, key: str) -> float | None:
     """A value of a line that is a finite number, else None."""
     return finite(line.get(key))

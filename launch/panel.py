@@ -77,7 +77,7 @@ def _cells(view: View) -> Iterable[Cell]:
     figures, folder = view.figures, view.folder
     word, reason = view.verdict or ("", "")
     yield Cell("loss", _loss(figures))
-    yield Cell("health", Text(word or "not looked at yet", STYLES.get(word, "bold red") if word else "dim"))
+    yield Cell("health", Text(word or DASH, STYLES.get(word, "bold red") if word else "dim"))
     yield Cell("speed", Text(speed(figures) or DASH))
     waits = figures.wait_share
     yield Cell("data", Text(DASH if waits is None else f"{percent(waits)} waiting", _waiting_style(waits)))

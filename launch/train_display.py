@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 
 from launch.attempts import duration
 from launch.console import make_console
-from launch.figures import KEPT, Figures, memory, percent, troubles, work
+from launch.figures import Figures, left, memory, percent, troubles, with_line, work
 from launch.live import LinesLive, takes_panel
 from launch.panel import View, panel_lines
 from launch.run_files import Folder, Reader
@@ -51,7 +51,7 @@ class TrainDisplay:
         self._enabled, self._clock = enabled, clock
         self._said_s: float | None = None
         self._said, self._word = "", "healthy"
-        self._is_warm = False
+        self._lines: tuple[Mapping[str, Any], ...] = ()
         self._panel = LivePanel(run, steps) if enabled and takes_panel(self._console) else None
         self._live: LinesLive | None = None
 
@@ -83,20 +83,22 @@ class TrainDisplay:
         """At most every 10 s, but the first and the last step, and a verdict that changes, at once."""
         now_s, word = self._clock(), line.verdict.word
         is_due = self._said_s is None or now_s - self._said_s >= LINE_EVERY_S
-        is_warm, self._is_warm = self._is_warm, True
+        self._lines = with_line(self._lines, {**line.values, "step": line.step})
+        is_warm = len(self._lines) > 1  # the first line counts the start of the workers
         if not (is_due or line.step in (1, line.steps) or word != self._word):
             return
         self._said_s = now_s
         reason = line.verdict.reason
         is_new = word != self._word and bool(reason) and reason not in self._said  # the run may have said it
         self._word = word
-        figures = Figures.of([{**line.values, "step": line.step}], line.steps)
+        figures = Figures.of(self._lines, line.steps)
         told = [
             "no finite loss" if line.loss is None else f"loss {line.loss:.4f}",
             f"{line.clips_per_s:.1f} clips/s",
             *([f"{percent(line.wait_share)} waiting for data"] if is_warm else []),
             *work(figures),
             *memory(figures),
+            *([left(figures)] if figures.left_s else []),
             *troubles(figures),
             *([word + (f": {reason}" if is_new else "")] if word != "healthy" or is_new else []),
         ]
@@ -111,7 +113,7 @@ class LivePanel:
     ) -> None:
         self._run, self._steps, self._clock = run, steps, clock
         self._folder = Folder()
-        self._lines: tuple[dict[str, object], ...] = ()
+        self._lines: tuple[Mapping[str, Any], ...] = ()
         self._figures, self._figures_s = Figures(), clock()
         self._verdict: tuple[str, str] | None = None
         self._doing, self._since_s = pulse.doing(), clock()
@@ -129,10 +131,8 @@ class LivePanel:
             self._reader.join(LAST_LOOK_S)
 
     def take(self, line: Line) -> None:
-        values: dict[str, object] = {**line.values, "step": line.step}
-        # after a rollback steps come again
-        kept = tuple(each for each in self._lines if int(str(each["step"])) < line.step)
-        self._lines, self._steps = (*kept[1 - KEPT :], values), line.steps
+        self._lines = with_line(self._lines, {**line.values, "step": line.step})
+        self._steps = line.steps
         figures = Figures.of(self._lines, line.steps)
         self._verdict = (line.verdict.word, line.verdict.reason)
         self._figures, self._figures_s = replace(figures, loss=line.loss), self._clock()
