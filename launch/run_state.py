@@ -117,7 +117,7 @@ def state_of(
 
     if lock.is_held:
         limit_s = max(HANG_S if hang_s is None else hang_s, 3 * interval_s)
-        known_by = f"process {lock.pid} of this machine holds the run's folder"
+        known_by = f"process {lock.pid} holds the run's folder"
         if seen_s is not None and seen_s > limit_s:
             return state("hung", known_by, f"nothing was written for {duration(seen_s)}")
         return state("running", known_by)

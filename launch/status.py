@@ -49,8 +49,8 @@ class Status:
     now_s: float
 
     @property
-    def following(self) -> str:
-        """What to type next."""
+    def following(self) -> str | None:
+        """What to type next; None of a run that needs nothing."""
         run, word = self.run, self.state.word
         if word == "finished":
             probed = self.folder.probes and self.folder.probes[-1].step >= self.figures.step
@@ -59,7 +59,7 @@ class Status:
             return f"foreframe train {run}"
         if word == "hung" and self.state.pid is not None:
             return f"kill -TERM {self.state.pid}; foreframe train {run}"
-        return f"foreframe status {run} --watch"
+        return None
 
 
 def read_status(run: Path, now_s: float | None = None) -> Status:
@@ -180,7 +180,8 @@ def block(status: Status, width: int) -> list[Text]:
     if state.reason:
         above.insert(1, Cell("why", Text(state.reason), is_wide=True))
     below = [Cell("damaged", Text(trouble, "yellow"), is_wide=True) for trouble in folder.troubles]
-    below.append(Cell("next", Text(status.following), is_wide=True))
+    if status.following is not None:
+        below.append(Cell("next", Text(status.following), is_wide=True))
     view = View(
         run=str(status.run),
         figures=status.figures,

@@ -115,7 +115,8 @@ def test_a_held_lock_is_a_running_run_until_nothing_is_written_for_too_long(tmp_
         assert status.figures.left_s == pytest.approx(50.0)
         hung = read_status(run, now_s=time.time() + 901)
         assert hung.state.word == "hung" and "15 min" in hung.state.reason
-        assert hung.following.startswith(f"kill -TERM {os.getpid()}")
+        assert hung.following is not None and hung.following.startswith(f"kill -TERM {os.getpid()}")
+        assert status.following is None, "a run that trains needs nothing"
     assert read_status(run).state.word == "finished"
 
 
