@@ -20,7 +20,8 @@ EXIT_CRASH, EXIT_INTERRUPTED = 1, 130
 def telling_failure(run: Path) -> Iterator[None]:
     """For as long as a run's folder is held: what ends the block early is written there, and goes on.
 
-    What an earlier failure left is removed first.
+    What an earlier failure left is removed first. Where result.json says how it ended, as after a stop with a
+    save, nothing is written.
     """
     (run / FAILURE_FILE).unlink(missing_ok=True)
     try:
@@ -43,5 +44,7 @@ def _write(run: Path, exit_code: int, kind: str, sentence: str) -> None:
         "sentence": sentence,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if (run / "result.json").exists():
+        return
     with suppress(OSError):  # a full disk: the exit code says what it can
         write_whole(run / FAILURE_FILE, json.dumps(record, indent=1).encode())

@@ -86,6 +86,22 @@ def test_loader_workers_count_while_they_live() -> None:
     assert gone.loader_memory == 0
 
 
+def test_memory_of_a_gpu_is_the_most_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what CUDA answers in place of a GPU."""
+    resets: list[torch.device] = []
+    answers = {
+        "max_memory_allocated": lambda _: 50,
+        "max_memory_reserved": lambda _: 60,
+        "reset_peak_memory_stats": resets.append,
+        "mem_get_info": lambda _: (20, 80),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    use = System(torch.device("cuda", 0), list).read()
+    assert (use.gpu_memory, use.gpu_reserved, use.gpu_share) == (50, 60, 0.75)
+    assert len(resets) == 1, "the next line counts from here"
+
+
 def test_ranks_are_told_by_the_one_that_is_worst_off() -> None:
     first = Use(1, 2, 0.5, 10, 20, 300, 1.0, 0.4)
     second = Use(5, 6, 0.25, 30, 0, 200, 2.0, 0.6)
