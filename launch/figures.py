@@ -152,7 +152,10 @@ def work(figures: Figures) -> list[str]:
     """The share of the device's peak, or where that is not known TFLOP/s of a rank; nothing of neither."""
     if figures.mfu is not None:
         return [f"MFU {percent(figures.mfu)}"]
-    return [] if figures.tflops is None else [f"{figures.tflops:.3g} TFLOP/s"]
+    if figures.tflops is None:
+        return []
+    is_large = figures.tflops >= 1
+    return [f"{figures.tflops:.3g} TFLOP/s" if is_large else f"{1000 * figures.tflops:.3g} GFLOP/s"]
 
 
 def memory(figures: Figures) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from textwrap import wrap
 
 from rich.text import Text
@@ -85,7 +86,7 @@ def _cells(view: View) -> Iterable[Cell]:
     yield Cell("memory", Text(", ".join(memory(figures)) or DASH))
     yield Cell("saved", _saved(view))
     if found := troubles(figures):
-        yield Cell("trouble", Text(", ".join(found), "yellow"))
+        yield Cell("trouble", Text(", ".join(found), "yellow"), is_wide=True)
     if word and word != "healthy" and reason:
         yield Cell("why", Text(reason), is_wide=True)
     if folder.probes:
@@ -179,18 +180,22 @@ def restarts(folder: Folder) -> str | None:
 
 
 def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
-    """Cells side by side where two fit, in their order; wide ones below, on lines of their own."""
-    half = min(WIDEST, (width - GAP) // 2) if width >= TWO_COLUMNS else width
+    """Cells in two columns, in their order, or in one; wide ones below, on lines of their own.
+
+    A figure that is too long is cut: the others must not move from one moment to the next.
+    """
+    narrow = [cell for cell in cells if not cell.is_wide]
     rows: list[Text] = []
-    is_open = False  # the last row has room for another cell
-    for cell in (cell for cell in cells if not cell.is_wide):
-        second = _label(cell.label, indent=0).append_text(cell.text)
-        if is_open and second.cell_len <= width - half - GAP:
-            rows[-1].append(" " * (half + GAP - rows[-1].cell_len)).append_text(second)
-            is_open = False
-            continue
-        rows.append(_label(cell.label).append_text(cell.text))
-        is_open = width >= TWO_COLUMNS and rows[-1].cell_len <= half
+    if width < TWO_COLUMNS:
+        rows += [_label(cell.label).append_text(cell.text) for cell in narrow]
+    else:
+        half = min(WIDEST, (width - GAP) // 2)
+        for left, right in zip_longest(narrow[::2], narrow[1::2]):
+            row = _label(left.label).append_text(left.text)
+            if right is not None:
+                row.truncate(half, overflow="ellipsis", pad=True)
+                row.append(" " * GAP).append_text(_label(right.label, indent=0)).append_text(right.text)
+            rows.append(row)
     for cell in (cell for cell in cells if cell.is_wide):
         rows += _folded(cell, width)
     return rows

@@ -96,7 +96,8 @@ def test_two_columns_where_they_fit_and_one_where_not() -> None:
 
 def test_its_lines_stay_where_they_are_while_figures_change() -> None:
     """Calm: another figure, or a word of health, moves no label."""
-    later = replace(FIGURES, step=799, loss=12.5, loss_change=0.0, clips_per_s=9.1, left_s=0.0, lr=1e-5)
+    later = replace(FIGURES, step=799, loss=12.5, loss_change=0.0, left_s=0.0, lr=1e-5, momentum=0.123456)
+    later = replace(later, clips_per_s=123456.7, mfu=None, tflops=1234.5, host_memory_bytes=123e9)
     labels = [[line[:10] for line in drawn(replace(FULL, figures=found), 80)] for found in (FIGURES, later)]
     assert labels[0] == labels[1]
     healthy, ill = drawn(replace(FULL, verdict=("healthy", "")), 80), drawn(FULL, 80)
@@ -166,7 +167,8 @@ def test_a_trend_is_said_when_it_is_more_than_noise() -> None:
         (percent(0.416), "42%"),
         (duration(4 * 86400), "96.0 h"),
         (duration(12.5 * 86400), "12.5 days"),
-        (work(Figures(tflops=0.0206, mfu=None)), ["0.0206 TFLOP/s"]),
+        (work(Figures(tflops=0.0206, mfu=None)), ["20.6 GFLOP/s"]),
+        (work(Figures(tflops=301.24)), ["301 TFLOP/s"]),
         (work(Figures()), []),
     ],
 )

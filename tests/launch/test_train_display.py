@@ -67,7 +67,7 @@ def test_a_pipe_gets_the_first_the_last_and_a_line_every_ten_seconds() -> None:
     steps = [int(line.split("step ")[1].split("/")[0]) for line in lines]
     assert steps == [1, 11, 21, 31, 41, 51, 61, 71, 81, 90]
     assert lines[1] == (
-        "  train     step 11/90: loss 0.5000, 42.0 clips/s, 1% waiting for data, 0.1 TFLOP/s, host 1.1 GB, "
+        "  train     step 11/90: loss 0.5000, 42.0 clips/s, 1% waiting for data, 100 GFLOP/s, host 1.1 GB, "
         "79 s left"
     )
     assert "waiting" not in lines[0], "the first counts the start of the workers"
