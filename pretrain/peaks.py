@@ -13,16 +13,16 @@ class Peak(NamedTuple):
 
 
 # Makers print figures with sparsity, which are twice these. The first name that fits counts.
-# NVIDIA's data sheets: A100 (2021), H100 (2023), H200 (2024), HGX B200 (2024: 36 and 18 PFLOP/s of eight,
+# NVIDIA's data sheets: A100 (2021), H100 (2023), H200 (2024), HGX B200 (2024: 4.5 and 2.2 PFLOP/s,
 # with sparsity), L40S (2023); whitepapers of Ada, v2.1, appendix A, and of GA102, v2.1, table 2, for the 4090
 # and the 3090. A V100 has neither bf16 nor TF32: nothing is said of it.
 PEAKS: dict[str, Peak] = {
-    "H100 PCIe": Peak(756.0, 378.0),
+    "H100 PCIe": Peak(756.5, 378.0),
     "H100 NVL": Peak(835.5, 417.5),
     "H200 NVL": Peak(835.5, 417.5),
     "H100 80GB HBM3": Peak(989.4, 494.7),  # SXM
     "H200": Peak(989.4, 494.7),
-    "B200": Peak(2250.0, 1125.0),
+    "B200": Peak(2250.0, 1100.0),
     "A100": Peak(312.0, 156.0),
     "L40S": Peak(362.0, 183.0),
     "RTX 4090": Peak(165.2, 82.6),

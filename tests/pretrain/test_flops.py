@@ -127,9 +127,9 @@ def test_the_mean_of_a_clip_is_that_of_many_batches() -> None:
     [
         ("NVIDIA A100-SXM4-80GB", 312.0, 156.0),
         ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
-        ("NVIDIA H100 PCIe", 756.0, 378.0),
+        ("NVIDIA H100 PCIe", 756.5, 378.0),
         ("NVIDIA H200", 989.4, 494.7),
-        ("NVIDIA B200", 2250.0, 1125.0),
+        ("NVIDIA B200", 2250.0, 1100.0),
         ("NVIDIA GeForce RTX 3090", 71.0, 35.6),
         ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
         ("NVIDIA L40S", 362.0, 183.0),
