@@ -11,7 +11,7 @@ from rich.text import Text
 
 from launch.attempts import duration, without_advice
 from launch.figures import Figures, left, memory, percent, speed, troubles
-from launch.run_files import Folder, Probed, Saved
+from launch.run_files import Folder, Probed, Saved, finite
 
 INDENT, LABEL = 2, 8
 MOST_LINES = 3  # of a sentence that is long
@@ -163,8 +163,11 @@ def response(folder: Folder) -> str | None:
     last = done[-1]
     back = "" if last.get("to_step") is None else f" to step {last['to_step']}"
     changes = last.get("changes")
-    now = [f"{key} {value}" for key, value in changes.items()] if isinstance(changes, dict) else []
-    told = "".join(f", {each}" for each in now)
+    told = ""
+    if isinstance(changes, dict):
+        lr, momentum = finite(changes.get("lr_scale")), finite(changes.get("momentum"))
+        told += "" if lr is None else f", learning rate × {lr:g}"
+        told += "" if not momentum else f", momentum at least {momentum:g}"
     return f"{last['response']} at step {last['step']}{back}{told}: {last.get('reason', '')}".rstrip(": ")
 
 

@@ -66,6 +66,9 @@ class Tracker(Protocol):
     def log_picture(self, path: Path, step: int) -> None:
         """A picture of a step; the same file name at several steps is one picture that changes."""
 
+    def roll_back(self, to_step: int, note: str) -> None:
+        """The run goes on from `to_step`; what it logged of later steps is kept apart, and comes again."""
+
     def flush(self) -> None:
         """Bring everything so far to where it survives the process."""
 
@@ -94,6 +97,10 @@ class Several:
     def log_picture(self, path: Path, step: int) -> None:
         for tracker in self.trackers:
             tracker.log_picture(path, step)
+
+    def roll_back(self, to_step: int, note: str) -> None:
+        for tracker in self.trackers:
+            tracker.roll_back(to_step, note)
 
     def flush(self) -> None:
         for tracker in self.trackers:

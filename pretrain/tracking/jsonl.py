@@ -12,6 +12,7 @@ from data_pipeline.storage import Storage
 from pretrain.tracking.base import RunFacts, Status, Value
 
 METRICS_FILE = "metrics.jsonl"
+ROLLED_BACK_FILE = "rolled_back.jsonl"
 
 
 class JsonlTracker:
@@ -36,6 +37,18 @@ class JsonlTracker:
 
     def log_picture(self, path: Path, step: int) -> None:
         """Nothing to do: the picture lies in the run's folder."""
+
+    def roll_back(self, to_step: int, note: str) -> None:
+        """Lines of later steps go to rolled_back.jsonl, each with the number of its rollback."""
+        self.close("stopped")
+        later = [line for line in read_metrics(self.run) if line["step"] > to_step]
+        apart = self.run / ROLLED_BACK_FILE
+        before = [json.loads(line) for line in apart.read_text().splitlines()] if apart.exists() else []
+        number = 1 + max((line["rollback"] for line in before), default=0)
+        rows = [*before, *({**line, "rollback": number} for line in later)]
+        Storage(self.run).publish(ROLLED_BACK_FILE, "".join(json.dumps(r) + "\n" for r in rows).encode())
+        truncate_after(self.run, to_step)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def flush(self) -> None:
         if self._file is not None:

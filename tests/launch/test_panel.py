@@ -41,7 +41,7 @@ FULL = View(
                 "step": 300,
                 "response": "rolled back",
                 "to_step": 200,
-                "changes": {"lr": 1e-4},
+                "changes": {"lr_scale": 0.5, "momentum": 0.99},
                 "reason": "gone",
             },
         ),
@@ -83,7 +83,7 @@ def test_everything_there_is_to_say_is_in_it(width: int) -> None:
         "3 steps skipped, 1 sample replaced",
         "position 0.98 (untrained 0.97), shape 0.45, at step 400",
         "2 times; last: rank 1 was killed by SIGKILL",
-        "rolled back at step 300 to step 200, lr 0.0001: gone",
+        "rolled back at step 300 to step 200, learning rate × 0.5, momentum at least 0.99: gone",
     ):
         assert words in text, words
     assert PAGE in "".join(line.strip().removeprefix("mlflow").strip() for line in lines)

@@ -192,12 +192,17 @@ def test_what_was_done_about_its_health_is_told(tmp_path: Path) -> None:
     add(
         run,
         "health.jsonl",
-        back | {"to_step": 50, "changes": {"lr": 5e-4}, "time": "2026-01-02T03:04:05+00:00"},
+        back
+        | {
+            "to_step": 50,
+            "changes": {"lr_scale": 0.5, "momentum": None, "rollbacks": 1},
+            "time": "2026-01-02T03:04:05+00:00",
+        },
     )
     status = read_status(run)
     assert status.verdict == ("collapsing", "it is gone") and status.verdict_step == 90
     text = "\n".join(line.plain for line in block(status, 100))
-    assert "rolled back at step 90 to step 50, lr 0.0005: it is gone" in text
+    assert "rolled back at step 90 to step 50, learning rate × 0.5: it is gone" in text
     assert [each["response"] for each in plain(status)["responses"]] == ["warned", "rolled back"]
 
 

@@ -17,7 +17,7 @@ from launch.console import mend_terminal
 from launch.live import LinesLive, takes_panel
 from launch.train_display import LivePanel, TrainDisplay
 from pretrain import pulse
-from pretrain.health import Verdict
+from pretrain.sentinel import Verdict
 from pretrain.watch import Line
 
 VALUES = {
