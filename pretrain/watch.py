@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.sentinel import Verdict
 from pretrain.skipped import FILE, SkippedSteps
+from pretrain.speed import Speed
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
@@ -33,7 +34,7 @@ RECENT_LINES = 10
 
 @dataclass(frozen=True)
 class Line:
-    """What the terminal shows of a step."""
+    """What the terminal shows of a step. values: what was logged of it."""
 
     step: int
     steps: int
@@ -41,6 +42,7 @@ class Line:
     clips_per_s: float
     wait_share: float
     verdict: Verdict
+    values: Mapping[str, Value] = field(default_factory=dict)
 
 
 Show = Callable[[Line], None]
@@ -83,6 +85,7 @@ class Watch:
         world, data = self._engine.world, self._plan.config.data
         self._bad = BadSamples(self._run, world, data, progress.step)
         self._skipped = SkippedSteps(self._run, world, progress.step)
+        self._speed = Speed(self._plan, world, self._run)
         self._mark_s = time.perf_counter()
         self._mark_step: int | None = None
         self._next_told = max(1, 2 * len(progress.bad_ids))
@@ -113,6 +116,7 @@ class Watch:
         self._parts = tuple(output.parts)
         self._looks.after_batch(batch, output)
         self._bad.note(batch.step + 1, batch.bad)
+        self._speed.note(batch)
         self._skipped.note(batch, output.loss)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
@@ -197,6 +201,7 @@ class Watch:
             "optim/skipped_steps": progress.skipped,
             "perf/clips_per_s": clips_per_s,
             "perf/step_ms": 1000 * elapsed_s / steps,
+            **self._speed.take(elapsed_s),
             "data/wait_share": wait_share,
             **self._save_metrics(),
             **stage_ms,
@@ -209,6 +214,6 @@ class Watch:
         if math.isfinite(loss):  # a skipped step's would be all that is seen for as many lines
             self._recent.append(loss)
         mean_loss = sum(self._recent) / len(self._recent) if self._recent else None
-        verdict = self._looks.verdict
-        self.line = Line(progress.step, self._plan.steps, mean_loss, clips_per_s, wait_share, verdict)
+        verdict, steps = self._looks.verdict, self._plan.steps
+        self.line = Line(progress.step, steps, mean_loss, clips_per_s, wait_share, verdict, values)
         self._show(self.line)
