@@ -274,14 +274,28 @@ def export(
     of: Annotated[
         str | None, typer.Option(help="target, the moving average (the default), or context.")
     ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Also make it a version of this model in the run's MLflow registry."
+        ),
+    ] = None,
     allow_partial: AllowPartial = False,
     force: OverwriteWeights = False,
 ) -> None:
     """Write encoder and predictor as safetensors with a model card, or as transformers loads them."""
-    from launch.weights import run_export
+    from launch.weights import register_weights, run_export
 
-    run_export(run, out, layout, step=step, of=of, allow_partial=allow_partial, force=force)
+    weights = run_export(
+        run, out, layout, step=step, of=of, allow_partial=allow_partial, force=force, register=register
+    )
     print(f"wrote {out}")
+    if register is not None:
+        found = register_weights(run, out, register, weights)
+        print(
+            f"registered {found.uri} at {found.address}\n"
+            f'load  Encoder.from_pretrained(mlflow.artifacts.download_artifacts("{found.uri}"))'
+        )
 
 
 @app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from data_pipeline.errors import UsageError
 from launch.config import CONFIG_FILE, read_config
 from launch.console import Report
 from pretrain.config import RunConfig
+from pretrain.tracking.base import DatasetFacts, Finding
+
+ASKED = ("kind", "step", "num_train_clips", "num_eval_clips", "data", "data_fingerprint")
 
 
 def _config_of(run: Path) -> RunConfig:
@@ -33,8 +37,26 @@ def probe_run(run: Path, step: int | None = None, progress: Report | None = None
         for name, score in row["scores"].items()
         if score is not None
     }
-    add_results(config.tracker, run, step=found["step"], scores=scores, files=[run / "probe.json"])
+    add_results(
+        config.tracker,
+        run,
+        step=found["step"],
+        scores=scores,
+        files=[run / "probe.json"],
+        finding=finding_of(found, scores, config),
+    )
     return found
+
+
+def finding_of(found: dict[str, Any], scores: Mapping[str, float], config: RunConfig) -> Finding:
+    """A probing as a run below the one that was probed: how it was done, on what, with which scores."""
+    params = {key: str(found[key]) for key in ASKED if found.get(key) is not None}
+    data: tuple[DatasetFacts, ...] = ()
+    if found.get("data_fingerprint"):
+        address = config.probe.data or config.data.sources[0].shards
+        clips = found.get("num_train_clips", 0) + found.get("num_eval_clips", 0)
+        data = (DatasetFacts(found["data"], address, found["data_fingerprint"], clips, context="probe"),)
+    return Finding(f"probe at step {found['step']}", params, dict(scores), data, str(found.get("how", "")))
 
 
 def report_run(run: Path, out: Path | None = None, progress: Report | None = None) -> Path:

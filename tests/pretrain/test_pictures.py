@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from data_pipeline.errors import CheckpointError, DataError
-from pretrain import curves, pictures
+from pretrain import curves, pictures, sheets
 from pretrain.config import RunConfig
 
 CONFIG = RunConfig.model_validate(
@@ -142,7 +142,7 @@ def test_neighbours_come_from_what_the_probe_wrote_down(
     (picture,) = pictures._neighbours(tmp_path, CONFIG)
     with Image.open(picture.path) as sheet:
         pixels = np.asarray(sheet)
-    left = pictures.GUTTER + 112 + 6
+    left = sheets.GUTTER + 112 + 6
     assert tuple(pixels[1, left + 1, :3]) == pictures.RIGHT
     assert tuple(pixels[1, left + 118 + 1, :3]) == pictures.WRONG
 
