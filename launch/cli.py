@@ -16,6 +16,7 @@ from launch.cli_options import (
     NumRanks,
     Overrides,
 )
+from launch.cli_status import status
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
@@ -182,6 +183,7 @@ def verify(
 
 app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
 app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
+app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )

@@ -28,6 +28,7 @@ from data_pipeline.scratch import scratch_folder
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.environment import processor
+from launch.failure import telling_failure
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
@@ -130,11 +131,12 @@ def run_train(
             return already
         if job.is_first:
             (run / RESULT_FILE).unlink(missing_ok=True)
-        if config.strategy.kind == "single":
-            result = run_rank(config, quiet=quiet, allow_change=allow_change)
-        else:
-            spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
-            result = TrainResult.read(run)
+        with telling_failure(run) if job.is_first else nullcontext():
+            if config.strategy.kind == "single":
+                result = run_rank(config, quiet=quiet, allow_change=allow_change)
+            else:
+                spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
+                result = TrainResult.read(run)
         if already is None:
             return result
         if job.is_first:  # no step was taken, its last checkpoint was sent
@@ -179,7 +181,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
             if config.strategy.kind == "deepspeed":
                 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
             # who starts ranks of ours holds the run's folder for them
-            hold = partial(holding.enter_context, lock_run(run)) if has_launcher else None
+            hold = partial(_hold, run, holding) if has_launcher else None
             return _train_or_say_why(config, stops, watchdog, hold, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         if leave_rank_error(rank, error):
@@ -188,6 +190,11 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     except Exception as error:  # a crash: who started this rank is told, the traceback goes on
         leave_rank_error(rank, error)
         raise
+
+
+def _hold(run: Path, holding: ExitStack) -> None:
+    holding.enter_context(lock_run(run))
+    holding.enter_context(telling_failure(run))
 
 
 def _train_or_say_why(
@@ -260,11 +267,13 @@ def _train(
             if hold is not None:
                 hold()
             open_run(config, allow_change)
+            if hold is not None:
+                (run / RESULT_FILE).unlink(missing_ok=True)
 
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not quiet)
+    display = TrainDisplay(enabled=world.is_first and not quiet, run=run, steps=laid_out.steps)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     store = config.train.checkpoint_store
     takes_init = config.init.weights is not None and not any(
