@@ -204,3 +204,38 @@ def test_a_rollback_that_a_killed_process_could_not_tell_is_told_at_resume(
     assert [step for step, _ in points(run, run_id(run))] == list(range(1, 11))
     assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
     assert "rollbacks_to_tell" not in json.loads((run / "mlflow_run.json").read_text())
+
+
+def test_a_real_run_that_goes_back_twice_has_each_point_once(
+    small_dataset: Path, tmp_path: Path, shared_store: str
+) -> None:
+    from data_pipeline.errors import CollapsedError
+    from launch.train import run_train
+    from pretrain.tracking.mlflow import make_client
+    from tests.small_dataset import tiny_config
+
+    rollback = {"times": 2, "lr_scale": 0.5}
+    config = tiny_config(
+        small_dataset,
+        tmp_path,
+        # from the second look on the spread counts as gone
+        health={"every": 5, "std_floor": 1.0, "patience": 2, "on_collapse": "rollback", "rollback": rollback},
+        train={"steps": 12, "checkpoint_every": 1, "keep_checkpoints": 1},
+        target={"momentum": {"start": 0.0, "end": 0.0}},
+        tracker={"kind": "mlflow", "uri": shared_store},
+    )
+    with pytest.raises(CollapsedError):
+        run_train(config, quiet=True)
+    run, client = tmp_path / "tiny", make_client(shared_store)
+    record = json.loads((run / "mlflow_run.json").read_text())
+    found = {each.info.run_name: each for each in client.search_runs([record["experiment_id"]])}
+    assert len(found) >= 2
+    now = next(each for each in found.values() if each.info.run_id == record["run_id"])
+    assert (now.info.run_name, now.info.status) == ("tiny", "FAILED")
+    assert now.data.tags["verdict"] == "collapsing"
+    for key in ("loss", "optim/lr"):
+        shown = client.get_metric_history(record["run_id"], "loss/total" if key == "loss" else key)
+        assert [(m.step, m.value) for m in shown] == [(line["step"], line[key]) for line in read_metrics(run)]
+    left = [each for each in client.search_runs([record["experiment_id"]]) if each.info.status == "KILLED"]
+    assert len(left) == 2
+    assert {each.info.run_name for each in left} == {"tiny (rolled back at step 10)"}
