@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,27 @@ def test_a_rollback_that_a_killed_process_could_not_tell_is_told_at_resume(
     assert [step for step, _ in points(run, run_id(run))] == list(range(1, 11))
     assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
     assert "rollbacks_to_tell" not in json.loads((run / "mlflow_run.json").read_text())
+
+
+def test_a_rollback_that_no_tracker_was_told_of_is_made_up_for_at_resume(run: Path) -> None:
+    """Killed between health.jsonl and the tracker; and at the next start it is known."""
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    log_steps(tracker, range(1, 9))
+    tracker.close("failed")
+    left = run_id(run)
+    facts = dataclasses.replace(FACTS, rollbacks=((8, 5, "collapsing: the spread is gone"),))
+    for resumed_at, steps in ((5, range(6, 8)), (7, range(8, 10))):
+        resumed = make_tracker(TrackerConfig(), run, say=pytest.fail)
+        resumed.start(facts, resumed_at)
+        for step in steps:
+            resumed.log_metrics(step, {"loss": 7.0})
+        resumed.close("done")
+    shown = points(run, run_id(run))
+    assert shown == [*((step, 1 / step) for step in range(1, 6)), *((step, 7.0) for step in range(6, 10))]
+    assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
+    experiment = json.loads((run / "mlflow_run.json").read_text())["experiment_id"]
+    assert len(client_of(run).search_runs([experiment])) == 2
 
 
 def test_a_real_run_that_goes_back_twice_has_each_point_once(

@@ -35,6 +35,7 @@ from pretrain.tracking.mlflow.runs import (
     Rollback,
     find_or_create,
     go_on_anew,
+    note_missed_rollbacks,
     note_rollback,
     read_record,
     untold_rollbacks,
@@ -79,6 +80,8 @@ class MlflowTracker:
         A run that was begun before goes on without an answer; its points are kept until there is one.
         """
         self._facts, self._newest_step = facts, resumed_at
+        if resumed_at:
+            note_missed_rollbacks(self.run, facts)
         untold = untold_rollbacks(self.run)
 
         def open_run(client: MlflowClient) -> None:
