@@ -106,7 +106,7 @@ def _step(step: float, _: object) -> str:
 
 
 def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
     for curve in axes.curves:
         _draw_curve(ax, curve, ink)
@@ -114,14 +114,16 @@ def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
     ax.margins(x=0.02)
     if axes.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(numticks=5))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     else:
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
         low, high = ax.get_ylim()
         if axes.percent:
             ax.set_ylim(0, max(0.05, high))
-            ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif axes.from_zero and low > 0:
             ax.set_ylim(bottom=0)
     ax.grid(axis="y", color=ink, alpha=0.18, lw=0.5)

@@ -191,17 +191,18 @@ def _final(name: str, unit: str, value: float | None, form: str) -> Final:
     return Final(name, unit, value, "–" if value is None else form.format(value).replace("-", "−"))
 
 
-PLATES: tuple[tuple[str, str, str, str, bool, bool], ...] = (
-    # name, title, key ({} is the judged features), unit, whether smooth, whether on a log scale
-    ("loss", "Loss", "loss", "loss", True, False),
-    ("spread", "Feature spread", "health/{}_std", "std across clips", False, False),
-    ("rankme", "RankMe", "health/{}_rankme", "dimensions", False, False),
-    ("alignment", "Prediction and target, cosine", "health/alignment", "cosine", False, False),
-    ("explained", "Variance of targets explained", "health/explained", "share", False, False),
-    ("gradients", "Gradient norm", "optim/grad_norm", "norm", True, True),
-    ("schedule", "Learning rate", "optim/lr", "learning rate", False, False),
-    ("throughput", "Throughput", "perf/clips_per_s", "clips/s", True, False),
-    ("waiting", "Wait for data", "data/wait_share", "share", True, False),
+LOG, PERCENT, SMOOTH = "log", "percent", "smooth"
+PLATES: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
+    # name, title, key ({} is the judged features), unit, how it is drawn
+    ("loss", "Loss", "loss", "loss", (SMOOTH,)),
+    ("spread", "Feature spread", "health/{}_std", "std across clips", ()),
+    ("rankme", "RankMe", "health/{}_rankme", "dimensions", ()),
+    ("alignment", "Prediction and target, cosine", "health/alignment", "cosine", ()),
+    ("explained", "Variance of targets explained", "health/explained", "share", ()),
+    ("gradients", "Gradient norm", "optim/grad_norm", "norm", (SMOOTH, LOG)),
+    ("schedule", "Learning rate", "optim/lr", "learning rate", ()),
+    ("throughput", "Throughput", "perf/clips_per_s", "clips/s", (SMOOTH,)),
+    ("waiting", "Wait for data", "data/wait_share", "of the time", (SMOOTH, PERCENT)),
 )
 
 
@@ -209,12 +210,12 @@ def overlaid(stories: Sequence[Story]) -> list[Figure]:
     """A figure for each number that any run has: a line a run, or mean and range of seeds of one config."""
     series = series_of(stories)
     figures = []
-    for name, title, key, unit, smooth, log in PLATES:
+    for name, title, key, unit, how in PLATES:
         data = [[points(s.metrics, key.format(s.judged)) for s in each.stories] for each in series]
-        curves = _curves(series, data, smooth=smooth)
+        curves = _curves(series, data, smooth=SMOOTH in how)
         if curves:
-            axes = (Axes(unit, curves, from_zero=not smooth, log=log),)
-            figures.append(Figure(name, title, _said(series, curves, smooth), axes))
+            axes = (Axes(unit, curves, PERCENT in how, from_zero=SMOOTH not in how, log=LOG in how),)
+            figures.append(Figure(name, title, said_of_spans(axes).strip(), axes))
     return figures + _of_probes(series)
 
 
@@ -230,8 +231,8 @@ def _of_probes(series: Sequence[Series]) -> list[Figure]:
             continue
         curves = _curves(series, data, smooth=False)
         axes = (Axes("score", curves, from_zero=False),)
-        said = "Read from frozen features as the runs went. " + _said(series, curves, False)
-        figures.append(Figure(f"probe-{number + 1}", f"Probe: {name}", said.strip(), axes))
+        said = "Read from frozen features as the runs went." + said_of_spans(axes)
+        figures.append(Figure(f"probe-{number + 1}", f"Probe: {name}", said, axes))
     return figures
 
 
@@ -272,16 +273,6 @@ def _together(
         low, high = in_spans(at, low, num_spans).low, in_spans(at, high, num_spans).high
         return Curve(name, spans.steps, spans.mean, colour, low=low, high=high, num_logged=len(at))
     return Curve(name, at, mean, colour, low=low, high=high, num_logged=len(at))
-
-
-def _said(series: Sequence[Series], curves: Sequence[Curve], smooth: bool) -> str:
-    said = []
-    if any(each.is_group for each in series):
-        each = "each smoothed first, " if smooth else ""
-        said.append(
-            f"Seeds of one config: their mean, {each}and from the lowest to the highest, while all last."
-        )
-    return " ".join(said) + said_of_spans((Axes("", tuple(curves)),))
 
 
 def _short(name: str) -> str:

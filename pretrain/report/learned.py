@@ -82,17 +82,21 @@ def _rows(given: Any) -> Iterable[Row]:
 
 
 def say_learned(probe: Record | None, start: str = UNTRAINED) -> str:
-    """What the probe says, in a sentence: where training helped, and where it did not."""
+    """What the probe says first, in a sentence: where training helped, and where it did not."""
     if probe is None:
         return "What the features know has not been probed yet."
+    return next(iter(say_tables(probe, start)), "The probe wrote no scores that can be read.")
+
+
+def say_tables(probe: Record, start: str = UNTRAINED) -> list[str]:
+    """The same for each table of a probe that has a trained row."""
     margin = probe_margin(probe)
-    said = [
-        (f"{table.title.capitalize()}: " if table.title else "") + sentence
-        for table in probe_tables(probe)
-        for sentence in [_say_table(table, margin, start)]
-        if sentence
+    said = [(table.title, _say_table(table, margin, start)) for table in probe_tables(probe)]
+    return [
+        f"{title.capitalize()}: {told[0].lower()}{told[1:]}" if title else told
+        for title, told in said
+        if told
     ]
-    return " ".join(said) or "The probe wrote no scores that can be read."
 
 
 def _say_table(table: Table, margin: float, start: str) -> str:

@@ -111,7 +111,7 @@ def contents(sections: Iterable[str]) -> str:
 
 
 def listed(sentences: Iterable[str]) -> str:
-    items = "".join(f"<li>{esc(sentence)}</li>" for sentence in sentences)
+    items = "".join(f"<li>{prose(sentence)}</li>" for sentence in sentences)
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -122,7 +122,12 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{esc(text)}</p>' if kind else f"<p>{esc(text)}</p>"
+    return f'<p class="{kind}">{prose(text)}</p>' if kind else f"<p>{prose(text)}</p>"
+
+
+def prose(text: str) -> str:
+    """A sentence, with what stands in `backticks` set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", esc(text))
 
 
 def grid(figures: Iterable[str]) -> str:
@@ -134,7 +139,8 @@ def figure(picture: Picture) -> str:
     """A picture as part of the page, with its title and what to say under it."""
     shown = _svg(picture) if picture.path.suffix == ".svg" else _png(picture)
     title, caption = esc(picture.title), esc(picture.caption)
-    return f"<figure><h3>{title}</h3>{shown}<figcaption>{caption}</figcaption></figure>"
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure><h3>{title}</h3>{shown}{below}</figure>"
 
 
 def _png(picture: Picture) -> str:

@@ -7,7 +7,7 @@ import shlex
 from pretrain.curves import Picture
 from pretrain.report import sections
 from pretrain.report.advice import Suggestion
-from pretrain.report.learned import Table, probe_tables, say_best
+from pretrain.report.learned import Table, probe_tables, say_best, say_tables
 from pretrain.report.markup import (
     Cell,
     contents,
@@ -63,7 +63,9 @@ def _grid(pictures: dict[str, Picture], names: tuple[str, ...]) -> str:
 
 
 def _learned(story: Story, probes: list[Picture]) -> str:
-    parts = [probe_table(story.records.probe, found) for found in probe_tables(story.records.probe or {})]
+    probe = story.records.probe
+    parts = [probe_table(probe, found) for found in probe_tables(probe or {})]
+    parts += [paragraph(sentence) for sentence in (say_tables(probe, story.start)[1:] if probe else [])]
     if story.best is not None:
         parts.append(paragraph(say_best(story.best)))
     if probes:
@@ -131,9 +133,11 @@ def _letters(story: Story) -> str:
     more = story.num_dead_letters - len(story.dead_letters)
     left = paragraph(f"and {more:,} more in dead_letters.jsonl", "soft") if more else ""
     shown = table([("what", ""), ("why", "")], rows, caption="Left out", kind="words")
-    return paragraph(
-        f"{story.num_dead_letters:,} files or clips; the data set was made without them."
-    ) + _folded("which, and why", shown + left, is_open=story.num_dead_letters <= 12)
+    count = story.num_dead_letters
+    what = "1 file or clip" if count == 1 else f"{count:,} files or clips"
+    return paragraph(f"{what}; the data set was made without.") + _folded(
+        "which, and why", shown + left, is_open=story.num_dead_letters <= 12
+    )
 
 
 def _folded(summary: str, body: str, *, is_open: bool = False) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
+from pretrain.figures import THREE
 from pretrain.report.markup import Cell, chip, esc, facts, listed, number, paragraph, table, tone
 from pretrain.report.records import numbers
 from pretrain.report.spent import Spent, duration, memory_and_load
 from pretrain.report.story import Story
 from pretrain.report.verdicts import (
+    OF_BOTH,
+    OF_FEATURES,
+    Measure,
     Stretch,
     beside_trivial,
-    measures,
+    measure,
     num_rollbacks,
     recent_loss,
     say_change,
@@ -92,7 +96,7 @@ def how_it_went(story: Story) -> str:
         else 0
     )
     said.append(
-        f"{_counted(skipped, 'step was', 'steps were')} skipped, as a gradient was not finite"
+        f"{_counted(skipped, 'step was', 'steps were')} skipped for a gradient that was not finite"
         + ("; skipped_steps.jsonl names the samples." if records.skipped_steps else ".")
     )
     bad = len({str(line.get("id")) for line in records.skipped_samples})
@@ -178,24 +182,32 @@ def health(story: Story) -> str:
             f"({trivial.name}: {trivial.answer:.3f}), {below} it."
         )
     body += verdict_strip(story.stretches, story.last_step) + _changes(story)
-    found = measures(story.metrics)
-    if not found:
-        return body
-    before = "untrained" if story.start == "untrained" else "at the start"
-    rows = [
-        [Cell(m.name), Cell(number(m.before)), Cell(number(m.now)), Cell(_share(m.before, m.now))]
-        for m in found
+    return body + _measures(story)
+
+
+def _measures(story: Story) -> str:
+    """A row a measure, a column for each kind of features, with what it was before training below."""
+    rows = []
+    for what, name in OF_FEATURES.items():
+        each = [measure(story.metrics, f"health/{features}_{what}") for features in THREE]
+        if any(each):
+            rows.append([Cell(name), *[_measured(found) for found in each]])
+    heads = [("", ""), *((features, "") for features in THREE)]
+    caption = f"Features at the last look, step {story.last_step:,}; below each number what it was "
+    caption += "before training" if story.start == "untrained" else "at the start"
+    both = [
+        (name, f"{number(found.now)}, from {number(found.before)}")
+        for key, name in OF_BOTH.items()
+        if (found := measure(story.metrics, key)) is not None
     ]
-    heads = [("", ""), (before, ""), (f"step {story.last_step:,}", ""), ("share", "")]
-    return (
-        body
-        + table(heads, rows, caption="Features at the first and the last look")
-        + paragraph("A loss may fall while every clip gets the same features; these numbers tell.", "soft")
-    )
+    said = "A loss may fall while every clip gets the same features; these numbers tell."
+    return (table(heads, rows, caption=caption) + paragraph(said, "soft") if rows else "") + facts(both)
 
 
-def _share(before: float | None, now: float) -> str:
-    return f"{now / before:.0%}" if before is not None and before > 1e-12 and now >= 0 else "–"
+def _measured(found: Measure | None) -> Cell:
+    if found is None:
+        return Cell("–")
+    return Cell(number(found.now), None, f"from {number(found.before)}", "soft")
 
 
 def verdict_strip(stretches: list[Stretch], last_step: int) -> str:

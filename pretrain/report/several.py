@@ -45,14 +45,14 @@ def page(stories: Sequence[Story], figures: Sequence[Figure]) -> str:
     parts = [
         section("final", "What they came to", _final_table(stories, names), _seeds(series)),
         section("differ", "What differs", _differences(stories, names)),
-        section("curves", "Curves", _key(series), grid(curves)),
+        section("curves", "Curves", _key(series), _said_of_groups(series), grid(curves)),
         section("healthy", "Are they healthy, and what was learned?", _each(stories, names)),
         section("time", "Where the time went", _times(stories, names)),
         section("next", "What to try next", _advice(stories, names)),
         section("missing", "What is missing here", _missing(stories, names)),
     ]
     title = " · ".join(names) if len(names) <= 4 else f"{len(names)} runs"
-    lead = f"{len(stories)} runs side by side. {_said_of_data(stories)}"
+    lead = f"Side by side. {_said_of_data(stories)} {_said_of_settings(stories)}"
     head = f"<header><h1>{esc(title)}</h1>{paragraph(lead, 'lead')}</header>"
     return whole_page(esc(title), f"{head}{contents(parts)}<main>{''.join(parts)}</main>")
 
@@ -62,6 +62,24 @@ def _said_of_data(stories: Sequence[Story]) -> str:
     if same is None:
         return "Whether they read the same data is not known: a run's provenance.json does not say."
     return "They read the same data." if same else "They did not read the same data: scores may not compare."
+
+
+def _said_of_settings(stories: Sequence[Story]) -> str:
+    keys = list(settings_that_differ(stories))
+    if not keys:
+        return "No setting differs."
+    more = f" and {len(keys) - 6} settings more" if len(keys) > 6 else ""
+    return f"They differ in {', '.join(f'`{key}`' for key in keys[:6])}{more}."
+
+
+def _said_of_groups(series: Sequence[Series]) -> str:
+    if not any(each.is_group for each in series):
+        return ""
+    return paragraph(
+        "Seeds of one config are one line, their mean, in a band from the lowest to the highest, up to the "
+        "end of the shortest. Losses and the like are smoothed before.",
+        "soft",
+    )
 
 
 def _final_table(stories: Sequence[Story], names: Sequence[str]) -> str:

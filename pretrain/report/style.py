@@ -68,7 +68,7 @@ td .word { vertical-align: baseline; }
 .good { color: var(--good); } .fair { color: var(--fair); } .bad { color: var(--bad); }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; margin: 1.2rem 0 0;
   font-size: .92rem; max-width: none; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9.5rem), 1fr)); gap: .7rem;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 8.4rem), 1fr)); gap: .7rem;
   margin: 1.2rem 0; }
 .card { background: var(--card); border-radius: .6rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -88,16 +88,18 @@ th, td { text-align: right; padding: .35rem .75rem; border-bottom: 1px solid var
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 400; }
-.words td, .words th { text-align: left; overflow-wrap: anywhere; min-width: 5rem; }
+.words td, .words th { text-align: left; overflow-wrap: break-word; min-width: 4rem; max-width: 30rem; }
+.sort td, .sort th { padding: .35rem .55rem; }
+.sort th:first-child { position: sticky; left: 0; background: var(--page); padding-left: 0; }
 thead th { font-weight: 600; vertical-align: bottom; }
 thead small { display: block; font-weight: 400; color: var(--soft); }
 tr.ours td, tr.ours th { font-weight: 650; }
-td small, th small { display: block; font-weight: 500; }
+td small, tbody th small { display: block; font-weight: 500; white-space: nowrap; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
   margin: 0; cursor: pointer; text-align: inherit; }
-th button::after { content: " ↕"; color: var(--soft); }
-th[aria-sort=ascending] button::after { content: " ↑"; color: var(--accent); }
-th[aria-sort=descending] button::after { content: " ↓"; color: var(--accent); }
+th button::after { content: "\\00a0↕"; color: var(--soft); }
+th[aria-sort=ascending] button::after { content: "\\00a0↑"; color: var(--accent); }
+th[aria-sort=descending] button::after { content: "\\00a0↓"; color: var(--accent); }
 pre, code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .87rem; }
 pre { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto; overflow-wrap:
   normal; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.figures import THREE, Metrics, judged_features, value_at_start
+from pretrain.figures import Metrics, judged_features, value_at_start
 from pretrain.report.records import Record, is_finite, last_number, numbers
 
 RECENT = 10  # logged steps that the loss is averaged over; of a single step it jumps
@@ -32,8 +32,7 @@ class Stretch:
 class Measure:
     """A number of the last look beside what it was before training, or at the first look."""
 
-    name: str
-    before: float | None
+    before: float
     now: float
 
 
@@ -88,30 +87,26 @@ def timeline(metrics: Metrics) -> list[Stretch]:
     return found
 
 
-def measures(metrics: Metrics) -> list[Measure]:
-    """Spread, ranks and correlation of all features, alignment and explained variance: before, and now."""
-    names = {
-        f"health/{features}_{what}": f"{features}, {said}"
-        for what, said in (
-            ("std", "std across clips"),
-            ("rankme", "RankMe"),
-            ("effective_rank", "effective rank"),
-            ("correlation", "correlation of dimensions"),
-        )
-        for features in THREE
-    }
-    names |= {
-        "health/alignment": "prediction and target, cosine",
-        "health/explained": "variance of targets explained",
-        "health/ema_distance": "distance of target and context encoder",
-    }
-    found = []
-    for key, name in names.items():
-        values = numbers(metrics, key)
-        if values:
-            before = value_at_start(metrics, key)
-            found.append(Measure(name, values[0] if before is None else before, values[-1]))
-    return found
+OF_FEATURES = {
+    "std": "std across clips",
+    "rankme": "RankMe",
+    "effective_rank": "effective rank",
+    "correlation": "correlation of dimensions",
+}
+OF_BOTH = {
+    "health/alignment": "prediction and target, cosine",
+    "health/explained": "variance of the targets explained",
+    "health/ema_distance": "distance of the target from the context encoder",
+}
+
+
+def measure(metrics: Metrics, key: str) -> Measure | None:
+    """A metric at the start and now; None where it was never measured."""
+    values = numbers(metrics, key)
+    if not values:
+        return None
+    before = value_at_start(metrics, key)
+    return Measure(values[0] if before is None else before, values[-1])
 
 
 def spread_share(metrics: Metrics, *, is_frozen: bool = False) -> float | None:
