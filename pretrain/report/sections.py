@@ -193,8 +193,8 @@ def _measures(story: Story) -> str:
         if any(each):
             rows.append([Cell(name), *[_measured(found) for found in each]])
     heads = [("", ""), *((features, "") for features in THREE)]
-    caption = f"Features at the last look, step {story.last_step:,}; below each number what it was "
-    caption += "before training" if story.start == "untrained" else "at the start"
+    caption = "Features at the last look, from what they were "
+    caption += "untrained" if story.start == "untrained" else "at the start"
     both = [
         (name, f"{number(found.now)}, from {number(found.before)}")
         for key, name in OF_BOTH.items()

@@ -95,7 +95,7 @@ def _final_table(stories: Sequence[Story], names: Sequence[str]) -> str:
         for name, story, final in zip(names, stories, finals, strict=True)
     ]
     heads = [("run", ""), ("verdict", ""), *columns]
-    return table(heads, rows, caption="Final figures: a click on a head sorts by it", kind="sort")
+    return table(heads, rows, caption="Final figures", kind="sort")
 
 
 def _columns(finals: Sequence[dict[tuple[str, str], Final]]) -> list[tuple[str, str]]:

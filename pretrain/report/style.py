@@ -47,7 +47,7 @@ STYLE = (
     + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.6rem clamp(1rem, 4vw, 3rem) 4rem; background: var(--page);
+body { margin: 0 auto; max-width: 72rem; padding: 1.6rem clamp(1rem, 3vw, 2rem) 4rem; background: var(--page);
   color: var(--ink); font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   overflow-wrap: anywhere; }
 h1 { font-size: clamp(1.5rem, 5vw, 2rem); line-height: 1.2; margin: 0 0 .4rem; }
@@ -89,12 +89,14 @@ th, td { text-align: right; padding: .35rem .75rem; border-bottom: 1px solid var
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 400; }
 .words td, .words th { text-align: left; overflow-wrap: break-word; min-width: 4rem; max-width: 30rem; }
+.sort { border-collapse: separate; border-spacing: 0; }
 .sort td, .sort th { padding: .35rem .55rem; }
-.sort th:first-child { position: sticky; left: 0; background: var(--page); padding-left: 0; }
+.sort th:first-child { position: sticky; left: 0; min-width: 7rem; background: var(--page); padding-left: 0; }
 thead th { font-weight: 600; vertical-align: bottom; }
 thead small { display: block; font-weight: 400; color: var(--soft); }
 tr.ours td, tr.ours th { font-weight: 650; }
-td small, tbody th small { display: block; font-weight: 500; white-space: nowrap; }
+td small, tbody th small { display: block; font-weight: 500; white-space: nowrap;
+  font-size: .85em !important; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
   margin: 0; cursor: pointer; text-align: inherit; }
 th button::after { content: "\\00a0↕"; color: var(--soft); }
@@ -122,13 +124,18 @@ details summary { cursor: pointer; color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .6rem 0; }
 dt { color: var(--soft); }
 dd { margin: 0; min-width: 0; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+@media (max-width: 34rem) {
+  th, td { padding: .35rem .45rem; }
+  dl { grid-template-columns: 1fr; }
+  dd { margin-bottom: .4rem; }
+}
 """
     + f"""
 @media print {{
   :root {{ {_variables(INKS_LIGHT, COLOURS)} }}
   @page {{ margin: 14mm; }}
-  body {{ max-width: none; padding: 0; font-size: 9.5pt; }}
+  html {{ font-size: 9.5pt; }}
+  body {{ max-width: none; padding: 0; }}
 """
     + """
   nav, th button::after { display: none; }
@@ -138,6 +145,11 @@ dd { margin: 0; min-width: 0; }
   figure, .card, tr, .try, .bar, .key, .line, dl { break-inside: avoid; }
   .grid { grid-template-columns: 1fr 1fr; }
   .scroll, pre { overflow: visible; }
+  .sort { font-size: .75rem; }
+  .sort td, .sort th { padding: .25rem .3rem; }
+  .sort th:first-child { position: static; min-width: 0; }
+  th, td { padding: .25rem .45rem; }
+  td small, tbody th small { white-space: normal; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   .bar i, .key i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   a[href^="http"]::after { content: " (" attr(href) ")"; }
