@@ -18,10 +18,10 @@ from pretrain.figures import Axes, Curve, Figure, Metrics, figures_of
 AXIS = "#7f7f7f"  # a page may replace it by its own text colour
 INK = "#20242a"  # of figures on white
 # Told apart with every kind of colour blindness, and at least 4.5 : 1 on white: names are written in them.
-COLOURS = ("#0b66ad", "#b54708", "#00734f", "#a0368c", "#7a5a00", "#5650c2", "#a3262a", "#4f5d66")
+COLOURS = ("#0b66ad", "#b54708", "#00734f", "#6d28d9", "#0b7285", "#a3262a")
 WIDTH_IN = 3.5  # a column
 ROW_IN = 1.45  # of one set of axes where there are several
-DASH = (0, (4, 2.5))
+DASH, DOTS = (0, (4, 2.5)), (0, (1, 1.3))
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
 
 def _draw_curve(ax: Any, curve: Curve, ink: str) -> None:
     colour = ink if curve.colour is None else COLOURS[curve.colour % len(COLOURS)]
-    again = curve.colour is not None and curve.colour >= len(COLOURS)  # the colours are used a second time
-    look = {"color": colour, "ls": DASH if curve.is_dashed or again else "-"}
+    turn = (curve.colour or 0) // len(COLOURS)  # colours are used again, and lines are broken then
+    look = {"color": colour, "ls": DASH if curve.is_dashed else ("-", DASH, DOTS)[min(turn, 2)]}
     if curve.raw is not None:
         ax.plot(curve.steps, curve.raw, lw=0.5, alpha=0.35, **look)
     if curve.low is not None:

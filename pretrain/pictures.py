@@ -181,8 +181,9 @@ def draw_features(
     return Picture(
         path,
         "Features of one clip",
-        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are "
-        f"red, green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
+        f"Rows from above: {', '.join(['clip', *encoders])}. Each square is a token at step {step}; the "
+        f"three strongest directions of all the clip's tokens are red, green and blue ({said}). Each encoder "
+        f"has its own directions, scaled over the whole clip.",
     )
 
 

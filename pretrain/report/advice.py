@@ -17,7 +17,7 @@ from pretrain.config import RunConfig, plan
 from pretrain.figures import Metrics, judged_features
 from pretrain.report.learned import Probing, best_checkpoint, probe_margin, probe_tables
 from pretrain.report.records import Record, last_number, numbers
-from pretrain.report.spent import WAITING, Spent, median
+from pretrain.report.spent import WAITING, Spent, median, where_time_went
 from pretrain.report.verdicts import Health, beside_trivial, spread_share
 
 WAITS, SAVES, LOOKS, PROBES = 0.10, 0.05, 0.02, 0.05  # shares of the time from which one is worth a change
@@ -175,11 +175,11 @@ def _always_clipped(seen: Seen) -> Suggestion | None:
 
 
 def _waits(seen: Seen) -> Suggestion | None:
-    share = seen.spent.share(WAITING)
+    share = where_time_went(seen.metrics[1:]).share(WAITING)  # the first step waits for the workers to start
     if share < WAITS or len(seen.metrics) < FEW:
         return None
     workers = seen.config.data.workers
-    figure = f"{share:.0%} of the training time was spent waiting for data"
+    figure = f"{share:.0%} of the training time after the first step was spent waiting for data"
     why = f"Each rank decodes in {workers} worker{'s' if workers != 1 else ''}, while cores allow more."
     return Suggestion(figure, why, (f"data.workers={max(2, 2 * workers)}",))
 

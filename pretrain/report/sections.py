@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
+from pretrain.curves import COLOURS
 from pretrain.figures import THREE
 from pretrain.report.markup import Cell, chip, esc, facts, listed, number, paragraph, table, tone
 from pretrain.report.records import numbers
@@ -25,9 +26,8 @@ from pretrain.report.verdicts import (
 
 MOST_ROWS = 50  # of a table of attempts or verdicts
 ADVICE = ("; `foreframe train ", "; no checkpoint was written yet")  # what was right at that time
-FILLS = {"healthy": "--c3", "warning": "--c5", "collapsing": "--c7", "collapsed": "--c7", "diverged": "--c4"}
 # Of the bar of time: compute, waiting, then the rest as it comes.
-PART_COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8")
+PART_COLOURS = tuple(f"--c{number + 1}" for number in range(len(COLOURS)))
 
 
 def header(story: Story) -> str:
@@ -218,7 +218,7 @@ def verdict_strip(stretches: list[Stretch], last_step: int) -> str:
     starts = [0, *[s.first for s in stretches[1:]], whole]
     blocks = "".join(
         f'<rect x="{width * starts[n] / whole:.1f}" y="0" height="18" '
-        f'style="fill: var({FILLS.get(s.word, "--c8")})" '
+        f'style="fill: var(--{tone(s.word)})" '
         f'width="{max(1.5, width * (starts[n + 1] - starts[n]) / whole):.1f}"/>'
         for n, s in enumerate(stretches)
     )

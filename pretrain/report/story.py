@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import CheckpointError, DataError, why
+from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import DEAD_LETTERS_FILE
 from data_pipeline.storage import Storage
 from pretrain.config import RunConfig
@@ -195,8 +195,6 @@ def dead_letters(shards: str) -> tuple[list[tuple[str, str]], int, list[str]]:
         if storage is None or not storage.exists(DEAD_LETTERS_FILE):
             return [], 0, []
         text = storage.read(DEAD_LETTERS_FILE).decode("utf-8", "replace")
-    except OSError as error:
-        return [], 0, [f"{shards}/{DEAD_LETTERS_FILE} cannot be read ({why(error)})"]
     except DataError as error:
         return [], 0, [str(error)]
     found = []

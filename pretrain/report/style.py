@@ -9,7 +9,7 @@ from pretrain.curves import COLOURS
 
 PAGE_LIGHT, PAGE_DARK = "#ffffff", "#14181c"
 # The same hues as COLOURS, for dark pages: at least 4.5 : 1 on PAGE_DARK.
-COLOURS_DARK = ("#62b0ee", "#f2924f", "#48c79d", "#e48fcf", "#d6b33c", "#a9a4f7", "#f28b8b", "#aab6c4")
+COLOURS_DARK = ("#62b0ee", "#f2924f", "#48c79d", "#8b7cf6", "#9fe3ff", "#f28b8b")
 INKS_LIGHT = {
     "ink": "#1c2126",
     "soft": "#56616b",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.errors import UsageError, why
+from data_pipeline.errors import DataError, UsageError, why
 from data_pipeline.storage import Storage
 from pretrain.curves import INK, draw
 from pretrain.figures import Figure, figures_of
@@ -86,6 +86,6 @@ def _drawn(run: Path, progress: Progress | None) -> Story:
 def _publish(path: Path, text: str) -> Path:
     try:
         Storage(path.absolute().parent).publish(path.name, text.encode(errors="replace"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written, choose another --out: {why(error)}") from error
+    except DataError as error:
+        raise UsageError(f"{error}; choose another --out") from error
     return path
