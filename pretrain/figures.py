@@ -134,14 +134,19 @@ PLATES = (
         "loss",
         "Loss",
         "What is trained on. It is a proxy only: it can fall while features collapse, and rise while they "
-        "improve. Dashed, where they were measured, the losses of two trivial answers: the mean of all "
-        "tokens, and a copy of the nearest token that is seen. A loss not below them has learned nothing.",
+        "improve.",
+        (Panel("loss", {"loss": "loss"}, smooth=True, from_zero=False),),
+    ),
+    Plate(
+        "trivial",
+        "Loss beside trivial answers",
+        "Dashed, the losses of two answers that need no learning: the mean of all tokens, and a copy of the "
+        "nearest token that is seen. A loss not below them has learned nothing.",
         (
             Panel(
                 "loss",
-                {"loss": "loss"},
+                {"health/loss_prediction": "prediction"},
                 references={"health/loss_mean_token": "mean token", "health/loss_copy": "copy"},
-                smooth=True,
                 from_zero=False,
             ),
         ),
@@ -206,11 +211,15 @@ PLATES = (
     Plate(
         "memory",
         "Memory",
-        "Memory that a rank's process holds, and memory of its device.",
+        "What a rank's process holds, its loader workers, and its device: of the rank that holds most.",
         (
             Panel(
                 "GB",
-                {"system/host_memory_bytes": "host", "system/gpu_memory_bytes": "device"},
+                {
+                    "system/host_memory_bytes": "rank",
+                    "system/loader_memory_bytes": "loaders",
+                    "system/gpu_memory_bytes": "device",
+                },
                 scale=1e9,
             ),
         ),
@@ -314,9 +323,9 @@ def judged_features(metrics: Metrics, *, is_frozen: bool = False) -> str:
     is_frozen: the target never moves, so it cannot collapse.
     """
     named = {key for line in metrics for key in line if key.startswith("health/") and "_std" in key}
-    older = sorted(key for key in named if key.endswith("_std_untrained"))
-    if older and not any(key.endswith("_std_start") for key in named):
-        return older[0].removeprefix("health/").removesuffix("_std_untrained")
+    starts = {key.partition("_std_")[0] for key in named if key.endswith(("_std_start", "_std_untrained"))}
+    if len(starts) == 1:  # a run writes down the start of those by which it is judged
+        return starts.pop().removeprefix("health/")
     order = THREE[1:] if is_frozen else THREE
     return next((name for name in order if f"health/{name}_std" in named), "target")
 
@@ -325,9 +334,9 @@ def figures_of(metrics: Metrics, *, judged: str = "target", start: str = "untrai
     """The figures that have any point. judged: whose value before training is shown; start: its name."""
     found = []
     for plate in PLATES:
-        panels = [
-            _with_parts(panel, metrics) if plate.name == "loss-parts" else panel for panel in plate.panels
-        ]
+        panels = plate.panels
+        if plate.name == "loss-parts":
+            panels = tuple(_with_parts(panel, metrics) for panel in panels)
         axes = [_axes(panel, metrics, judged, start) for panel in panels]
         kept = tuple(each for each in axes if each.curves)
         if kept:

@@ -120,6 +120,7 @@ def look(share: float, *, first: bool, collapses: bool) -> dict[str, Any]:
         | {
             "health/alignment": 0.2 + 0.7 * share,
             "health/explained": 0.6 * share,
+            "health/loss_prediction": 0.35 + 0.55 * math.exp(-4 * share),
             "health/loss_mean_token": 0.92 if not is_gone else 0.3,
             "health/loss_copy": 0.8 if not is_gone else 0.3,
             "health/ema_distance": worst,

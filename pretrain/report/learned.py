@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,28 +150,32 @@ class Probing:
 
 
 def probings_of(lines: Sequence[Record], metrics: Metrics) -> list[Probing]:
-    """All probings in the order of their steps; those that only metrics.jsonl has are taken from there."""
-    found: dict[int, Probing] = {}
-    for line in metrics:
-        scores = {
-            k.removeprefix("probe/trained/"): v for k, v in line.items() if k.startswith("probe/trained/")
+    """The probings of a run in the order of their steps, of one kind, as other kinds read other clips.
+
+    Those of the training where there are two or more; else those of `foreframe probe`. A step that stands
+    twice counts as it was probed last; what probes.jsonl lacks is taken from metrics.jsonl.
+    """
+    online = {int(line["step"]): line for line in lines if line.get("kind") == "online"}
+    online = {line["step"]: told for line in metrics if (told := _logged(line))["scores"]} | online
+    others = {int(line["step"]): line for line in lines if line.get("kind") != "online"}
+    chosen = online if len(online) > 1 or not others else others
+    found = [
+        Probing(step, scores_of(chosen[step]), scores_of(chosen[step], "untrained"))
+        for step in sorted(chosen)
+    ]
+    return [probing for probing in found if probing.scores]
+
+
+def _logged(line: Mapping[str, Any]) -> Record:
+    """The scores in a line of metrics, under the names that they have in probes.jsonl."""
+    return {
+        kind: {
+            key.removeprefix(start).replace("_", " "): value
+            for key, value in line.items()
+            if key.startswith(start)
         }
-        if scores:
-            before = {
-                k.removeprefix("probe/untrained/"): v
-                for k, v in line.items()
-                if k.startswith("probe/untrained/")
-            }
-            both = {"scores": scores, "untrained": before}
-            found[line["step"]] = Probing(line["step"], scores_of(both), scores_of(both, "untrained"))
-    for line in lines:
-        step = int(line["step"])
-        logged = found.get(step, Probing(step, {}, {}))
-        scores = logged.scores | scores_of(line)
-        untrained = logged.untrained | scores_of(line, "untrained")
-        if scores:
-            found[step] = Probing(step, scores, untrained)
-    return [found[step] for step in sorted(found)]
+        for kind, start in (("scores", "probe/trained/"), ("untrained", "probe/untrained/"))
+    }
 
 
 def probe_figures(probings: Sequence[Probing], start: str = UNTRAINED) -> list[Figure]:

@@ -26,7 +26,16 @@ from pretrain.report.story import Story, datasets_of
 from pretrain.report.style import whole_page
 
 # Which figures stand in which section; all others come last.
-OF_HEALTH = ("loss", "spread", "rankme", "effective-rank", "alignment", "correlation", "ema-distance")
+OF_HEALTH = (
+    "loss",
+    "trivial",
+    "spread",
+    "rankme",
+    "effective-rank",
+    "alignment",
+    "correlation",
+    "ema-distance",
+)
 OF_TIME = ("throughput", "compute", "memory")
 
 

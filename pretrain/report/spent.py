@@ -73,10 +73,13 @@ def memory_and_load(metrics: Metrics) -> list[Use]:
     found = []
     for key, name in (
         ("system/host_memory_bytes", "memory of a rank's process, at most"),
+        ("system/loader_memory_bytes", "memory of its loader workers, at most"),
         ("system/gpu_memory_bytes", "memory of the device, at most"),
     ):
         if values := numbers(metrics, key):
             found.append(Use(name, gigabytes(max(values))))
+    if values := numbers(metrics, "system/host_available_bytes"):
+        found.append(Use("memory that the host had left, at least", gigabytes(min(values))))
     if values := numbers(metrics, "system/gpu_memory_share"):
         found.append(Use("share of the device's memory, at most", f"{max(values):.0%}"))
     for key, name in (

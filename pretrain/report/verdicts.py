@@ -139,13 +139,14 @@ class Trivial:
 
 
 def beside_trivial(metrics: Metrics) -> Trivial | None:
-    """The recent loss beside the better of the trivial answers, where both were measured."""
+    """The loss of the predictions beside the better of the trivial answers, where both were measured."""
     answers = {
         name: value
         for key, name in (("health/loss_mean_token", "the mean token"), ("health/loss_copy", "a copy"))
         if (value := last_number(metrics, key)) is not None
     }
-    loss = recent_loss(metrics)
+    loss = last_number(metrics, "health/loss_prediction")
+    loss = recent_loss(metrics) if loss is None else loss
     if not answers or loss is None:
         return None
     name = min(answers, key=lambda n: answers[n])

@@ -17,7 +17,7 @@ from pretrain import report
 from pretrain.curves import Picture, draw_figures
 from pretrain.figures import Figure
 from pretrain.report import one, story
-from pretrain.report.learned import probe_tables, say_learned, say_tables
+from pretrain.report.learned import probe_tables, probings_of, say_learned, say_tables
 from tests.report_runs import probe, write_lines, write_object, write_run, write_troubles
 
 EVIL = '<script>alert(\'x\')</script>"><img src=x onerror="alert(1)">.mp4'
@@ -407,3 +407,20 @@ def test_other_readouts_are_told_by_their_name() -> None:
     said = say_tables(probe(200))
     assert len(said) == 2
     assert "top-1 by attentive 0.62 (untrained 0.50)" in said[1]
+
+
+def test_probings_of_one_kind_are_drawn_together_and_those_of_the_training_first() -> None:
+    def line(step: int, kind: str | None, value: float) -> dict[str, Any]:
+        return {"step": step, "scores": {"background drift": value}} | ({"kind": kind} if kind else {})
+
+    offline = [line(40, None, 0.1), line(80, "offline", 0.2), line(80, "offline", 0.3)]
+    assert [(p.step, p.scores["background drift"]) for p in probings_of(offline, [])] == [
+        (40, 0.1),
+        (80, 0.3),
+    ]
+    both = [line(20, "online", 0.5), *offline, line(40, "online", 0.6)]
+    assert [p.step for p in probings_of(both, [])] == [20, 40]
+    logged = [{"step": 60, "probe/trained/background_drift": 0.7, "probe/untrained/background_drift": 0.2}]
+    found = probings_of(both, logged)
+    assert [(p.step, p.scores["background drift"]) for p in found] == [(20, 0.5), (40, 0.6), (60, 0.7)]
+    assert found[-1].untrained == {"background drift": 0.2}
