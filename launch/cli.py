@@ -208,7 +208,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="A run's folder, such as runs/demo/run; or several, side by side."
+            metavar="RUN", help="A run's folder, such as runs/demo/run; or several, side by side."
         ),
     ],
     out: Annotated[

@@ -174,14 +174,14 @@ PLATES = (
     Plate(
         "correlation",
         "Correlation of dimensions",
-        "Mean absolute correlation of two different dimensions. Near 1, dimensions repeat one another.",
+        "Of two different dimensions, root mean square. Near 1, dimensions repeat one another.",
         (Panel("correlation", _of_features("correlation"), levels=("correlation",)),),
     ),
     Plate(
         "alignment",
         "Prediction and target",
         "Mean cosine of the predicted and the true features, and the share of the targets' variance that "
-        "the prediction explains. Both rise in a collapse too: read them beside the spread.",
+        "the prediction explains. The cosine rises in a collapse too: read it beside the spread.",
         (
             Panel(
                 "0 to 1",
@@ -380,10 +380,7 @@ def said_of_spans(axes: Sequence[Axes]) -> str:
     most = max((curve.num_logged for each in axes for curve in each.curves), default=0)
     if most <= MOST_POINTS:
         return ""
-    return (
-        f" Drawn from {most:,} logged steps: a line is the mean of a span of them, its band goes from the "
-        f"lowest to the highest."
-    )
+    return f" Drawn from {most:,} logged steps: means of spans, in a band from the lowest to the highest."
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -18,6 +20,7 @@ from pretrain.curves import Picture, draw_figures
 from pretrain.figures import Figure
 from pretrain.report import one, story
 from pretrain.report.learned import probe_tables, probings_of, say_learned, say_tables
+from pretrain.report.write import figures_of_run
 from tests.report_runs import probe, write_lines, write_object, write_run, write_troubles
 
 EVIL = '<script>alert(\'x\')</script>"><img src=x onerror="alert(1)">.mp4'
@@ -424,3 +427,36 @@ def test_probings_of_one_kind_are_drawn_together_and_those_of_the_training_first
     found = probings_of(both, logged)
     assert [(p.step, p.scores["background drift"]) for p in found] == [(20, 0.5), (40, 0.6), (60, 0.7)]
     assert found[-1].untrained == {"background drift": 0.2}
+
+
+ODD: tuple[Any, ...] = (None, "x", "", [], {}, math.nan, math.inf, 1e308, True, -1, 0, [1], {"a": 1}, 10**30)
+
+
+def _odd(plain: Any, rng: random.Random) -> Any:
+    """The same with one value, anywhere in it, that nobody would expect there."""
+    if isinstance(plain, dict) and plain and rng.random() < 0.9:
+        key = rng.choice(list(plain))
+        return plain | {key: _odd(plain[key], rng)}
+    if isinstance(plain, list) and plain and rng.random() < 0.9:
+        place = rng.randrange(len(plain))
+        return [*plain[:place], _odd(plain[place], rng), *plain[place + 1 :]]
+    return rng.choice(ODD)
+
+
+def test_no_value_of_any_file_ends_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    write_troubles(run)
+    names = [path.name for path in sorted(run.glob("*.json*")) if path.name != "config.yaml"]
+    assert len(names) == 9
+    before = {name: (run / name).read_text() for name in names}
+    for seed in range(6 * len(names)):
+        rng, name = random.Random(seed), names[seed % len(names)]
+        if name.endswith(".json"):
+            (run / name).write_text(json.dumps(_odd(json.loads(before[name]), rng)))
+        else:
+            lines = [json.loads(line) for line in before[name].splitlines()]
+            write_lines(run / name, [_odd(line, rng) for line in lines])
+        found = story.tell(run, with_pictures=False)
+        assert "How it went" in one.page(found), (name, seed)
+        assert all(figure.alt for figure in figures_of_run(found)), (name, seed)
+        (run / name).write_text(before[name])
