@@ -236,7 +236,7 @@ PLATES = (
     Plate(
         "gradients",
         "Gradient norm",
-        "Before clipping: of all weights, and of encoder and predictor by themselves.",
+        "Before clipping: of all weights, and where they were measured of encoder and predictor alone.",
         (
             Panel(
                 "norm",

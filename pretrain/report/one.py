@@ -76,7 +76,9 @@ def _learned(story: Story, probes: list[Picture]) -> str:
     parts = [probe_table(probe, found) for found in probe_tables(probe or {})]
     parts += [paragraph(sentence) for sentence in (say_tables(probe, story.start)[1:] if probe else [])]
     if story.best is not None:
-        parts.append(paragraph(say_best(story.best)))
+        is_kept = story.best.step in story.kept_steps
+        there = "Its checkpoint is kept." if is_kept else "Its checkpoint is not in the run's folder."
+        parts.append(paragraph(f"{say_best(story.best)} {there}"))
     if probes:
         names = "the untrained encoder" if story.start == "untrained" else "the encoder at the start"
         parts.append(f"<h3>Scores over steps, beside {names}</h3>{grid(figure(p) for p in probes)}")
@@ -157,8 +159,9 @@ def _commands(story: Story) -> str:
     run = shlex.quote(str(story.run))
     config = shlex.quote(str(story.run / "config.yaml"))
     lines = [] if story.is_finished else [("go on with this run", f"foreframe train {config}")]
+    if story.records.mlflow:
+        lines.append(("its curves in MLflow", f"foreframe ui {run}"))
     lines += [
-        ("its curves in MLflow", f"foreframe ui {run}"),
         ("probe it again, and draw this page again", f"foreframe probe {run} && foreframe report {run}"),
         ("these figures as files for a paper, SVG and PDF", f"foreframe report {run} --figures figures"),
         ("side by side with another run", f"foreframe report {run} OTHER"),

@@ -31,7 +31,8 @@ Progress = Callable[[str, int, int, str], None]
 class Story:
     """All that the page shows, gathered; text is plain and still to be escaped.
 
-    start: what the encoder before training is called: untrained, or "at the start" of loaded weights.
+    kept_steps: of the checkpoints that are whole. start: what the encoder before training is called:
+    untrained, or "at the start" of loaded weights.
     """
 
     records: Records
@@ -44,6 +45,7 @@ class Story:
     what: str
     learned: str
     best: Best | None
+    kept_steps: frozenset[int]
     probings: list[Probing]
     spent: Spent
     advice: list[Suggestion]
@@ -108,6 +110,7 @@ def tell(run: Path, progress: Progress | None = None, *, with_pictures: bool = T
         what=say_what(config, metrics, records.provenance),
         learned=say_learned(records.probe, start),
         best=best_checkpoint(probings, metrics, config.train.keep_best),
+        kept_steps=kept_steps(run),
         probings=probings,
         spent=spent,
         advice=suggestions(seen),
@@ -144,6 +147,14 @@ def _absent(records: Records) -> list[str]:
     if not records.provenance and not any("provenance.json" in trouble for trouble in records.troubles):
         said.append("no provenance.json: commit, machine and data sets are not known")
     return said
+
+
+def kept_steps(run: Path) -> frozenset[int]:
+    """Steps of the checkpoints in a run's folder that were written to their end."""
+    folders = (run / "checkpoints").glob("step-*[0-9]/manifest.json")
+    return frozenset(
+        int(name) for path in folders if (name := path.parent.name.removeprefix("step-")).isdecimal()
+    )
 
 
 def _config_text(run: Path, config: RunConfig) -> str:

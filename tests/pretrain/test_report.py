@@ -289,9 +289,12 @@ def test_weights_that_were_loaded_are_not_called_untrained(tmp_path: Path) -> No
 
 
 def test_the_best_checkpoint_is_by_probe_and_the_loss_would_have_chosen_another(tmp_path: Path) -> None:
-    text = told(write_run(tmp_path / "r"))
-    assert "step 150" in text
-    assert "The lowest loss would have chosen another one: step 200." in text
+    run = write_run(tmp_path / "r")
+    said = "The lowest loss would have chosen another one: step 200. Its checkpoint is"
+    assert f"{said} not in the run&#x27;s folder." in told(run)
+    (run / "checkpoints" / "step-00000150").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000150" / "manifest.json").touch()
+    assert f"{said} kept." in told(run)
 
 
 def test_a_run_called_run_has_its_folder_in_the_title(tmp_path: Path) -> None:
