@@ -239,7 +239,7 @@ PLATES = (
         "Before clipping: of all weights, and where they were measured of encoder and predictor alone.",
         (
             Panel(
-                "norm",
+                "gradient norm",
                 {
                     "optim/grad_norm": "all",
                     "optim/grad_norm_encoder": "encoder",
@@ -256,11 +256,11 @@ PLATES = (
         "Norm of the weights, and of what one step changes in them.",
         (
             Panel(
-                "weights",
+                "weight norm",
                 {"optim/param_norm_encoder": "encoder", "optim/param_norm_predictor": "predictor"},
             ),
             Panel(
-                "update",
+                "update norm",
                 {"optim/update_norm_encoder": "encoder", "optim/update_norm_predictor": "predictor"},
                 log=True,
             ),

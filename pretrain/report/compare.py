@@ -198,11 +198,11 @@ PLATES: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("spread", "Feature spread", "health/{}_std", "std across clips", ()),
     ("rankme", "RankMe", "health/{}_rankme", "dimensions", ()),
     ("alignment", "Prediction and target, cosine", "health/alignment", "cosine", ()),
-    ("explained", "Variance of targets explained", "health/explained", "share", ()),
-    ("gradients", "Gradient norm", "optim/grad_norm", "norm", (SMOOTH, LOG)),
+    ("explained", "Variance of targets explained", "health/explained", "variance explained", ()),
+    ("gradients", "Gradient norm", "optim/grad_norm", "gradient norm", (SMOOTH, LOG)),
     ("schedule", "Learning rate", "optim/lr", "learning rate", ()),
     ("throughput", "Throughput", "perf/clips_per_s", "clips/s", (SMOOTH,)),
-    ("waiting", "Wait for data", "data/wait_share", "of the time", (SMOOTH, PERCENT)),
+    ("waiting", "Wait for data", "data/wait_share", "waiting for data", (SMOOTH, PERCENT)),
 )
 
 
@@ -230,7 +230,7 @@ def _of_probes(series: Sequence[Series]) -> list[Figure]:
         if max((len(steps) for each in data for steps, _ in each), default=0) < 2:
             continue
         curves = _curves(series, data, smooth=False)
-        axes = (Axes("score", curves, from_zero=False),)
+        axes = (Axes(name, curves, from_zero=False),)
         said = "Read from frozen features as the runs went." + said_of_spans(axes)
         figures.append(Figure(f"probe-{number + 1}", f"Probe: {name}", said, axes))
     return figures

@@ -194,7 +194,7 @@ def probe_figures(probings: Sequence[Probing], start: str = UNTRAINED) -> list[F
             curves.append(Curve(start, ends, level, None, is_dashed=True, is_level=True))
         said = f"Read from frozen features at {len(steps)} steps of this run, on clips it never trains on."
         figures.append(
-            Figure(f"probe-{number + 1}", name, said, (Axes("score", tuple(curves), from_zero=False),))
+            Figure(f"probe-{number + 1}", name, said, (Axes(name, tuple(curves), from_zero=False),))
         )
     return figures
 
