@@ -168,7 +168,7 @@ PLATES = (
     Plate(
         "effective-rank",
         "Effective rank",
-        "As RankMe, from the spectrum of variances: fewer, larger directions weigh more.",
+        "Effective number of dimensions that the features vary in, around their mean. It ignores scale too.",
         (Panel("dimensions", _of_features("effective_rank"), levels=("effective_rank",)),),
     ),
     Plate(
@@ -183,11 +183,8 @@ PLATES = (
         "Mean cosine of the predicted and the true features, and the share of the targets' variance that "
         "the prediction explains. The cosine rises in a collapse too: read it beside the spread.",
         (
-            Panel(
-                "0 to 1",
-                {"health/alignment": "alignment", "health/explained": "explained"},
-                from_zero=False,
-            ),
+            Panel("cosine", {"health/alignment": "alignment"}, from_zero=False),
+            Panel("explained", {"health/explained": "explained"}, from_zero=False),
         ),
     ),
     Plate(

@@ -115,7 +115,10 @@ def how_it_went(story: Story) -> str:
 
 def _ending(story: Story) -> str:
     done = f"{story.last_step:,} of {story.config.train.steps:,} steps are logged"
-    stopped = story.records.result.get("stopped")
+    stopped, changes = story.records.result.get("stopped"), story.records.changes
+    if changes and changes[-1].get("response") == "stopped" and not story.is_finished:
+        reason = str(changes[-1].get("reason") or "").rstrip(".")
+        return f"{done}; it was stopped, as it was {changes[-1].get('verdict')}: {reason}."
     if stopped:
         return f"{done}; it was stopped: {stopped}."
     return f"It ran to its end, step {story.last_step:,}." if story.is_finished else f"{done}."
@@ -215,7 +218,8 @@ def verdict_strip(stretches: list[Stretch], last_step: int) -> str:
     if not stretches:
         return ""
     width, whole = 600.0, max(last_step, stretches[-1].last, 1)
-    starts = [0, *[s.first for s in stretches[1:]], whole]
+    # A look judges what has gone on since the one before.
+    starts = [0, *[s.last for s in stretches[:-1]], whole]
     blocks = "".join(
         f'<rect x="{width * starts[n] / whole:.1f}" y="0" height="18" '
         f'style="fill: var(--{tone(s.word)})" '

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pretrain.figures import Metrics, judged_features, value_at_start
 from pretrain.report.records import Record, is_finite, last_number, numbers
 
-RECENT = 10  # logged steps that the loss is averaged over; of a single step it jumps
+RECENT, RECENT_SHARE = 10, 0.1  # logged steps that the loss is averaged over; of a single step it jumps
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,13 @@ def spread_share(metrics: Metrics, *, is_frozen: bool = False) -> float | None:
 
 
 def recent_loss(metrics: Metrics, until: float | None = None) -> float | None:
-    """Mean of the last logged losses that are finite; until: no later step than this counts."""
+    """Mean of the last logged losses that are finite; until: no later step than this counts.
+
+    Of the last ten, or of the last tenth where there are fewer than a hundred.
+    """
     lines = metrics if until is None else [line for line in metrics if line["step"] <= until]
-    losses = [float(line["loss"]) for line in lines[-RECENT:] if is_finite(line.get("loss"))]
+    count = max(1, min(RECENT, int(RECENT_SHARE * len(lines))))
+    losses = [float(line["loss"]) for line in lines[-count:] if is_finite(line.get("loss"))]
     return sum(losses) / len(losses) if losses else None
 
 

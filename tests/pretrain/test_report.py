@@ -20,6 +20,8 @@ from pretrain.curves import Picture, draw_figures
 from pretrain.figures import Figure
 from pretrain.report import one, story
 from pretrain.report.learned import probe_tables, probings_of, say_learned, say_tables
+from pretrain.report.sections import verdict_strip
+from pretrain.report.verdicts import Stretch, recent_loss
 from pretrain.report.write import figures_of_run
 from tests.report_runs import probe, write_lines, write_object, write_run, write_troubles
 
@@ -463,3 +465,28 @@ def test_no_value_of_any_file_ends_a_report(tmp_path: Path) -> None:
         assert "How it went" in one.page(found), (name, seed)
         assert all(figure.alt for figure in figures_of_run(found)), (name, seed)
         (run / name).write_text(before[name])
+
+
+def test_the_strip_of_verdicts_covers_all_steps_and_shows_the_last_look() -> None:
+    stretches = [Stretch("healthy", 1, 50), Stretch("warning", 60, 90), Stretch("collapsing", 100, 100)]
+    found = re.findall(
+        r'<rect x="([\d.]+)".*?var\(--(\w+)\)" width="([\d.]+)"', verdict_strip(stretches, 100)
+    )
+    assert found == [("0.0", "good", "300.0"), ("300.0", "fair", "240.0"), ("540.0", "bad", "60.0")]
+    assert verdict_strip([], 100) == ""
+
+
+def test_a_run_that_the_sentinel_stopped_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", done=120, collapses=True)
+    stop = {"step": 120, "verdict": "collapsing", "reason": "spread is 3 %", "response": "stopped"}
+    write_lines(run / "health.jsonl", [stop])
+    assert "120 of 200 steps are logged; it was stopped, as it was collapsing: spread is 3 %." in told(run)
+
+
+def test_the_recent_loss_of_a_short_run_is_not_that_of_its_begin() -> None:
+    lines = [{"step": step, "loss": float(step)} for step in range(1, 201)]
+    assert recent_loss(lines[:5]) == 5
+    assert recent_loss(lines[:40]) == pytest.approx(38.5)
+    assert recent_loss(lines) == pytest.approx(195.5)
+    assert recent_loss(lines, until=20) == pytest.approx(19.5)
+    assert recent_loss([{"step": 1, "loss": None}]) is None
