@@ -195,7 +195,7 @@ def _measures(story: Story) -> str:
         each = [measure(story.metrics, f"health/{features}_{what}") for features in THREE]
         if any(each):
             rows.append([Cell(name), *[_measured(found) for found in each]])
-    heads = [("", ""), *((features, "") for features in THREE)]
+    heads = [("measure", ""), *((features, "") for features in THREE)]
     caption = "Features at the last look, from what they were "
     caption += "untrained" if story.start == "untrained" else "at the start"
     both = [

@@ -160,7 +160,7 @@ def _differences(stories: Sequence[Story], names: Sequence[str]) -> str:
     ):
         rows = [[Cell(key), *map(Cell, values)] for key, values in found.items()]
         if rows:
-            heads = [("", ""), *((name, "") for name in names)]
+            heads = [(caption.lower(), ""), *((name, "") for name in names)]
             body += table(heads, rows, caption=f"{caption} that differ", kind="words")
         else:
             body += paragraph(f"{caption}: the same in all.")
