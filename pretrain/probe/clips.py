@@ -1,25 +1,24 @@
 """Which clips are probed, and what encoders make of them.
 
-Shapes: B clips a batch, C clips, T frames, t tubelets a clip, P places a tubelet, D features, S states.
+Shapes: B clips a batch, C clips, V crops, T frames, t tubelets a clip, N tokens, P places a tubelet,
+D features, S states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from data_pipeline.errors import DataError
 from data_pipeline.format import SPLITS, read_info
 from data_pipeline.storage import Storage
-from pretrain.config import RunConfig
-from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import Clip, ClipReader
-from pretrain.model.vit import Encoder
+from pretrain.probe.labels import Singles
 from pretrain.probe.ridge import Floats, Halves
 from pretrain.probe.states import DRIFT_OF
+from pretrain.probe.tokens import Looker, TokenSource
 from pretrain.rng import stream
 
 PIXELS = "raw pixels"
@@ -47,24 +46,26 @@ def choose(reader: ClipReader, limit: int, seed: int, split: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Probed:
-    """Clips and what the encoders made of them: features[name] is (C, t, P, D), states (C, t, S).
+    """Clips and what the encoders made of them.
 
+    places[name]: (C, t, P, D) of the first segment under the middle crop; empty where it is not asked for.
+    means[name]: (C, D), over all tokens of all segments and crops. states: (C, t, S), None where some clip
+    has none. labels: None of a clip without one.
     indices: of the clips in their split. unreadable: a sentence for each clip that was left out.
     """
 
-    features: dict[str, Halves]
+    places: dict[str, Halves]
+    means: dict[str, Singles]
     states: Floats | None
+    labels: tuple[str | None, ...]
     videos: tuple[str, ...]
     indices: tuple[int, ...]
     unreadable: tuple[str, ...] = ()
 
 
-@torch.inference_mode()
-def place_features(encoder: Encoder, views_BTHWC: torch.Tensor, grid: tuple[int, int, int]) -> Halves:
-    """An encoder's tokens as a grid for each tubelet, averaged to at most 8 × 8 places: (B, t, P, D)."""
-    device = next(encoder.parameters()).device
-    tokens_BND = encoder(normalise(views_BTHWC).to(device)).float()
-    planes = tokens_BND.unflatten(1, grid).flatten(0, 1).permute(0, 3, 1, 2)
+def place_features(tokens_BND: torch.Tensor, grid: tuple[int, int, int]) -> Halves:
+    """Tokens as a grid for each tubelet, averaged to at most 8 × 8 places: (B, t, P, D)."""
+    planes = tokens_BND.float().unflatten(1, grid).flatten(0, 1).permute(0, 3, 1, 2)
     small = torch.nn.functional.adaptive_avg_pool2d(planes, places_grid(grid)).flatten(2).transpose(1, 2)
     halves: Halves = small.unflatten(0, (-1, grid[0])).half().cpu().numpy()
     return halves
@@ -97,52 +98,54 @@ def tubelet_states(clip: Clip, names: Sequence[str], tubelets: int) -> Floats:
 
 
 def probe_clips(
-    reader: ClipReader,
+    looker: Looker,
     indices: Sequence[int],
-    encoders: dict[str, Encoder],
-    config: RunConfig,
+    grid: tuple[int, int, int],
     on_clip: Callable[[], None],
+    *,
+    keeps_places: bool,
+    source: TokenSource | None = None,
 ) -> Probed:
     """Read the clips once, and run every encoder over them. Unreadable clips are left out and named.
 
+    keeps_places: of the encoders and of the pixels. source: is given all tokens, to keep them if it can.
     Raises: DataError when more than one clip in ten is unreadable.
     """
-    tubelets = config.grid[0]
-    names = reader.info.state_names
-    features: dict[str, list[Halves]] = {name: [] for name in (*encoders, PIXELS)}
+    names = looker.reader.info.state_names
+    places: dict[str, list[Halves]] = {}
+    means: dict[str, list[Singles]] = {name: [] for name in looker.encoders}
     states: list[Floats] = []
+    labels: list[str | None] = []
     videos: list[str] = []
     read: list[int] = []
     unreadable: list[str] = []
-    for batch in _batches(indices, config.probe.batch):
-        views = []
-        for index in batch:
-            on_clip()
-            try:
-                clip = reader.read_for(config.data, index)
-            except DataError as error:
-                unreadable.append(str(error))
-                if len(unreadable) * 10 > len(indices):
-                    raise DataError(
-                        f"{len(unreadable)} of {len(indices)} clips are unreadable, the last: {error}"
-                    ) from error
-                continue
-            views.append(eval_view(clip.frames_THWC, config.data.size))
+    for batch in looker.batches(indices, unreadable, on_clip):
+        tokens = looker.tokens(batch.looks)
+        for name, tokens_BVSND in tokens.items():
+            means[name].append(tokens_BVSND.float().mean((1, 2, 3)).cpu().numpy())
+        if keeps_places:
+            middle = looker.views // 2
+            for name, tokens_BVSND in tokens.items():
+                places.setdefault(name, []).append(place_features(tokens_BVSND[:, middle, 0], grid))
+            places.setdefault(PIXELS, []).append(pixel_features(batch.looks[:, middle, 0], grid[0]))
+        if source is not None:
+            source.keep(tokens, len(indices))
+        for clip in (segments[0] for segments in batch.clips):
             videos.append(clip.meta.video_id)
-            read.append(index)
-            if clip.state is not None:
-                states.append(tubelet_states(clip, names, tubelets))
-        if not views:
-            continue
-        stacked = torch.stack(views)
-        for name, encoder in encoders.items():
-            features[name].append(place_features(encoder, stacked, config.grid))
-        features[PIXELS].append(pixel_features(stacked, tubelets))
-    whole = {name: np.concatenate(parts) for name, parts in features.items()}
-    known = np.stack(states) if len(states) == len(videos) else None
-    return Probed(whole, known, tuple(videos), tuple(read), tuple(unreadable))
-
-
-def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+            labels.append(clip.meta.label)
+            if clip.state is not None and keeps_places:
+                states.append(tubelet_states(clip, names, grid[0]))
+        read += batch.indices
+    known = np.stack(states) if states and len(states) == len(videos) else None
+    return Probed(
+        {name: np.concatenate(parts) for name, parts in places.items()},
+        {
+            name: np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+            for name, parts in means.items()
+        },
+        known,
+        tuple(labels),
+        tuple(videos),
+        tuple(read),
+        tuple(unreadable),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
     return found
+
+
+def add_line(path: Path, line: dict[str, Any]) -> None:
+    """Append an object to a file of lines; half a line that a crash left there stays one of its own."""
+    text = json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            text = "\n" + text
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())

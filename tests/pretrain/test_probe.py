@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import ClipMeta
-from pretrain.config import DataConfig, RunConfig
+from pretrain.config import RunConfig
 from pretrain.data.reader import Clip
-from pretrain.probe import clips, neighbours, offline, ridge, run_probe, states
+from pretrain.probe import Asked, clips, neighbours, ridge, states, subject
+from pretrain.probe.offline import run_probe as run_on
+from pretrain.probe.subject import of_run
 
 CONFIG = RunConfig.model_validate(
     {
@@ -164,10 +166,15 @@ class FakeReader:
     def __len__(self) -> int:
         return self.sizes[self.split]
 
-    def read_for(self, data: DataConfig, number: int) -> Clip:
-        frames, fps = data.frames, data.fps
-        if number in self.broken:
-            raise DataError(f"clip {number} is broken")
+    def fetch(self, numbers: list[int]) -> list[int | DataError]:
+        return [DataError(f"clip {n} is broken") if n in self.broken else n for n in numbers]
+
+    def meta(self, number: int) -> ClipMeta:
+        return self.decode(number, 1, 1.0).meta
+
+    def decode(
+        self, number: int, frames: int, fps: float, start: object = None, *, holds: bool = False
+    ) -> Clip:
         level = float(_rng(number // 3 + 100 * (self.split == "eval")).uniform(20, 230))
         pictures = np.full((frames, 40, 48, 3), level, np.uint8)
         pictures += _rng(number).integers(0, 5, pictures.shape, np.uint8)
@@ -185,12 +192,17 @@ class Brightness(torch.nn.Module):
         super().__init__()
         self.is_blind = is_blind
         self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self.width, self.head_width = 6, 3
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         tokens = torch.randn(len(x_BCTHW), 4 * 16, 6, generator=torch.Generator().manual_seed(0))
         if not self.is_blind:
             tokens[..., 0] += 100 * x_BCTHW.mean((1, 2, 3, 4))[:, None]
         return tokens
+
+
+def run_probe(run: Path, asked: Asked | None = None, **given: Any) -> dict[str, Any]:
+    return run_on(of_run(run, None), run, asked or Asked(), **given)
 
 
 @pytest.fixture
@@ -200,8 +212,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeReader]:
 
     monkeypatch.setattr(clips, "ClipReader", Reader)
     monkeypatch.setattr(clips, "read_info", lambda storage: FakeInfo(Reader.state_names, Reader.sizes))
-    monkeypatch.setattr(offline, "load_encoder", lambda run, step: (Brightness(False), CONFIG, step or 40))
-    monkeypatch.setattr(offline, "untrained_encoder", lambda config: Brightness(True))
+    monkeypatch.setattr(subject, "load_encoder", lambda run, step: (Brightness(False), CONFIG, step or 40))
+    monkeypatch.setattr(subject, "untrained_encoder", lambda config: Brightness(True))
     return Reader
 
 
@@ -232,7 +244,7 @@ def test_the_same_probe_twice_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_background_offset_is_scored_as_its_speed(fake: type[FakeReader]) -> None:
-    clip = fake("", "train").read_for(DataConfig(shards="", frames=8, fps=8.0), 0)
+    clip = fake("", "train").decode(0, 8, 8.0)
     rows = clips.tubelet_states(clip, ("x", "bx"), 4)
     np.testing.assert_allclose(rows[:, 1], 0.5, rtol=1e-5)
     assert clip.state is not None
@@ -300,7 +312,7 @@ def test_places_are_the_tokens_of_a_small_grid_in_their_order() -> None:
             return torch.arange(18.0)[None, :, None].expand(len(x), 18, 1)
 
     ramp: Any = Ramp()
-    features = clips.place_features(ramp, torch.zeros(2, 6, 4, 4, 3, dtype=torch.uint8), (3, 2, 3))
+    features = clips.place_features(ramp(torch.zeros(2, 1)), (3, 2, 3))
     assert features.shape == (2, 3, 6, 1)
     np.testing.assert_array_equal(features[1, 1, :, 0], np.arange(6, 12))
     np.testing.assert_allclose(states.places(2, 3)[4], [0.5, 0.75])
