@@ -236,6 +236,7 @@ def _train(
     from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
     from pretrain.loop import train
+    from pretrain.probe.online import OnlineProbe
     from pretrain.strategy.base import World
     from pretrain.tracking.base import DatasetFacts, RunFacts, Several, make_tracker
     from pretrain.watch import Watch
@@ -302,6 +303,7 @@ def _train(
             tracker.log_file(run / CONFIG_FILE)
             tracker.log_file(run / PROVENANCE_FILE)
 
+        probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)
         watch = Watch(
             run,
             laid_out,
@@ -312,12 +314,14 @@ def _train(
             display.show,
             display.say,
             checkpoints.take_metrics,
+            probe,
         )
         ended = False
         try:
             patiently(world, start_tracker)  # a server may take longer than a collective
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
             ended = progress.step >= laid_out.steps
+            patiently(world, lambda _: probe.close())
             watch.finish()
         except BaseException:  # however it ended, the tracker is told; the error goes on
             tracker.close("failed")

@@ -22,6 +22,7 @@ from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
 from pretrain.health import Verdict, fixed_positions, judge, moments, rankme, sample_std, verdict_of
 from pretrain.objective.base import Batch, Output
+from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.skipped import FILE, SkippedSteps
@@ -64,10 +65,11 @@ class Watch:
         show: Show,
         say: Say,
         save_metrics: Callable[[], Mapping[str, float]] = dict,
+        probe: OnlineProbe | None = None,
     ) -> None:
         self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
-        self._save_metrics = save_metrics
+        self._save_metrics, self._probe = save_metrics, probe
         of_frames = plan.config.objective.kind == "action_latent"  # whose tokens are of frames, not tubelets
         moments = plan.config.data.frames if of_frames else plan.config.grid[0]
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
@@ -108,6 +110,9 @@ class Watch:
         values: dict[str, Value] = {}
         if self._plan.looks_at(step):
             values |= self._look(progress)
+        if self._probe is not None and self._probe.is_due(step):
+            values["perf/probe_ms"] = self._probe.take(step)
+        self._log_probes()
         is_logged = bool(self._plan.logs_at(step) or values or is_last)
         if is_logged or self._plan.saves_at(step):  # a checkpoint knows of all bad samples before it
             self._bad.gather(progress)
@@ -127,6 +132,11 @@ class Watch:
                 f"from the last checkpoint"
             )
 
+    def _log_probes(self) -> None:
+        """What online probes have found by now, each at the step that it is of."""
+        for step, scores in self._probe.results() if self._probe is not None else ():
+            self._tracker.log_metrics(step, scores)
+
     def _tell_bad(self, progress: Progress) -> None:
         """Once there are any, and whenever they have doubled."""
         count = len(progress.bad_ids)
@@ -135,7 +145,8 @@ class Watch:
             self._say(f"step {progress.step}: {count} samples could not be read so far; see {SKIPPED_FILE}")
 
     def finish(self) -> None:
-        """Raises CollapsedError when that is why the run ended."""
+        """Log what is left to log. Raises CollapsedError when that is why the run ended."""
+        self._log_probes()
         if self.stops:
             raise CollapsedError(
                 f"the features have collapsed: {self.verdict.reason}; the last checkpoint shows it. "

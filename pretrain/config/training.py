@@ -167,6 +167,13 @@ class ProbeConfig(Section):
     train_clips: PositiveInt = Field(512, description="clips of the train split that the probe is fitted on")
     eval_clips: PositiveInt = Field(256, description="clips of the eval split that it is scored on")
     batch: PositiveInt = Field(16, description="clips a forward")
+    every: PositiveInt | None = Field(
+        2000,
+        description="steps between probes while training, of the moving average on fixed clips; null: none",
+    )
+    online_clips: PositiveInt = Field(
+        256, description="clips of each split, at most, that are probed while training"
+    )
 
 
 class TrackerConfig(Section):

@@ -63,16 +63,17 @@ class Probed:
     unreadable: tuple[str, ...] = ()
 
 
-def place_features(tokens_BND: torch.Tensor, grid: tuple[int, int, int]) -> Halves:
-    """Tokens as a grid for each tubelet, averaged to at most 8 × 8 places: (B, t, P, D)."""
+def place_features(
+    tokens_BND: torch.Tensor, grid: tuple[int, int, int], side: int = MAX_SIDE
+) -> torch.Tensor:
+    """Tokens as a grid for each tubelet, averaged to at most side × side places: float16 (B, t, P, D)."""
     planes = tokens_BND.float().unflatten(1, grid).flatten(0, 1).permute(0, 3, 1, 2)
-    small = torch.nn.functional.adaptive_avg_pool2d(planes, places_grid(grid)).flatten(2).transpose(1, 2)
-    halves: Halves = small.unflatten(0, (-1, grid[0])).half().cpu().numpy()
-    return halves
+    small = torch.nn.functional.adaptive_avg_pool2d(planes, places_grid(grid, side))
+    return small.flatten(2).transpose(1, 2).unflatten(0, (-1, grid[0])).half()
 
 
-def places_grid(grid: tuple[int, int, int]) -> tuple[int, int]:
-    return min(grid[1], MAX_SIDE), min(grid[2], MAX_SIDE)
+def places_grid(grid: tuple[int, int, int], side: int = MAX_SIDE) -> tuple[int, int]:
+    return min(grid[1], side), min(grid[2], side)
 
 
 def pixel_features(views_BTHWC: torch.Tensor, tubelets: int) -> Halves:
@@ -126,7 +127,8 @@ def probe_clips(
         if keeps_places:
             middle = looker.views // 2
             for name, tokens_BVSND in tokens.items():
-                places.setdefault(name, []).append(place_features(tokens_BVSND[:, middle, 0], grid))
+                halves = place_features(tokens_BVSND[:, middle, 0], grid).cpu().numpy()
+                places.setdefault(name, []).append(halves)
             places.setdefault(PIXELS, []).append(pixel_features(batch.looks[:, middle, 0], grid[0]))
         if source is not None:
             source.keep(tokens, len(indices))

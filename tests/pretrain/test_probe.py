@@ -312,7 +312,7 @@ def test_places_are_the_tokens_of_a_small_grid_in_their_order() -> None:
             return torch.arange(18.0)[None, :, None].expand(len(x), 18, 1)
 
     ramp: Any = Ramp()
-    features = clips.place_features(ramp(torch.zeros(2, 1)), (3, 2, 3))
+    features = clips.place_features(ramp(torch.zeros(2, 1)), (3, 2, 3)).numpy()
     assert features.shape == (2, 3, 6, 1)
     np.testing.assert_array_equal(features[1, 1, :, 0], np.arange(6, 12))
     np.testing.assert_allclose(states.places(2, 3)[4], [0.5, 0.75])
