@@ -77,7 +77,7 @@ class OnlineProbe:
         What is found comes with `results`. Where the data do not allow it, that is said, and is all.
         """
         began_s = time.perf_counter()
-        if self._held is None:
+        if self._held is None and not self._is_off:
             self._begin()
         if not self._is_off:
             self._submit(step, self._features(self._encoder()))
@@ -132,7 +132,9 @@ class OnlineProbe:
             )
             self._baseline = self._known_baseline()
         if self._world.any(self._world.is_first and self._baseline is None):
-            encoder = untrained_encoder(self._config).to(self._world.device)
+            with torch.random.fork_rng(devices=[]):  # modules draw weights as they are made, before ours
+                encoder = untrained_encoder(self._config)
+            encoder.to(self._world.device)
             if self._config.train.precision == "bf16":
                 encoder.to(torch.bfloat16)
             self._submit(BASELINE, self._features(encoder))
