@@ -50,9 +50,8 @@ def test_two_ranks_train_the_same_with_and_without_probes(
     train = {"steps": 5, "keep_checkpoints": 9} | sections.pop("train", {})
     found = []
     for every in (2, None):
-        config = config_of(
-            uneven_set, tmp_path / str(every), train=train, probe={"every": every, "batch": 4}, **sections
-        )
+        probe = {"every": every, "batch": 4}
+        config = config_of(uneven_set, tmp_path / str(every), train=train, probe=probe, **sections)
         run = run_train(config, nproc=2, quiet=True).run
         found.append(learned(run))
     assert found[0][0] == found[1][0]
