@@ -42,14 +42,18 @@ def probe(
         ),
     ] = False,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of attentive heads; without it 20, of small sets more.")
+        int | None, typer.Option(min=1, help="Of attentive heads; without it 20, of small sets up to 100.")
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="Of an attentive head: 1 as V-JEPA, 4 as V-JEPA 2.")] = 1,
     lr: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="Its learning rates, trained side by side.")
+        str | None,
+        typer.Option(
+            metavar="NUMBERS", help="Its learning rates, trained side by side; without it 3e-3,1e-3,3e-4."
+        ),
     ] = None,
     weight_decay: Annotated[
-        str | None, typer.Option(metavar="NUMBERS", help="Its weight decays, each with every learning rate.")
+        str | None,
+        typer.Option(metavar="NUMBERS", help="Its weight decays, each with every rate; without it 0.01,0.4."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, or auto: cuda where there is one.")] = "auto",
     out: Annotated[
@@ -137,6 +141,5 @@ def labels(
         )
     if told.passed:
         print(f"passed over  {len(told.passed)} lines, the first: {told.passed[0]}")
-    print(
-        f"next   foreframe shard configs/data/folder.yaml 'sources=[{out}]' root={videos} out=data/labelled"
-    )
+    shard = f"foreframe shard configs/data/folder.yaml 'sources=[{out}]' root={videos} cut.kind=spans"
+    print(f"next   {shard} out=data/labelled")

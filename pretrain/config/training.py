@@ -94,8 +94,8 @@ class TrainConfig(Section):
     keep_best: str | None = Field(
         None,
         min_length=1,
-        description="a score of `foreframe probe`, such as shape: the checkpoint that has the best one is "
-        "kept; null: none",
+        description="a score of probes, such as shape or linear top-1: the checkpoint that has the best one "
+        "is kept; null: none",
     )
     checkpoint_store: str | None = Field(
         None,

@@ -3,7 +3,8 @@ it saw. Several are trained side by side, one a learning rate and weight decay, 
 
 With one block it is that of V-JEPA, with four that of V-JEPA 2: blocks of self-attention over the tokens come
 first, the last one is the query's cross-attention, which has no projection of its own before the MLP.
-Source: V-JEPA, arXiv:2404.08471, appendix D; V-JEPA 2, arXiv:2506.09985, sec. 5.1 and appendix.
+Source: V-JEPA, arXiv:2404.08471; V-JEPA 2, arXiv:2506.09985; form and settings as in the repositories
+facebookresearch/jepa and facebookresearch/vjepa2, compared in docs/probe.md.
 
 Shapes: B clips, N tokens a clip (of all segments), D width, H heads, K classes.
 """

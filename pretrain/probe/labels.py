@@ -71,7 +71,7 @@ def neighbour_votes(
     """Votes (M, K) of each clip's k nearest train clips by cosine, each with weight exp(cosine / 0.07).
 
     Features are centred on the mean of the train clips first. Of equal cosines the first clips count.
-    Source: DINO, arXiv:2104.14294, sec. 4.1, after Wu et al., arXiv:1805.01978, sec. 3.4; neither centres.
+    Source: DINO, arXiv:2104.14294, after Wu et al., arXiv:1805.01978; neither centres.
     """
     mean_D = train_CD.mean(0, dtype=np.float64).astype(np.float32)
     train, others = _unit(train_CD - mean_D), _unit(others_MD - mean_D)

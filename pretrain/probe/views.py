@@ -39,7 +39,7 @@ def crops(frames_THWC: Tensor, size: int, views: int) -> Tensor:
     """The short side resized to `size`, squares spread evenly over the long side: uint8 (V, T, S, S, 3).
 
     One is the centre, and then equal to `eval_view`; of a square picture all are the same.
-    Source: the three crops of V-JEPA, arXiv:2404.08471, sec. 5.
+    Source: the views of V-JEPA, arXiv:2404.08471; three a segment in configs/evals of facebookresearch/jepa.
     """
     height, width = frames_THWC.shape[1:3]
     scale = size / min(height, width)
