@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import DataError
+from data_pipeline.format import DatasetInfo
 from data_pipeline.storage import Moved
 from pretrain.config import RunConfig
 from pretrain.data.reader import Clip, ClipReader
@@ -43,12 +44,8 @@ class Fixed:
     kinds: tuple[Kind, ...]
 
     @property
-    def fingerprint(self) -> str:
-        return next(iter(self.readers.values())).info.fingerprint
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return next(iter(self.readers.values())).info.state_names
+    def info(self) -> DatasetInfo:
+        return next(iter(self.readers.values())).info
 
     def side(self, config: RunConfig) -> int:
         """Tokens are averaged to at most so many rows and columns: states need places, others one mean."""
@@ -109,7 +106,7 @@ class HeldClips:
             self._views.append(view if room >= 0 else None)
             states = None
             if "states" in self._fixed.kinds and clip.state is not None:
-                states = tubelet_states(clip, self._fixed.state_names, self._config.grid[0])
+                states = tubelet_states(clip, self._fixed.info.state_names, self._config.grid[0])
             self.truths.append(Truth(clip.meta.video_id, clip.meta.label, states))
 
     def batches(self, size: int, count: int) -> Iterator[tuple[list[int], Tensor | None]]:

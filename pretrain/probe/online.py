@@ -63,6 +63,7 @@ class OnlineProbe:
         self._truths: list[Truth | None] = []
         self._baseline: Scores | None = None
         self._fits: _Fits | None = None
+        self._troubles: set[str] = set()
         if self._world.is_first:
             _forget_lines(run, resumed_at)
 
@@ -91,7 +92,9 @@ class OnlineProbe:
         for step, scores in self._fits.finished():
             if isinstance(scores, str):
                 what = "of the untrained encoder" if step == BASELINE else f"of step {step}"
-                self._say(f"the probing {what} failed, training goes on: {scores}")
+                if scores not in self._troubles:  # the same one would come again at each probing
+                    self._say(f"the probing {what} failed, training goes on: {scores}")
+                self._troubles.add(scores)
             elif step == BASELINE:
                 self._keep_baseline(scores)
             else:
@@ -204,7 +207,7 @@ class OnlineProbe:
         assert self._fixed is not None
         untrained = self._baseline or {}
         line = {"step": step, "kind": "online", "scores": scores, "untrained": untrained}
-        about = {"data": self._fixed.root, "clips": sum(truth is not None for truth in self._truths)}
+        about = {"data": self._fixed.info.name, "clips": sum(truth is not None for truth in self._truths)}
         add_line(
             self._run / PROBES_FILE, line | about | {"time": datetime.now(UTC).isoformat(timespec="seconds")}
         )
@@ -223,7 +226,7 @@ class OnlineProbe:
             config.model.model_dump(mode="json"),
             [config.seed, config.objective.kind, config.train.precision],
             [data.frames, data.fps, data.size, data.short_clips],
-            [self._fixed.fingerprint, self._fixed.kinds],
+            [self._fixed.info.fingerprint, self._fixed.kinds],
             [(item.split, item.index) for item in self._fixed.items],
         ]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
@@ -322,4 +325,6 @@ class _Fits:
             truths = [truth for row in rows if (truth := self._truths[row]) is not None]
             splits.append((features_CtPD[rows], truths))
         fixed = self._fixed
-        return score_pooled(splits[0], splits[1], fixed.kinds, fixed.state_names, self._places, fixed.root)
+        return score_pooled(
+            splits[0], splits[1], fixed.kinds, fixed.info.state_names, self._places, fixed.root
+        )
