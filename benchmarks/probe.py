@@ -97,6 +97,7 @@ def side_by_side(data: str, folder: Path, turns: int, quiet: Quiet) -> list[Row]
             by_attention(data, train, evaluation, {"": (width, heads)}, how, 0, torch.device("cpu"))
             return time.perf_counter() - began
 
+        seconds(LRS)  # the first one also makes what later ones find made
         together, apart = [], []
         for turn in range(turns):
             quiet.wait()
