@@ -182,10 +182,10 @@ def probes_table() -> str:
     loads = config["busy_with_other_work"]
     lines += [
         "",
-        f"`{config['recipe']}`, {config['ranks']} ranks, {config['probings']} probings in one run, the first with "
-        f"decoding and the untrained encoder; medians. Attentive: {config['epochs']} epochs, medians of "
-        f"{config['turns']} turns. {found['device']}, up to {100 * max(loads):.0f} % of it busy with other work "
-        f"when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
+        f"`{config['recipe']}`, {config['ranks']} ranks, {config['probings']} probings in one run, the first "
+        f"with decoding and the untrained encoder; medians. Attentive: {config['epochs']} epochs, medians of "
+        f"{config['turns']} turns. {found['device']}, up to {100 * max(loads):.0f} % of it busy with other "
+        f"work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
 

@@ -91,10 +91,10 @@ def tubelet_states(clip: Clip, names: Sequence[str], tubelets: int) -> Floats:
     """Mean of each tubelet's frames' states (t, S); offsets of the background as speeds."""
     assert clip.state is not None
     state = clip.state.astype(np.float64)
-    frame_s = max(clip.times_s[-1] - clip.times_s[0], 1e-6) / (len(clip.times_s) - 1)
+    frame_s = max(clip.times_s[-1] - clip.times_s[0], 1e-6) / max(1, len(clip.times_s) - 1)
     for column, name in enumerate(names):
-        if name in DRIFT_OF:
-            state[:, column] = np.gradient(state[:, column]) / frame_s
+        if name in DRIFT_OF:  # of a single frame nobody knows it
+            state[:, column] = np.gradient(state[:, column]) / frame_s if len(state) > 1 else 0.0
     return state.reshape(tubelets, -1, state.shape[1]).mean(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, get_args
 
 from data_pipeline.errors import DataError, UsageError
@@ -11,7 +12,7 @@ from pretrain.data.reader import ClipReader
 Kind = Literal["attentive", "linear", "knn", "states", "retrieval"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OF_LABELS: tuple[Kind, ...] = ("attentive", "linear", "knn")
-LOOKS = 16  # at clips, to know whether they have labels
+LOOKS = 32  # at clips, to know whether they have labels
 
 
 def kinds_of(words: str) -> tuple[Kind, ...]:
@@ -28,10 +29,15 @@ def allowed(
 ) -> tuple[Kind, ...]:
     """The kinds asked for, or all that the data allow: of labels, of states; of neither, retrieval.
 
+    Labels are there where a look at some clips finds two of train and one of eval.
+
     Raises: UsageError for one that they do not allow.
     """
     has_states = bool(next(iter(readers.values())).info.state_names)
-    has_labels = len(readers) == 2 and has_label(readers["train"], chosen["train"])
+    has_labels = len(readers) == 2 and (
+        len(some_labels(readers["train"], chosen["train"])) > 1
+        and bool(some_labels(readers["eval"], chosen["eval"]))
+    )
     possible: list[Kind] = [
         *(OF_LABELS if has_labels else ()),
         *(("states",) if has_states else ()),
@@ -41,21 +47,19 @@ def allowed(
         return tuple(possible[:-1]) or ("retrieval",)
     wrong = [kind for kind in asked if kind not in possible]
     if wrong:
-        lacks = "labels" if wrong[0] in OF_LABELS else "states"
+        lacks = "two labels in train and one in eval" if wrong[0] in OF_LABELS else "states"
         raise UsageError(
-            f"--kind {wrong[0]}: the clips of {where} have no {lacks}; this data set allows "
+            f"--kind {wrong[0]}: the clips of {where} have not {lacks}; this data set allows "
             f"{', '.join(possible)}"
         )
     return asked
 
 
-def has_label(reader: ClipReader, indices: Sequence[int]) -> bool:
-    """Whether one of a few of these clips, from all over them, has a label; unreadable ones tell nothing."""
-    step = max(1, len(indices) // LOOKS)
-    for index in list(indices)[::step]:
-        try:
-            if reader.meta(index).label is not None:
-                return True
-        except DataError:
-            continue
-    return False
+def some_labels(reader: ClipReader, indices: Sequence[int]) -> set[str]:
+    """The labels of a few of these clips, from all over them; unreadable ones tell nothing."""
+    found: set[str] = set()
+    for index in list(indices)[:: max(1, len(indices) // LOOKS)]:
+        with suppress(DataError):
+            label = reader.meta(index).label
+            found |= set() if label is None else {label}
+    return found

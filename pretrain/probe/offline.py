@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.storage import Storage
 from pretrain.checkpoint.retention import PROBES_FILE
 from pretrain.config import RunConfig
@@ -41,6 +41,7 @@ from pretrain.probe.states import make_targets, places, score_states
 from pretrain.probe.subject import TRAINED, Subject, device_of, preprocessing
 from pretrain.probe.tokens import Looker, TokenSource
 
+PLACES_BYTES = 32 << 30
 BLIND_BOTH = "the same for every clip"
 HOW_LABELS = (
     "labels of clips, settings chosen on train videos kept from fitting. attentive: a learned query over all "
@@ -90,6 +91,9 @@ def run_probe(
     chosen = _chosen(readers, config, all_clips=asked.all_clips)
     kinds = allowed(asked.kinds, readers, chosen, root)
     _check_counts(kinds, chosen, root)
+    keeps_places = "states" in kinds or "retrieval" in kinds
+    if keeps_places:
+        _check_memory(sum(map(len, chosen.values())), config, len(subject.encoders))
     counter = _Counter(sum(map(len, chosen.values())), progress)
     found: dict[str, Probed] = {}
     sources: dict[str, TokenSource] = {}
@@ -103,7 +107,7 @@ def run_probe(
             chosen[split],
             config.grid,
             counter.one,
-            keeps_places="states" in kinds or "retrieval" in kinds,
+            keeps_places=keeps_places,
             source=sources[split],
         )
     parts: list[dict[str, Any]] = []
@@ -167,6 +171,17 @@ def _check_counts(kinds: Sequence[Kind], chosen: dict[str, list[int]], root: str
         raise DataError(
             f"{root} has {train} train and {evaluation} eval clips to probe: need at least "
             f"{MIN_CLIPS} of each; name a larger data set with probe.data=..., or shard more videos"
+        )
+
+
+def _check_memory(clips: int, config: RunConfig, encoders: int) -> None:
+    """Raises: UsageError when the features of places, which stay in memory, would take too much."""
+    rows, columns = places_grid(config.grid)
+    needed = 2 * clips * config.grid[0] * rows * columns * config.model.encoder.shape[0] * encoders
+    if needed > PLACES_BYTES:
+        raise UsageError(
+            f"states and retrieval of {clips:,} clips take {needed / 1e9:.0f} GB of memory, and at most "
+            f"{PLACES_BYTES / 1e9:.0f} are taken: leave --all-clips out, or ask for labels alone with --kind"
         )
 
 

@@ -49,8 +49,12 @@ def score_pooled(
     scores: Scores = {}
     if "linear" in kinds or "knn" in kinds:
         splits = [_labels_alone(truths) for _, truths in (train, evaluation)]
-        data = labelled(splits[0], splits[1], where)
-        scores |= _of_labels(data, _means(train[0]), _means(evaluation[0]))
+        try:
+            data = labelled(splits[0], splits[1], where)
+            scores |= _of_labels(data, _means(train[0]), _means(evaluation[0]))
+        except DataError:
+            if "states" not in kinds:
+                raise
     if "states" in kinds:
         scores |= _of_states(train, evaluation, state_names, grid)
     if "retrieval" in kinds:

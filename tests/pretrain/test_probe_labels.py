@@ -206,8 +206,11 @@ def test_heads_side_by_side_learn_what_each_learns_alone() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_probabilities_are_averaged_over_views() -> None:
-    side = SideBySide(HeadForm(16, 2, 1, 3), [Setting(1e-3, 0.0)], 1, 0, CPU)
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_probabilities_are_averaged_over_views(blocks: int) -> None:
+    side = SideBySide(HeadForm(16, 2, blocks, 3), [Setting(1e-3, 0.0)], 1, 0, CPU)
+    side.add(torch.randn(6, 9, 16), torch.tensor([0, 1, 2] * 2), 1 / 6)
+    side.step()
     with torch.no_grad():
         side.heads[0].classify.weight.mul_(50)
     x = torch.randn(5, 3, 9, 16)
@@ -305,6 +308,11 @@ def test_exported_weights_are_probed_on_a_data_set_that_is_named(
     assert found["encoder"]["fingerprint"] == of_run["encoder"]["fingerprint"]
     assert found["step"] is None
     assert (out / "probe.json").is_file()
+    run_export(run, tmp_path / "hf", "huggingface", step=None, of=None, allow_partial=False, force=False)
+    theirs, _ = probe_any(
+        tmp_path / "hf", Asked(data=str(labelled_set), kinds=("knn",)), out=tmp_path / "hf-out"
+    )
+    assert theirs["encoder"]["fingerprint"] == of_run["encoder"]["fingerprint"]
     with pytest.raises(UsageError, match="name one with --data"):
         probe_any(tmp_path / "weights", Asked())
     with pytest.raises(UsageError, match="--step 3"):
@@ -314,7 +322,10 @@ def test_exported_weights_are_probed_on_a_data_set_that_is_named(
 def test_a_data_set_without_labels_refuses_their_kinds_and_says_what_it_allows(
     run: Path, small_dataset: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"have no labels; this data set allows states, retrieval"):
+    with pytest.raises(
+        UsageError,
+        match=r"have not two labels in train and one in eval; this data set allows states, retrieval",
+    ):
         probe_any(run, Asked(data=str(small_dataset), kinds=("knn",)))
     with pytest.raises(UsageError, match="need one or several of attentive, linear"):
         kinds_of("attentive,kmeans")
@@ -400,3 +411,23 @@ def test_kill_9_in_mid_probing_leaves_nothing_half_written(run: Path, tmp_path: 
     subprocess.run(again, env=environment, cwd=root, check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "out" / "probe.json").is_file()
     assert not list(tmp_path.glob("foreframe-scratch-*")), "what the killed one left is gone too"
+
+
+def test_data_whose_clips_all_have_one_label_are_probed_for_their_states(tmp_path: Path) -> None:
+    """As those of robots, whose label is the task."""
+    dataset = write_dataset(
+        tmp_path / "robot", {"train": [12], "eval": [8]}, label=lambda _: "push the block"
+    )
+    made = run_train(tiny_config(dataset, tmp_path, train={"steps": 2}), quiet=True).run
+    found, _ = probe_any(made, Asked())
+    assert found["kinds"] == ["states"]
+    assert "labels" not in found
+
+
+def test_states_of_more_clips_than_memory_holds_are_refused(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run_train(tiny_config(small_dataset, tmp_path, train={"steps": 2}), quiet=True).run
+    monkeypatch.setattr("pretrain.probe.offline.PLACES_BYTES", 1000)
+    with pytest.raises(UsageError, match=r"28 clips take .* leave --all-clips out"):
+        probe_any(made, Asked(all_clips=True, kinds=("retrieval",)))
