@@ -30,6 +30,7 @@ from pretrain.probe.attentive import (
 )
 from pretrain.probe.clips import MIN_CLIPS, Probed
 from pretrain.probe.labels import (
+    HELD_OUT,
     UNKNOWN,
     Numbers,
     Singles,
@@ -157,7 +158,7 @@ def by_attention(
 
     forms: width and attention heads of each encoder.
     """
-    held = held_out(data.videos, ATTENTIVE_HELD_OUT)
+    held = _held(data, ATTENTIVE_HELD_OUT)
     fitted = np.flatnonzero(~held)
     epochs = how.epochs or epochs_for(len(fitted))
     steps = epochs * -(-len(fitted) // STEP_CLIPS)
@@ -230,9 +231,9 @@ def _shares(
     return {name: np.concatenate(parts, 1) for name, parts in found.items()}
 
 
-def _held(data: Labelled) -> NDArray[np.bool_]:
+def _held(data: Labelled, every: int = HELD_OUT) -> NDArray[np.bool_]:
     """The videos to choose by. Raises: DataError when all labelled clips are of one video."""
-    held = held_out(data.videos)
+    held = held_out(data.videos, every)
     if held.all():
         raise DataError("all labelled train clips are of one video: need several, to choose settings by some")
     return held

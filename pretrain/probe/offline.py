@@ -42,7 +42,7 @@ from pretrain.probe.subject import TRAINED, Subject, device_of, preprocessing
 from pretrain.probe.tokens import Looker, TokenSource
 
 PLACES_BYTES = 32 << 30
-BLIND_BOTH = "the same for every clip"
+BLIND_BOTH = "without looking"
 HOW_LABELS = (
     "labels of clips, settings chosen on train videos kept from fitting. attentive: a learned query over all "
     "tokens of all segments, probabilities averaged over crops; linear: logistic regression on the mean "

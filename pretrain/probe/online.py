@@ -178,7 +178,9 @@ class OnlineProbe:
         assert self._held is not None and self._fixed is not None
         world, config = self._world, self._config
         rows_each = -(-len(self._fixed.items) // world.size)
-        batch, data, grid = config.probe.batch, config.data, config.grid
+        data, grid, batch = config.data, config.grid, config.probe.batch
+        if world.device.type == "cuda":  # its memory is full of training: no more than a target's forward
+            batch = min(batch, config.train.micro_batch)
         side = self._fixed.side(config)
         shape = rows_each, grid[0], math.prod(places_grid(grid, side)), encoder.width
         out = torch.zeros(shape, dtype=torch.float16, device=world.device)

@@ -53,7 +53,7 @@ def score_pooled(
             data = labelled(splits[0], splits[1], where)
             scores |= _of_labels(data, _means(train[0]), _means(evaluation[0]))
         except DataError:
-            if "states" not in kinds:
+            if "states" not in kinds:  # else these are worth having alone
                 raise
     if "states" in kinds:
         scores |= _of_states(train, evaluation, state_names, grid)

@@ -78,15 +78,15 @@ class Looker:
 
     @torch.inference_mode()
     def tokens(self, looks_BVSTHWC: Tensor) -> dict[str, Tensor]:
-        """Every encoder's tokens (B, V, S, N, D), `batch` segments a forward, on its device."""
+        """Every encoder's tokens (B, V, S, N, D), `batch` segments a forward, on their device."""
         shape = looks_BVSTHWC.shape[:3]
         flat = looks_BVSTHWC.flatten(0, 2)
         found: dict[str, list[Tensor]] = {name: [] for name in self.encoders}
+        device = next(next(iter(self.encoders.values())).parameters()).device
         for start in range(0, len(flat), self.batch):
-            x = normalise(flat[start : start + self.batch])
+            x = normalise(flat[start : start + self.batch].to(device))
             for name, encoder in self.encoders.items():
-                device = next(encoder.parameters()).device
-                found[name].append(encoder(x.to(device)))
+                found[name].append(encoder(x))
         return {name: torch.cat(parts).unflatten(0, shape) for name, parts in found.items()}
 
 
