@@ -16,6 +16,7 @@ from launch.cli_options import (
     NumRanks,
     Overrides,
 )
+from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
@@ -189,20 +190,10 @@ app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml
 )
 
 
-@app.command(epilog="Example: foreframe probe runs/demo/run")
-def probe(
-    run: RunFolder,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint's step; without it the last.")] = None,
-) -> None:
-    """Measure what frozen features tell, beside the untrained encoder; writes probe.json into the run."""
-    from launch.console import Stages, make_console, probe_table
-    from launch.results import probe_run
-
-    console = make_console()
-    with Stages(console).showing() as report:
-        found = probe_run(run, step=step, progress=report)
-    console.print(probe_table(found))
-    print(f"wrote {run / 'probe.json'}\nnext   foreframe report {run}")
+app.command(epilog="Example: foreframe probe runs/demo/run --data data/labelled --kind attentive,knn")(probe)
+app.command(
+    epilog="Example: foreframe labels train.csv train-list.csv --format kinetics --videos videos/train"
+)(labels)
 
 
 @app.command(epilog="Example: foreframe report runs/demo/run")
