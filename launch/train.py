@@ -5,7 +5,6 @@ The composition root of a run.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,15 +25,15 @@ from data_pipeline.errors import (
     why,
 )
 from data_pipeline.scratch import scratch_folder
-from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
+from launch.environment import processor
 from launch.failure import telling_failure
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
 from launch.processes import Asked, die_with_parent
-from launch.provenance import git, provenance, versions
+from launch.provenance import git, provenance, versions, write_provenance
 from launch.ranks import (
     ALLOWED_VARIABLE,
     QUIET_VARIABLE,
@@ -44,6 +43,7 @@ from launch.ranks import (
     spawn_ranks,
     threads_for,
 )
+from launch.run_facts import probe_dataset, run_facts
 from launch.run_folder import (
     RESULT_FILE,
     TrainResult,
@@ -59,7 +59,6 @@ from launch.watchdog import Watchdog, watching
 from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
 
-PROVENANCE_FILE = "provenance.json"
 # gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
 LOST_PEER_WORDS = ("by peer", "Connection closed", "NCCL communicator was aborted")
 TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
@@ -244,7 +243,7 @@ def _train(
     from pretrain.data.stream import Batches
     from pretrain.loop import train
     from pretrain.strategy.base import World
-    from pretrain.tracking.base import DatasetFacts, RunFacts, Several, make_tracker
+    from pretrain.tracking.base import DatasetFacts, Several, make_tracker
     from pretrain.watch import Watch
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -304,12 +303,12 @@ def _train(
                 DatasetFacts(r.info.name, each.shards, r.info.fingerprint, len(r), each.weight)
                 for each, r in zip(config.data.sources, batches.corpus.readers, strict=True)
             )
+            data += probe_dataset(config)
             facts = provenance(data, world.size, device_name(device))
-            write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
-            tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
-            tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)
-            tracker.log_file(run / CONFIG_FILE)
-            tracker.log_file(run / PROVENANCE_FILE)
+            files = write_provenance(run, facts)
+            tracker.start(run_facts(config, run, data, facts), progress.step)
+            for file in (run / CONFIG_FILE, *files):
+                tracker.log_file(file)
 
         watch = Watch(
             run,
@@ -357,23 +356,11 @@ def _train(
 
 
 def device_name(device: object) -> str:
-    import platform
-
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(torch.device(str(device)))
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-        if Path("/proc/cpuinfo").is_file()
-        else iter(()),
-        platform.processor() or platform.machine(),
-    )
-    return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
+    return f"CPU: {processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks

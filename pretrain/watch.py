@@ -102,11 +102,12 @@ class Watch:
 
     def go_back(self, progress: Progress, checkpoints: Checkpoints) -> Progress | None:
         """Bring weights, stream and what was written down to before the trouble; None: there is no way."""
+        trouble = self._looks.verdict
         found = self._looks.go_back(progress, checkpoints)
         if found is None:
             return None
         self._batches.seek(found.step, found.samples)
-        self._tracker.roll_back(found.step, self._looks.verdict.reason)
+        self._tracker.roll_back(found.step, f"step {progress.step}: {trouble.word}: {trouble.reason}")
         self._recent.clear()
         self._begin(found)
         return found

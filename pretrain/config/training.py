@@ -190,5 +190,15 @@ class ProbeConfig(Section):
 
 class TrackerConfig(Section):
     kind: Literal["mlflow", "jsonl"] = Field("mlflow", description="jsonl writes the run's folder only")
-    experiment: str = Field("pretrain", description="MLflow experiment")
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow experiment; null: the objective and the data, as `masked_latent on howto-v1`",
+    )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="runs of one group lie below one run of that name, as those of a sweep do; null: none",
+    )
     uri: str | None = Field(None, description="MLflow address; null: mlflow.db in the run's folder")

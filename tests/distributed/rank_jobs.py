@@ -21,8 +21,10 @@ from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches
 from pretrain.memory import BUCKET
 from pretrain.schedule import knobs_at
+from pretrain.step_pictures import StepPictures
 from pretrain.strategy.base import Engine, Update, World
 from pretrain.strategy.deepspeed import join_world
+from pretrain.tracking.base import Several
 from tests.distributed.live_memory import measure
 
 ROOT = Path(__file__).parents[2]
@@ -81,14 +83,18 @@ def norms_off(
     return max(abs(found - true) / true for found, true in pairs)
 
 
-def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None) -> dict[str, Any]:
+def compare_ema(
+    config: RunConfig, world: World, poisoned: dict[str, int] | None, drawn: str | None = None
+) -> dict[str, Any]:
     """Train some steps; beside it a plain float32 average of the gathered master weights.
 
     poisoned: the `step` and `rank` at which a loss is infinite, whose step must change nothing.
+    drawn: the folder that gets pictures of every step.
     """
     laid_out = plan(config, world.size)
     engine = build_engine(laid_out, world)
     batches = Batches(laid_out, world.rank, world.device)
+    pictures = drawn and StepPictures(Path(drawn), laid_out, engine, Several(), print)
     plain = full_weights(engine, world)
     losses, norms, is_equal, applied, off = [], [], [], [], []
     for step in range(config.train.steps):
@@ -118,6 +124,10 @@ def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None
         rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
         is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
         losses.append(world.mean([total])[0])
+        if pictures:
+            pictures.take(step + 1)
+    if pictures:
+        pictures.close()
     batches.close()
     told = world.gather_objects({"equal": all(is_equal), "applied": applied})
     return {
@@ -196,7 +206,7 @@ def main(jobs: Path, out: Path) -> None:
         elif job.get("measures_memory"):
             found.append(world.gather_objects(measure(config, world)))
         else:
-            found.append(compare_ema(config, world, job.get("poisoned")))
+            found.append(compare_ema(config, world, job.get("poisoned"), job.get("pictures")))
     if world.is_first:
         out.write_text(json.dumps(found))
 
