@@ -207,7 +207,8 @@ def test_what_was_done_about_its_health_is_told(tmp_path: Path) -> None:
     status = read_status(run)
     assert status.verdict == ("collapsing", "it is gone") and status.verdict_step == 90
     text = "\n".join(line.plain for line in block(status, 100))
-    assert "rolled back at step 90 to step 50, learning rate × 0.5: it is gone" in text
+    assert "rolled back at step 90 to step 50, learning rate × 0.5\n" in text
+    assert text.count("it is gone") == 1, "as the reason of the verdict"
     assert [each["response"] for each in plain(status)["responses"]] == ["warned", "rolled back"]
 
 
