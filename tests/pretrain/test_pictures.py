@@ -148,3 +148,8 @@ def test_a_folder_that_is_no_run_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: [")
     with pytest.raises(CheckpointError, match="no config of this release"):
         pictures.draw_pictures(tmp_path)
+
+
+def test_moments_are_spread_over_a_clip_and_none_is_shown_twice() -> None:
+    assert sheets.spread(8, 4) == [1, 3, 5, 7]
+    assert sheets.spread(4, 6) == [0, 1, 2, 3]
