@@ -213,14 +213,38 @@ def collapse_table() -> str:
     return "\n".join(lines)
 
 
+def probes_table() -> str:
+    """What probes cost: a probing while training in steps of the same run, and settings side by side."""
+    found = json.loads((RESULTS / "probe.json").read_text())
+    config, rows = found["config"], found["rows"]
+    lines = ["| | | (from, to) |", "|---|---:|---:|"]
+    for row in rows:
+        is_ratio = row["reference"] is not None
+        value = f"{row['ratio']:.2g} times as fast as {row['reference_name']}" if is_ratio else row["ours"]
+        unit = "" if is_ratio else f" {row['unit']}"
+        spread = f"{row['min']:.2g}, {row['max']:.2g}" if row["n"] > 1 else ""
+        name = row["case"] if is_ratio else f"{row['case']}: {row['metric']}"
+        lines.append(f"| {name} | {value}{unit} | {spread} |")
+    loads = config["busy_with_other_work"]
+    lines += [
+        "",
+        f"`{config['recipe']}`, {config['ranks']} ranks, {config['probings']} probings in one run, the first "
+        f"with decoding and the untrained encoder; medians. Attentive: {config['epochs']} epochs, medians of "
+        f"{config['turns']} turns. {found['device']}, up to {100 * max(loads):.0f} % of it busy with other "
+        f"work when a turn began. Commit {found['commit'][:10]}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
     "demo": demo_table,
     "shard": shard_table,
     "loader": loader_table,
     "memory": memory_table,
     "collapse": collapse_table,
+    "probe": probes_table,
 }
-PAGES = ("README.md", "docs/operate.md", "docs/train.md")
+PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md")
 
 
 def drawn(text: str) -> str:

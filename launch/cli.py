@@ -16,6 +16,7 @@ from launch.cli_options import (
     NumRanks,
     Overrides,
 )
+from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
@@ -189,36 +190,46 @@ app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml
 )
 
 
-@app.command(epilog="Example: foreframe probe runs/demo/run")
-def probe(
-    run: RunFolder,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint's step; without it the last.")] = None,
-) -> None:
-    """Measure what frozen features tell, beside the untrained encoder; writes probe.json into the run."""
-    from launch.console import Stages, make_console, probe_table
-    from launch.results import probe_run
-
-    console = make_console()
-    with Stages(console).showing() as report:
-        found = probe_run(run, step=step, progress=report)
-    console.print(probe_table(found))
-    print(f"wrote {run / 'probe.json'}\nnext   foreframe report {run}")
+app.command(epilog="Example: foreframe probe runs/demo/run --data data/labelled --kind attentive,knn")(probe)
+app.command(
+    epilog="Example: foreframe labels train.csv train-list.csv --format kinetics --videos videos/train"
+)(labels)
 
 
 @app.command(epilog="Example: foreframe report runs/demo/run")
 def report(
-    run: RunFolder,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="A run's folder, such as runs/demo/run; or several, side by side."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="File to write; without it report.html in the run.")
+        Path | None,
+        typer.Option(
+            help="File to write; without it report.html in the run, of several compare.html beside them."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder that takes every figure too, as SVG and PDF, for a paper.")
     ] = None,
 ) -> None:
-    """Write a run's report: one self-contained HTML file of curves, health, probes and pictures."""
+    """Write a run's report: one self-contained HTML file of health, probes, time, pictures and advice.
+
+    With several runs: what differs, what they came to, and their curves together.
+    """
     from launch.console import Stages, make_console
-    from launch.results import report_run
+    from launch.results import compare_runs, report_run
 
     with Stages(make_console()).showing() as progress:
-        path = report_run(run, out, progress)
+        path = (
+            report_run(runs[0], out, progress, figures)
+            if len(runs) == 1
+            else compare_runs(runs, out, progress, figures)
+        )
     print(f"open {path}")
+    if figures is not None:
+        print(f"figures in {figures}")
 
 
 @app.command("import", epilog="Example: foreframe import vitl.pt weights/vitl --rope vjepa2")

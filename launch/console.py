@@ -115,19 +115,42 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     return table
 
 
-def probe_table(found: dict[str, Any]) -> Table:
-    """What `run_probe` returned, an encoder a row; 1 is best, a dash where there is no score."""
+def probe_table(found: dict[str, Any]) -> list[Table]:
+    """What `run_probe` returned, an encoder a row; 1 is best, a dash where there is no score.
+
+    One table of what is true of each tubelet or video, and one of the labels of clips with a column an
+    encoder, as far as there are.
+    """
     names = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"]))
-    what = "R² of true states" if found["kind"] == "states" else "retrieval of clips of the same video"
-    clips = (
-        f"{found['num_eval_clips']} eval clips"
+    tried = tuple(f"{kind} " for kind in found.get("tried", {}))
+    of_labels = [name for name in names if name.startswith(tried)] if tried else []
+    others = [name for name in names if name not in of_labels]
+    where = "Frozen features" + ("" if found["step"] is None else f" at step {found['step']}")
+    eval_clips, clips = found["num_eval_clips"], found["num_train_clips"] + found["num_eval_clips"]
+    what = (
+        f"R² of true states, {eval_clips} eval clips"
         if found["kind"] == "states"
-        else f"{found['num_train_clips'] + found['num_eval_clips']} clips"
+        else f"retrieval of clips of the same video, {clips} clips"
     )
-    title = f"Frozen features at step {found['step']}: {what}, {clips}"
+    tables = [_scores_table(f"{where}: {what}", found, others)] if others else []
+    if of_labels:
+        told = found["labels"]
+        title = f"{where}: {len(told['labels'])} labels, shares right of {told['num_eval_clips']} eval clips"
+        rows = [row for row in found["rows"] if any(name in row["scores"] for name in of_labels)]
+        cells = [[name, *(_score(row["scores"].get(name)) for row in rows)] for name in of_labels]
+        tables.append(make_table(title, ["probe", *(row["encoder"] for row in rows)], cells))
+    return tables
+
+
+def _score(score: float | None) -> str:
+    return "—" if score is None else f"{score:.3f}"
+
+
+def _scores_table(title: str, found: dict[str, Any], names: Sequence[str]) -> Table:
     rows = [
-        [row["encoder"], *("—" if (s := row["scores"].get(name)) is None else f"{s:.3f}" for name in names)]
+        [row["encoder"], *(_score(row["scores"].get(name)) for name in names)]
         for row in found["rows"]
+        if any(name in row["scores"] for name in names)
     ]
     return make_table(title, ["encoder", *names], rows)
 

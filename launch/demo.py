@@ -245,7 +245,8 @@ def _print_end(progress: Progress, result: TrainResult, found: dict[str, Any], r
     """The result, the time of each stage, and the two things to open."""
     console = make_console()
     console.print()
-    console.print(probe_table(found))
+    for table in probe_table(found):
+        console.print(table)
     console.print()
     total = sum(progress.seconds.values())
     times = [[stage, f"{seconds:.1f}"] for stage, seconds in progress.seconds.items()]

@@ -92,7 +92,7 @@ def _cells(view: View) -> Iterable[Cell]:
     if folder.probes:
         yield Cell("probe", Text(probe_words(folder.probes[-1])), is_wide=True)
     if (taken := response(folder)) is not None:
-        yield Cell("answer", Text(taken, "yellow"), is_wide=True)
+        yield Cell("answer", Text(taken.removesuffix(f": {reason}"), "yellow"), is_wide=True)
     if (again := restarts(folder)) is not None:
         yield Cell("restart", Text(again, "yellow"), is_wide=True)
     yield Cell("run", Text(view.run), is_wide=True)

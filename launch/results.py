@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UsageError
+from data_pipeline.scratch import scratch_folder
 from launch.config import CONFIG_FILE, read_config
 from launch.console import Report
 from pretrain.config import RunConfig
 from pretrain.tracking.base import DatasetFacts, Finding
 
 ASKED = ("kind", "step", "num_train_clips", "num_eval_clips", "data", "data_fingerprint")
+
+if TYPE_CHECKING:
+    from pretrain.probe import Asked
 
 
 def _config_of(run: Path) -> RunConfig:
@@ -22,65 +26,119 @@ def _config_of(run: Path) -> RunConfig:
 
 
 def probe_run(run: Path, step: int | None = None, progress: Report | None = None) -> dict[str, Any]:
-    """Probe a checkpoint, write probe.json, and add the scores to the run's tracker.
+    """`probe_any` of a run, with what its config says."""
+    from pretrain.probe import Asked
 
-    Raises: UsageError for a folder that is no run, CheckpointError, DataError.
+    return probe_any(run, Asked(device="auto"), step=step, progress=progress)[0]
+
+
+def probe_any(
+    path: Path,
+    asked: Asked,
+    *,
+    step: int | None = None,
+    out: Path | None = None,
+    progress: Report | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Probe a run's checkpoint or weights; what was found, and the folder that probe.json was written to.
+
+    Scores of a run are added to its tracker, where they are written into its own folder.
+    Raises: UsageError for a path that is neither, CheckpointError, DataError.
     """
-    config = _config_of(run)
-    from pretrain.probe import run_probe
-    from pretrain.tracking.base import add_results
+    from pretrain.probe.offline import run_probe
+    from pretrain.probe.subject import of_run, of_weights
 
-    found = run_probe(run, step=step, progress=progress)
-    scores = {
-        f"probe/{row['encoder'].replace(' ', '_')}/{name.replace(' ', '_')}": score
-        for row in found["rows"]
-        for name, score in row["scores"].items()
-        if score is not None
-    }
-    add_results(
-        config.tracker,
-        run,
-        step=found["step"],
-        scores=scores,
-        files=[run / "probe.json"],
-        finding=finding_of(found, scores, config),
-    )
-    return found
+    is_run = (path / CONFIG_FILE).is_file()
+    if not is_run and not path.exists():
+        raise UsageError(f"{path} is no run's folder, and there are no weights: it does not exist")
+    if not is_run and step is not None:
+        raise UsageError(f"--step {step}: {path} is no run's folder (it has no {CONFIG_FILE}): leave it out")
+    if is_run:
+        config = _config_of(path)
+        subject, folder = of_run(path, step), out or path
+    elif asked.data is None:
+        raise UsageError(
+            f"{path} is no run's folder, whose data set could be taken (it has no {CONFIG_FILE}): name one "
+            f"with --data"
+        )
+    else:
+        subject, folder = of_weights(path, asked.data), out or Path(f"probe-{path.stem}")
+    with scratch_folder() as scratch:
+        found = run_probe(subject, folder, asked, scratch=scratch, progress=progress)
+    if is_run and folder == path:
+        from pretrain.tracking.base import add_results
+
+        scores = {
+            f"probe/{row['encoder'].replace(' ', '_')}/{name.replace(' ', '_')}": score
+            for row in found["rows"]
+            for name, score in row["scores"].items()
+            if score is not None
+        }
+        add_results(
+            config.tracker,
+            path,
+            step=found["step"],
+            scores=scores,
+            files=[path / "probe.json"],
+            finding=finding_of(
+                found, scores, asked.data or config.probe.data or config.data.sources[0].shards
+            ),
+        )
+    return found, folder
 
 
-def finding_of(found: dict[str, Any], scores: Mapping[str, float], config: RunConfig) -> Finding:
+def finding_of(found: dict[str, Any], scores: Mapping[str, float], address: str) -> Finding:
     """A probing as a run below the one that was probed: how it was done, on what, with which scores."""
     params = {key: str(found[key]) for key in ASKED if found.get(key) is not None}
     data: tuple[DatasetFacts, ...] = ()
     if found.get("data_fingerprint"):
-        address = config.probe.data or config.data.sources[0].shards
         clips = found.get("num_train_clips", 0) + found.get("num_eval_clips", 0)
         data = (DatasetFacts(found["data"], address, found["data_fingerprint"], clips, context="probe"),)
     return Finding(f"probe at step {found['step']}", params, dict(scores), data, str(found.get("how", "")))
 
 
-def report_run(run: Path, out: Path | None = None, progress: Report | None = None) -> Path:
+def report_run(
+    run: Path, out: Path | None = None, progress: Report | None = None, figures: Path | None = None
+) -> Path:
     """Write the report, and add it and the pictures of the run to its tracker; returns where it is.
 
-    Raises: UsageError for a folder that is no run, or an `out` that cannot be written.
+    figures: a folder for figures as SVG and PDF.
+    Raises: UsageError for a folder that is no run, or where something cannot be written.
     """
     config = _config_of(run)
     from pretrain.report import write_report
     from pretrain.tracking.base import add_results
 
-    path = write_report(run, out=out, progress=progress)
-    found = (
-        path for path in (run / "pictures").iterdir() if path.is_file()
-    )  # those of steps are there already
-    pictures = sorted(path for path in found if not path.name.startswith("."))
+    path = write_report(run, out=out, progress=progress, figures=figures)
+    found = (run / "pictures").iterdir()  # those over steps, in a folder of their own, are there already
+    pictures = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
     add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
     return path
 
 
-def last_step(run: Path) -> int:
-    """The newest step that a run's folder tells of: logged, or probed; 0 before both."""
-    from pretrain.probe import read_probe
-    from pretrain.tracking.jsonl import read_metrics
+def compare_runs(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    progress: Report | None = None,
+    figures: Path | None = None,
+) -> Path:
+    """Write one page of several runs side by side; returns where it is. It changes nothing in the runs.
 
-    probe, lines = read_probe(run), read_metrics(run)
-    return max(lines[-1]["step"] if lines else 0, probe.get("step", 0) if probe else 0)
+    figures: a folder for figures as SVG and PDF.
+    Raises: UsageError for a folder that is no run, or where something cannot be written.
+    """
+    for run in runs:
+        _config_of(run)
+    from pretrain.report import write_comparison
+
+    return write_comparison(runs, out=out, progress=progress, figures=figures)
+
+
+def last_step(run: Path) -> int:
+    """The newest step that a run's folder tells of: logged, or probed; 0 before both, or of damaged files."""
+    from pretrain.report.records import is_finite, read_records
+
+    records = read_records(run)
+    probed = (records.probe or {}).get("step")
+    logged = records.metrics[-1]["step"] if records.metrics else 0
+    return max(logged, int(probed) if is_finite(probed) else 0)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.errors import EXIT_OK
+from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED
 from launch.attempts import Attempt, duration, without_advice
 from launch.failure import FAILURE_FILE
 from launch.lock import LOCK_FILE
@@ -35,7 +35,7 @@ class State:
     """Of a run. known_by: what says so. reason: why it ended, "" where that is in the word.
 
     seen_s: seconds since something was written; None when nothing was. pid, host: of the process that trains,
-    or trained last, as far as its lock says.
+    or trained last, as far as its lock says. exit_code: of a failure that was told.
     """
 
     word: Word
@@ -44,6 +44,7 @@ class State:
     seen_s: float | None = None
     pid: int | None = None
     host: str | None = None
+    exit_code: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -112,8 +113,8 @@ def state_of(
     own_host = lock.host or str((reader.document("provenance.json") or {}).get("host") or "") or None
     interval_s = longest_pause_s(lines)
 
-    def state(word: Word, known_by: str, reason: str = "") -> State:
-        return State(word, known_by, reason, seen_s, lock.pid, own_host)
+    def state(word: Word, known_by: str, reason: str = "", exit_code: int | None = None) -> State:
+        return State(word, known_by, reason, seen_s, lock.pid, own_host, exit_code)
 
     if lock.is_held:
         limit_s = max(HANG_S if hang_s is None else hang_s, 3 * interval_s)
@@ -140,22 +141,28 @@ def state_of(
     return state("failed", known_by, "it ended without a word: killed, or the machine was")
 
 
-def _ended(reader: Reader, attempts: Sequence[Attempt]) -> tuple[Word, str, str] | None:
-    """How the run ended as it says itself, where, and why; None where it does not."""
+def _ended(reader: Reader, attempts: Sequence[Attempt]) -> tuple[Word, str, str, int | None] | None:
+    """How the run ended as it says itself, where, why, with which exit code; None where it does not."""
     result = reader.document("result.json")
     if result is not None:
         stopped = result.get("stopped")
         if stopped is None:
-            return "finished", "result.json", ""
+            return "finished", "result.json", "", EXIT_OK
         is_preempted = str(stopped).startswith(PREEMPTING)
-        return "preempted" if is_preempted else "stopped", "result.json", str(stopped)
+        return "preempted" if is_preempted else "stopped", "result.json", str(stopped), EXIT_PREEMPTED
     failure = reader.document(FAILURE_FILE)
     if failure is not None:
         is_preempted = failure.get("kind") == "PreemptedError"
         told = without_advice(str(failure.get("sentence", "")))
-        return "preempted" if is_preempted else "failed", FAILURE_FILE, told
+        code = finite(failure.get("exit_code"))
+        return (
+            "preempted" if is_preempted else "failed",
+            FAILURE_FILE,
+            told,
+            None if code is None else int(code),
+        )
     if attempts and attempts[-1].exit_code != EXIT_OK and attempts[-1].sentence:
-        return "failed", "restarts.jsonl", without_advice(attempts[-1].sentence)
+        return "failed", "restarts.jsonl", without_advice(attempts[-1].sentence), attempts[-1].exit_code
     return None
 
 

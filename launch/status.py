@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.errors import ForeframeError, UsageError
+from data_pipeline.errors import DivergedError, ForeframeError, UsageError
 from launch.attempts import duration
 from launch.config import CONFIG_FILE, read_config
 from launch.console import LINE_EVERY_S, make_table
@@ -55,6 +55,8 @@ class Status:
         if word == "finished":
             probed = self.folder.probes and self.folder.probes[-1].step >= self.figures.step
             return f"foreframe {'report' if probed else 'probe'} {run}"
+        if self.state.exit_code == DivergedError.exit_code:
+            return f"foreframe report {run}"  # it would go on from weights that are no good
         if word in ("stopped", "preempted", "failed"):
             return f"foreframe train {run}"
         if word == "hung" and self.state.pid is not None:
@@ -132,6 +134,7 @@ def plain(status: Status) -> dict[str, Any]:
         "state": state.word,
         "known_by": state.known_by,
         "reason": state.reason or None,
+        "exit_code": state.exit_code,
         "seen_s": state.seen_s,
         "pid": state.pid,
         "host": state.host,

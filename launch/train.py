@@ -242,6 +242,8 @@ def _train(
     from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
     from pretrain.loop import train
+    from pretrain.probe.online import OnlineProbe
+    from pretrain.step_pictures import StepPictures
     from pretrain.strategy.base import World
     from pretrain.tracking.base import DatasetFacts, Several, make_tracker
     from pretrain.watch import Watch
@@ -310,6 +312,10 @@ def _train(
             for file in (run / CONFIG_FILE, *files):
                 tracker.log_file(file)
 
+        probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)
+        every = config.probe.every
+        shows = every is not None and progress.step // every < laid_out.steps // every  # at least once more
+        pictures = StepPictures(run, laid_out, engine, tracker, display.say) if shows else None
         watch = Watch(
             run,
             laid_out,
@@ -320,12 +326,15 @@ def _train(
             display.show,
             display.say,
             checkpoints.take_metrics,
+            probe,
+            pictures,
         )
         ended = False
         try:
             patiently(world, start_tracker)  # a server may take longer than a collective
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
             ended = progress.step >= laid_out.steps
+            patiently(world, lambda _: watch.wait())
             watch.finish()
         except BaseException:  # however it ended, the tracker is told; the error goes on
             tracker.close("failed")

@@ -21,7 +21,7 @@ from data_pipeline.errors import CheckpointError, DataError
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
 from pretrain.config import RunConfig
 from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig
-from pretrain.curves import COLOURS, Picture, draw_curves
+from pretrain.curves import COLOURS, Picture
 from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import ClipReader
 from pretrain.masks import hidden_in
@@ -29,7 +29,6 @@ from pretrain.model.vit import Encoder
 from pretrain.probe import Progress, open_splits, read_probe
 from pretrain.rng import stream
 from pretrain.sheets import GREY, Pixels, framed, scale, sheet_of, spread
-from pretrain.tracking.jsonl import read_metrics
 
 FOLDER = "pictures"
 RIGHT, WRONG = (47, 158, 110), (200, 70, 70)
@@ -37,16 +36,15 @@ NUM_CLIPS, NUM_FRAMES = 4, 6
 
 
 def draw_pictures(run: Path, progress: Progress | None = None) -> tuple[list[Picture], list[str]]:
-    """Everything that can be drawn of a run as it stands, and a sentence for each thing that cannot.
+    """Pictures of clips that a run as it stands allows, and a sentence for each one that cannot be drawn.
 
     Finished, unfinished and broken runs all get what their folder allows.
     Raises: CheckpointError when the folder has no readable config, so is no run.
     """
     config = config_of(run)
     (run / FOLDER).mkdir(exist_ok=True)
-    drawn, missing = draw_curves(read_metrics(run), run / FOLDER), []
-    if not drawn:
-        missing.append("no curves: no step has been logged yet")
+    drawn: list[Picture] = []
+    missing: list[str] = []
     steps: list[tuple[str, Callable[[], list[Picture]]]] = [
         ("clips with their masks", lambda: _masks(config, run / FOLDER)),
         ("features as colours", lambda: [_features(run, config)]),
@@ -74,7 +72,7 @@ def config_of(run: Path) -> RunConfig:
         return read_run_config(run)
     try:
         return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is no config of this release: {error}") from error
 
 
@@ -181,8 +179,9 @@ def draw_features(
     return Picture(
         path,
         "Features of one clip",
-        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are "
-        f"red, green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
+        f"Rows from above: {', '.join(['clip', *encoders])}. Each square is a token at step {step}; the "
+        f"three strongest directions of all the clip's tokens are red, green and blue ({said}). Each encoder "
+        f"has its own directions, scaled over the whole clip.",
     )
 
 

@@ -22,8 +22,9 @@ Pixels = NDArray[np.uint8]
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` numbers from the whole range, the middle of equal parts."""
-    return [int((k + 0.5) * total / count) for k in range(min(count, total))]
+    """`count` different numbers from the whole range, the middle of equal parts; all where there are fewer."""
+    count = min(count, total)
+    return [int((k + 0.5) * total / count) for k in range(count)]
 
 
 def scale(frame: Pixels, smooth: bool = True) -> Pixels:

@@ -21,11 +21,13 @@ from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
 from pretrain.looks import Checkpoints, Looks
 from pretrain.objective.base import Batch, Output
+from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
 from pretrain.sentinel import Verdict
 from pretrain.skipped import FILE, SkippedSteps
 from pretrain.speed import Speed
+from pretrain.step_pictures import StepPictures
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
@@ -66,10 +68,12 @@ class Watch:
         show: Show,
         say: Say,
         save_metrics: Callable[[], Mapping[str, float]] = dict,
+        probe: OnlineProbe | None = None,
+        pictures: StepPictures | None = None,
     ) -> None:
         self._plan, self._engine, self._batches = plan, engine, batches
         self._tracker, self._show, self._say = tracker, show, say
-        self._save_metrics = save_metrics
+        self._save_metrics, self._probe, self._pictures = save_metrics, probe, pictures
         self._run = run
         self._looks = Looks(run, plan, engine, progress, say)
         self._losses: list[Tensor] = []
@@ -108,6 +112,8 @@ class Watch:
             return None
         self._batches.seek(found.step, found.samples)
         self._tracker.roll_back(found.step, f"step {progress.step}: {trouble.word}: {trouble.reason}")
+        if self._probe is not None:
+            self._probe.go_back(found.step)
         self._recent.clear()
         self._begin(found)
         return found
@@ -131,13 +137,20 @@ class Watch:
         if self._mark_step is None:
             self._mark_step = step - 1
         is_looked_at = self._plan.looks_at(step)
-        is_logged = bool(self._plan.logs_at(step) or is_looked_at or is_last)
+        values: dict[str, Value] = {}
+        if self._plan.probes_at(step):
+            if self._probe is not None:
+                values["perf/probe_ms"] = self._probe.take(step)
+            if self._pictures is not None:
+                values["perf/pictures_ms"] = 1000 * self._pictures.take(step)
+        self._log_probes()
+        is_logged = bool(self._plan.logs_at(step) or is_looked_at or values or is_last)
         if is_logged or self._plan.saves_at(step):  # a checkpoint knows of all bad samples before it
             self._bad.gather(progress)
             self._tell_bad(progress)
         if is_logged:
             losses = self._mean_losses()
-            values = self._look(progress, losses["loss"]) if is_looked_at else {}
+            values |= self._look(progress, losses["loss"]) if is_looked_at else {}
             self._log(progress, knobs, update, losses, values)
         self._losses.clear()
         self._digest = 0
@@ -154,6 +167,11 @@ class Watch:
         values = self._looks.look(progress, loss)
         return values | {"perf/health_ms": 1000 * (time.perf_counter() - began_s)}
 
+    def _log_probes(self) -> None:
+        """What online probes have found by now, each at the step that it is of."""
+        for step, scores in self._probe.results() if self._probe is not None else ():
+            self._tracker.log_metrics(step, scores)
+
     def _tell_bad(self, progress: Progress) -> None:
         """Once there are any, and whenever they have doubled."""
         count = len(progress.bad_ids)
@@ -161,8 +179,16 @@ class Watch:
             self._next_told = 2 * count
             self._say(f"step {progress.step}: {count} samples could not be read so far; see {SKIPPED_FILE}")
 
+    def wait(self) -> None:
+        """Until what is fitted and drawn beside the training is done; a rank may take longer than another."""
+        if self._probe is not None:
+            self._probe.close()
+        if self._pictures is not None:
+            self._pictures.close()
+
     def finish(self) -> None:
-        """Raises: CollapsedError or DivergedError when that is why the run ended."""
+        """Log what is left. Raises: CollapsedError or DivergedError when that is why the run ended."""
+        self._log_probes()
         self._looks.finish()
 
     def _mean_losses(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,13 @@ def write_dataset(
     num_frames: int = 8,
     encoding: str = "mp4",
     first_number: int = 0,
+    label: Callable[[np.ndarray], str | None] | None = None,
+    has_states: bool = True,
 ) -> Path:
-    """A finished data set with the given numbers of samples in the shards of each split."""
+    """A finished data set with the given numbers of samples in the shards of each split.
+
+    label: of a clip, from its states (T, S). has_states: without, only the pictures tell them.
+    """
     storage, done, number = Storage(root), [], first_number
     root.mkdir(parents=True, exist_ok=True)
     for split, sizes in shard_sizes.items():
@@ -82,11 +88,13 @@ def write_dataset(
                         num_frames=num_frames,
                         width=SIZE,
                         height=SIZE,
-                        state_names=STATE_NAMES,
+                        label=None if label is None else label(states),
+                        state_names=STATE_NAMES if has_states else (),
                         action_names=ACTION_NAMES,
                         encoding=encoding,
                     )
-                    members = {META: to_json(meta), STATE: npy(states), ACTIONS: npy(actions)}
+                    members = {META: to_json(meta), ACTIONS: npy(actions)}
+                    members |= {STATE: npy(states)} if has_states else {}
                     file.add(key, members | encoded(frames, encoding))
                     number += 1
                 members_written = file.finish()
@@ -108,7 +116,7 @@ def write_dataset(
         source_fingerprint="test",
         manifest_sha256="",
         versions={},
-        state_names=STATE_NAMES,
+        state_names=STATE_NAMES if has_states else (),
         action_names=ACTION_NAMES,
         shards=tuple(done),
     )

@@ -68,23 +68,32 @@ def best_step(steps: Iterable[int], scores: Scores, name: str) -> int | None:
 
 
 def read_scores(run: Path) -> dict[int, dict[str, float]]:
-    """What `foreframe probe` found of the trained encoder, by step; the last probing of a step counts.
+    """What probes found of the trained encoder, by step; the last probing of a step counts.
 
-    Lines that a crash left half-written are not among them.
+    Where a score was taken while training, `foreframe probe`'s of the same name are left out: they are of
+    other clips and features, and higher or lower for that alone. Lines that a crash left half-written are not
+    among them.
     """
     try:
         text = (run / PROBES_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:  # none was probed, or it cannot be told
         return {}
-    found: dict[int, dict[str, float]] = {}
+    found: dict[bool, dict[int, dict[str, float]]] = {False: {}, True: {}}
     for line in text.splitlines():
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             plain = json.loads(line)
             scores = {str(name): float(value) for name, value in plain["scores"].items() if value is not None}
-            found[int(plain["step"])] = {
-                name: value for name, value in scores.items() if math.isfinite(value)
-            }
-    return found
+            finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+            found[plain.get("kind") == "online"][int(plain["step"])] = finite
+    offline, online = found[False], found[True]
+    taken = {name for scores in online.values() for name in scores}
+    merged = {
+        step: {name: value for name, value in scores.items() if name not in taken}
+        for step, scores in offline.items()
+    }
+    for step, scores in online.items():
+        merged.setdefault(step, {}).update(scores)
+    return merged
 
 
 def doomed(run: Path, rule: Retention, newest: str, damaged: Collection[str]) -> list[str]:

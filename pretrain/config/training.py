@@ -94,8 +94,8 @@ class TrainConfig(Section):
     keep_best: str | None = Field(
         None,
         min_length=1,
-        description="a score of `foreframe probe`, such as shape: the checkpoint that has the best one is "
-        "kept; null: none",
+        description="a score of probes, such as shape or linear top-1: the checkpoint that has the best one "
+        "is kept; null: none",
     )
     checkpoint_store: str | None = Field(
         None,
@@ -186,6 +186,13 @@ class ProbeConfig(Section):
     train_clips: PositiveInt = Field(512, description="clips of the train split that the probe is fitted on")
     eval_clips: PositiveInt = Field(256, description="clips of the eval split that it is scored on")
     batch: PositiveInt = Field(16, description="clips a forward")
+    every: PositiveInt | None = Field(
+        2000,
+        description="steps between probes while training, of the moving average on fixed clips; null: none",
+    )
+    online_clips: PositiveInt = Field(
+        256, description="clips of each split, at most, that are probed while training"
+    )
 
 
 class TrackerConfig(Section):

@@ -42,9 +42,8 @@ def test_the_probe_table_has_a_row_an_encoder_and_a_dash_for_no_score() -> None:
         {"encoder": "untrained", "scores": {"position": 0.4}},
     ]
     sink = io.StringIO()
-    Console(file=sink, width=200).print(
-        probe_table({"kind": "states", "step": 3, "num_eval_clips": 5, "rows": rows})
-    )
+    found = {"kind": "states", "step": 3, "num_train_clips": 9, "num_eval_clips": 5, "rows": rows}
+    Console(file=sink, width=200).print(*probe_table(found))
     cells = [line.split() for line in sink.getvalue().splitlines()]
     assert ["trained", "0.912", "—"] in cells
     assert ["untrained", "0.400", "—"] in cells

@@ -85,6 +85,11 @@ STATES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "SIGTERM",
     ),
     "supervised": (attempt, "failed", "rank 1 was killed"),
+    "collapsed": (
+        put("failure.json", {"kind": "CollapsedError", "sentence": "no spread", "exit_code": 5}),
+        "failed",
+        "no spread",
+    ),
 }
 
 
@@ -97,11 +102,11 @@ def test_how_a_run_ended_is_told_with_what_says_so(name: str, tmp_path: Path) ->
     assert status.state.word == word
     assert reason in status.state.reason and "foreframe" not in status.state.reason
     assert status.state.known_by
-    following = "report" if word == "finished" else "train"
+    following = "report" if word == "finished" or name == "collapsed" else "train"
     assert status.following == f"foreframe {following} {run}"
     assert status.figures.left_s is None, "nothing is left to wait for"
     (run / "probes.jsonl").unlink()
-    following = "probe" if word == "finished" else "train"
+    following = {"done": "probe", "collapsed": "report"}.get(name, "train")
     assert read_status(run).following == f"foreframe {following} {run}"
 
 
@@ -202,7 +207,8 @@ def test_what_was_done_about_its_health_is_told(tmp_path: Path) -> None:
     status = read_status(run)
     assert status.verdict == ("collapsing", "it is gone") and status.verdict_step == 90
     text = "\n".join(line.plain for line in block(status, 100))
-    assert "rolled back at step 90 to step 50, learning rate × 0.5: it is gone" in text
+    assert "rolled back at step 90 to step 50, learning rate × 0.5\n" in text
+    assert text.count("it is gone") == 1, "as the reason of the verdict"
     assert [each["response"] for each in plain(status)["responses"]] == ["warned", "rolled back"]
 
 

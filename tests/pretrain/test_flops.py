@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,6 +23,15 @@ MORE = {
     "its own target": {"target": {"kind": "online"}},
     "recomputing": {"strategy": {"kind": "single", "activation_checkpointing": True}},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small take longer over two threads, far longer where others work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def plain_attention(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, _: str) -> Tensor:

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import ClipMeta
-from pretrain import probe, readout
-from pretrain.config import DataConfig, RunConfig
+from pretrain.config import RunConfig
 from pretrain.data.reader import Clip
+from pretrain.probe import Asked, clips, neighbours, ridge, states, subject
+from pretrain.probe.offline import run_probe as run_on
+from pretrain.probe.subject import of_run
 
 CONFIG = RunConfig.model_validate(
     {
@@ -39,7 +41,7 @@ def _rng(seed: int = 0) -> np.random.Generator:
 def test_ridge_without_penalty_is_least_squares() -> None:
     rng = _rng()
     x, y = rng.normal(3, 2, (60, 5)), rng.normal(size=(60, 2))
-    weights, bias = readout.fit_ridge(x, y, [0.0])[0]
+    weights, bias = ridge.fit_ridge(x, y, [0.0])[0]
     with_ones = np.column_stack([x, np.ones(60)])
     expected = np.linalg.lstsq(with_ones, y, rcond=None)[0]
     np.testing.assert_allclose(np.vstack([weights, bias]), expected, rtol=1e-8)
@@ -48,7 +50,7 @@ def test_ridge_without_penalty_is_least_squares() -> None:
 def test_ridge_solves_the_penalised_normal_equations() -> None:
     rng = _rng(1)
     x, y, alpha = rng.normal(size=(40, 6)) * [1, 10, 0.1, 5, 1, 1], rng.normal(size=(40, 3)), 0.3
-    weights, bias = readout.fit_ridge(x, y, [alpha])[0]
+    weights, bias = ridge.fit_ridge(x, y, [alpha])[0]
     z = (x - x.mean(0)) / x.std(0)
     expected = np.linalg.solve(z.T @ z + alpha * 40 * np.eye(6), z.T @ (y - y.mean(0)))
     np.testing.assert_allclose(x @ weights + bias, z @ expected + y.mean(0), rtol=1e-8)
@@ -58,7 +60,7 @@ def test_a_constant_feature_and_more_features_than_rows_do_no_harm() -> None:
     rng = _rng(2)
     x, y = rng.normal(size=(10, 30)), rng.normal(size=(10, 1))
     x[:, 4] = 7.0
-    weights, bias = readout.fit_ridge(x, y, [1e-3])[0]
+    weights, bias = ridge.fit_ridge(x, y, [1e-3])[0]
     assert np.isfinite(weights).all()
     assert weights[4] == 0
     assert np.isfinite(bias).all()
@@ -66,10 +68,10 @@ def test_a_constant_feature_and_more_features_than_rows_do_no_harm() -> None:
 
 def test_r2_is_one_when_exact_zero_for_the_mean_and_negative_when_worse() -> None:
     truth = _rng(3).normal(size=(50, 1))
-    assert readout.r2(truth, truth)[0] == 1
-    assert readout.r2(truth, np.full_like(truth, truth.mean()))[0] == pytest.approx(0)
-    assert readout.r2(truth, -truth)[0] < -2
-    assert np.isnan(readout.r2(np.ones((5, 1)), np.zeros((5, 1)))[0])
+    assert ridge.r2(truth, truth)[0] == 1
+    assert ridge.r2(truth, np.full_like(truth, truth.mean()))[0] == pytest.approx(0)
+    assert ridge.r2(truth, -truth)[0] < -2
+    assert np.isnan(ridge.r2(np.ones((5, 1)), np.zeros((5, 1)))[0])
 
 
 def test_the_penalty_is_chosen_per_target() -> None:
@@ -78,7 +80,7 @@ def test_the_penalty_is_chosen_per_target() -> None:
     x = rng.normal(size=(300, 40))
     y = np.column_stack([x @ rng.normal(size=40), rng.normal(size=300)])
     other = rng.normal(size=(100, 40))
-    guess = readout.ridge_predictions(x, y, np.repeat(np.arange(100), 3), other)
+    guess = ridge.ridge_predictions(x, y, np.repeat(np.arange(100), 3), other)
     assert guess[:, 0].std() > 3
     assert guess[:, 1].std() < 0.3
 
@@ -88,15 +90,13 @@ def test_the_penalty_is_chosen_per_target() -> None:
 
 def test_states_are_grouped_by_name_and_whole_numbers_are_classes() -> None:
     rng = _rng(5)
-    states = np.concatenate(
-        [rng.normal(size=(9, 4, 4)), np.tile(rng.integers(0, 3, (9, 1, 1)), (1, 4, 1))], -1
-    )
-    targets = readout.make_targets(["x", "vy", "y", "radius", "shape"], states[:6], states[6:])
+    rows = np.concatenate([rng.normal(size=(9, 4, 4)), np.tile(rng.integers(0, 3, (9, 1, 1)), (1, 4, 1))], -1)
+    targets = states.make_targets(["x", "vy", "y", "radius", "shape"], rows[:6], rows[6:])
     assert [(t.name, t.is_class, t.train.shape[-1]) for t in targets] == [
         ("position", False, 2),
         ("velocity", False, 1),
         ("radius", False, 1),
-        ("shape", True, len(np.unique(states[:6, :, 4]))),
+        ("shape", True, len(np.unique(rows[:6, :, 4]))),
     ]
     assert targets[3].score(targets[3].evaluation.reshape(12, -1)) == 1
 
@@ -125,21 +125,21 @@ def _brute(features: np.ndarray, videos: list[str]) -> tuple[float, float]:
 def test_retrieval_equals_brute_force(videos: list[str], seed: int) -> None:
     assume(max(map(videos.count, videos)) > 1)
     features = _rng(seed).normal(size=(len(videos), 5))
-    scores = readout.retrieval(features.copy(), videos)
+    scores = neighbours.retrieval(features.copy(), videos)
     assert (scores["top-1"], scores["mean average precision"]) == pytest.approx(_brute(features, videos))
 
 
 def test_chance_is_what_random_features_score_on_average() -> None:
     videos = list("aaaabbbcde")
-    scores = [readout.retrieval(_rng(k).normal(size=(10, 30)), videos) for k in range(400)]
-    for name, expected in readout.retrieval_chance(videos).items():
+    scores = [neighbours.retrieval(_rng(k).normal(size=(10, 30)), videos) for k in range(400)]
+    for name, expected in neighbours.retrieval_chance(videos).items():
         assert np.mean([s[name] for s in scores]) == pytest.approx(expected, abs=0.03)
 
 
 def test_perfect_features_find_every_clip() -> None:
     videos = list("aabbcc")
     features = np.repeat(np.eye(3), 2, 0) + 1e-3 * _rng().normal(size=(6, 3))
-    assert readout.retrieval(features, videos) == {"top-1": 1.0, "mean average precision": 1.0}
+    assert neighbours.retrieval(features, videos) == {"top-1": 1.0, "mean average precision": 1.0}
 
 
 # the whole, with clips that are made up and encoders that know more or less
@@ -166,10 +166,15 @@ class FakeReader:
     def __len__(self) -> int:
         return self.sizes[self.split]
 
-    def read_for(self, data: DataConfig, number: int) -> Clip:
-        frames, fps = data.frames, data.fps
-        if number in self.broken:
-            raise DataError(f"clip {number} is broken")
+    def fetch(self, numbers: list[int]) -> list[int | DataError]:
+        return [DataError(f"clip {n} is broken") if n in self.broken else n for n in numbers]
+
+    def meta(self, number: int) -> ClipMeta:
+        return self.decode(number, 1, 1.0).meta
+
+    def decode(
+        self, number: int, frames: int, fps: float, start: object = None, *, holds: bool = False
+    ) -> Clip:
         level = float(_rng(number // 3 + 100 * (self.split == "eval")).uniform(20, 230))
         pictures = np.full((frames, 40, 48, 3), level, np.uint8)
         pictures += _rng(number).integers(0, 5, pictures.shape, np.uint8)
@@ -187,6 +192,7 @@ class Brightness(torch.nn.Module):
         super().__init__()
         self.is_blind = is_blind
         self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self.width, self.head_width = 6, 3
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         tokens = torch.randn(len(x_BCTHW), 4 * 16, 6, generator=torch.Generator().manual_seed(0))
@@ -195,15 +201,19 @@ class Brightness(torch.nn.Module):
         return tokens
 
 
+def run_probe(run: Path, asked: Asked | None = None, **given: Any) -> dict[str, Any]:
+    return run_on(of_run(run, None), run, asked or Asked(), **given)
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeReader]:
     class Reader(FakeReader):
         pass
 
-    monkeypatch.setattr(probe, "ClipReader", Reader)
-    monkeypatch.setattr(probe, "read_info", lambda storage: FakeInfo(Reader.state_names, Reader.sizes))
-    monkeypatch.setattr(probe, "load_encoder", lambda run, step: (Brightness(False), CONFIG, step or 40))
-    monkeypatch.setattr(probe, "untrained_encoder", lambda config: Brightness(True))
+    monkeypatch.setattr(clips, "ClipReader", Reader)
+    monkeypatch.setattr(clips, "read_info", lambda storage: FakeInfo(Reader.state_names, Reader.sizes))
+    monkeypatch.setattr(subject, "load_encoder", lambda run, step: (Brightness(False), CONFIG, step or 40))
+    monkeypatch.setattr(subject, "untrained_encoder", lambda config: Brightness(True))
     return Reader
 
 
@@ -214,7 +224,7 @@ def _scores(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 @pytest.mark.usefixtures("fake")
 def test_states_are_read_from_an_encoder_that_knows_them_and_not_from_a_blind_one(tmp_path: Path) -> None:
     seen: list[int] = []
-    result = probe.run_probe(tmp_path, progress=lambda stage, done, total, note: seen.append(done))
+    result = run_probe(tmp_path, progress=lambda stage, done, total, note: seen.append(done))
     scores = _scores(result)
     assert list(scores) == ["trained", "untrained", "raw pixels", "mean of the train clips"]
     assert scores["trained"]["position"] > 0.99
@@ -229,21 +239,21 @@ def test_states_are_read_from_an_encoder_that_knows_them_and_not_from_a_blind_on
 
 @pytest.mark.usefixtures("fake")
 def test_the_same_probe_twice_says_the_same(tmp_path: Path) -> None:
-    first, second = (probe.run_probe(tmp_path) for _ in range(2))
+    first, second = (run_probe(tmp_path) for _ in range(2))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
 def test_a_background_offset_is_scored_as_its_speed(fake: type[FakeReader]) -> None:
-    clip = fake("", "train").read_for(DataConfig(shards="", frames=8, fps=8.0), 0)
-    states = probe.tubelet_states(clip, ("x", "bx"), 4)
-    np.testing.assert_allclose(states[:, 1], 0.5, rtol=1e-5)
+    clip = fake("", "train").decode(0, 8, 8.0)
+    rows = clips.tubelet_states(clip, ("x", "bx"), 4)
+    np.testing.assert_allclose(rows[:, 1], 0.5, rtol=1e-5)
     assert clip.state is not None
-    np.testing.assert_allclose(states[:, 0], clip.state[0, 0])
+    np.testing.assert_allclose(rows[:, 0], clip.state[0, 0])
 
 
 def test_clips_without_states_are_retrieved_by_video(fake: type[FakeReader], tmp_path: Path) -> None:
     fake.state_names = ()
-    result = probe.run_probe(tmp_path)
+    result = run_probe(tmp_path)
     scores = _scores(result)
     assert result["kind"] == "retrieval"
     assert scores["trained"]["top-1"] > 2 * scores["untrained"]["top-1"]
@@ -254,19 +264,19 @@ def test_clips_without_states_are_retrieved_by_video(fake: type[FakeReader], tmp
 
 def test_real_videos_with_a_single_split_are_probed_too(fake: type[FakeReader], tmp_path: Path) -> None:
     fake.state_names, fake.sizes = (), {"train": 9, "eval": 0}
-    assert probe.run_probe(tmp_path)["num_eval_clips"] == 0
+    assert run_probe(tmp_path)["num_eval_clips"] == 0
 
 
 def test_few_unreadable_clips_are_named_and_many_end_the_probe(
     fake: type[FakeReader], tmp_path: Path
 ) -> None:
     fake.broken = (3, 5)
-    result = probe.run_probe(tmp_path)
+    result = run_probe(tmp_path)
     assert result["num_train_clips"] == 58
     assert result["unreadable"][0] == "clip 3 is broken"
     fake.broken = tuple(range(20))
     with pytest.raises(DataError, match="unreadable"):
-        probe.run_probe(tmp_path)
+        run_probe(tmp_path)
 
 
 @pytest.mark.parametrize("state_names", [("x",), ()])
@@ -275,21 +285,21 @@ def test_too_few_clips_are_a_sentence(
 ) -> None:
     fake.state_names, fake.sizes = state_names, {"train": 3, "eval": 1}
     with pytest.raises(DataError, match="need at"):
-        probe.run_probe(tmp_path)
+        run_probe(tmp_path)
     assert not (tmp_path / "probe.json").exists()
 
 
 def test_a_run_without_a_checkpoint_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        probe.run_probe(tmp_path)
+        run_probe(tmp_path)
 
 
 def test_clips_are_chosen_from_the_seed_alone(fake: type[FakeReader]) -> None:
     reader: Any = fake("", "train")
-    first, again, other = (probe.choose(reader, 10, seed, "train") for seed in (0, 0, 1))
+    first, again, other = (clips.choose(reader, 10, seed, "train") for seed in (0, 0, 1))
     assert first == again != other
     assert len(set(first)) == 10
-    assert probe.choose(reader, 99, 0, "train") == list(range(60))
+    assert clips.choose(reader, 99, 0, "train") == list(range(60))
 
 
 def test_places_are_the_tokens_of_a_small_grid_in_their_order() -> None:
@@ -302,25 +312,25 @@ def test_places_are_the_tokens_of_a_small_grid_in_their_order() -> None:
             return torch.arange(18.0)[None, :, None].expand(len(x), 18, 1)
 
     ramp: Any = Ramp()
-    features = probe.place_features(ramp, torch.zeros(2, 6, 4, 4, 3, dtype=torch.uint8), (3, 2, 3))
+    features = clips.place_features(ramp(torch.zeros(2, 1)), (3, 2, 3)).numpy()
     assert features.shape == (2, 3, 6, 1)
     np.testing.assert_array_equal(features[1, 1, :, 0], np.arange(6, 12))
-    np.testing.assert_allclose(readout.places(2, 3)[4], [0.5, 0.75])
+    np.testing.assert_allclose(states.places(2, 3)[4], [0.5, 0.75])
 
 
 def test_votes_find_an_object_that_a_mean_over_space_cannot() -> None:
     """Noise everywhere, one direction lit where the object is: its position is read to a few percent."""
     rng = _rng(6)
-    at = readout.places(6, 6)
+    at = states.places(6, 6)
     where = rng.uniform(0.1, 0.9, (60, 2, 2))
     light = np.exp(-((at - where[:, :, None]) ** 2).sum(-1) / (2 * 0.1**2))
     tokens = 0.2 * rng.normal(size=(60, 2, 36, 10))
     tokens[..., 0] += light
     halves = tokens.astype(np.float16)
-    target = readout.Target("position", False, where[:40], where[40:])
-    seen = readout.score_states({"sees": (halves[:40], halves[40:])}, [target], {"sees": at})
+    target = states.Target("position", False, where[:40], where[40:])
+    seen = states.score_states({"sees": (halves[:40], halves[40:])}, [target], {"sees": at})
     blind = np.roll(halves, 1, axis=0)
-    not_seen = readout.score_states({"blind": (blind[:40], blind[40:])}, [target], {"blind": at})
+    not_seen = states.score_states({"blind": (blind[:40], blind[40:])}, [target], {"blind": at})
     assert seen[0]["scores"]["position"] > 0.9
     assert not_seen[0]["scores"]["position"] < 0.1
 
@@ -328,7 +338,7 @@ def test_votes_find_an_object_that_a_mean_over_space_cannot() -> None:
 def test_raw_pixels_keep_their_place() -> None:
     views = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
     views[0, 2:, 4:8, 8:12] = 255  # second tubelet, second row, third column of places
-    features = probe.pixel_features(views, 2)
+    features = clips.pixel_features(views, 2)
     assert features.shape == (1, 2, 64, 24)
     assert features[0, 0].max() == 0
     np.testing.assert_array_equal(np.flatnonzero(features[0, 1].sum(-1)), [8 + 2])

@@ -212,8 +212,9 @@ class MlflowTracker:
             client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_picture(self, path: Path, step: int) -> None:
+        if self._sender is None:  # a run that failed is closed while its last pictures are still drawn
+            return
         for job in self._picture(path, step):
-            assert self._sender is not None, "start() comes first"
             self._sender.put(job)
 
     def _picture_jobs(self, up_to: int) -> list[Job]:

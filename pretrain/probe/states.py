@@ -1,4 +1,4 @@
-"""Reading answers out of frozen features, in closed form: ridge regression and nearest neighbours.
+"""True states, read from frozen features by ridge regression: one row a tubelet.
 
 Shapes: n and m rows (one a tubelet), D features, S targets, C clips, t tubelets a clip, P places a tubelet.
 """
@@ -11,73 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-ALPHAS = tuple(10.0**power for power in range(-6, 4))
-HELD_OUT = 5  # every so manieth train clip chooses penalties and sharpness
+from pretrain.probe.result import row
+from pretrain.probe.ridge import HELD_OUT, Floats, Halves, Moments, r2, ridge_predictions
+
 BUMP, BUMP_ALPHA = 0.12, 1e-3  # size of the bump around an object, as a share of the frame; its ridge penalty
 SHARPNESS = (5.0, 10.0, 20.0, 40.0)
 STATE_GROUPS = {"x": "position", "y": "position", "vx": "velocity", "vy": "velocity"}
 # Where the background stands says nothing without a map of it; how fast it moves does.
 DRIFT_OF = {"bx": "background drift", "by": "background drift"}
-
-Floats = NDArray[np.float64]
-Halves = NDArray[np.float16]
-
-
-class Moments:
-    """Sums over rows of features and targets; all that a ridge regression needs of them."""
-
-    def __init__(self) -> None:
-        self.num_rows = 0
-        self._sums: list[Floats] = []
-
-    def add(self, x_nD: Floats, y_nS: Floats) -> Moments:
-        x, y = x_nD.astype(np.float64), y_nS.astype(np.float64)
-        sums = [x.sum(0), y.sum(0), x.T @ x, x.T @ y]
-        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
-        self.num_rows += len(x)
-        return self
-
-    def ridge(self, alphas: Sequence[float]) -> list[tuple[Floats, Floats]]:
-        """For each penalty: (weights (D, S), bias (S,)) in the units given.
-
-        Features are standardised first, so that a penalty means the same for every encoder: it is `alpha`
-        times the number of rows, added to the diagonal of the features' Gram matrix.
-        """
-        mean_D, mean_S, xx, xy = (total / self.num_rows for total in self._sums)
-        covariance = xx - np.outer(mean_D, mean_D)
-        std_D = np.sqrt(np.maximum(np.diag(covariance), 0))
-        scale_D = np.where(std_D > 1e-6 * (1 + np.abs(mean_D)), std_D, np.inf)
-        values, vectors = np.linalg.eigh(covariance / scale_D[:, None] / scale_D)
-        projected = vectors.T @ ((xy - np.outer(mean_D, mean_S)) / scale_D[:, None])
-        fits = []
-        for alpha in alphas:
-            weights = (vectors @ (projected / (np.maximum(values, 0)[:, None] + alpha))) / scale_D[:, None]
-            fits.append((weights, mean_S - mean_D @ weights))
-        return fits
-
-
-def fit_ridge(x_nD: Floats, y_nS: Floats, alphas: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """Ridge regression for each penalty: (weights (D, S), bias (S,))."""
-    return Moments().add(x_nD, y_nS).ridge(alphas)
-
-
-def r2(truth_nS: Floats, guess_nS: Floats) -> Floats:
-    """Share of each target's variance that is explained, about its own mean: 1 exact, 0 no better than it."""
-    residual = ((truth_nS - guess_nS) ** 2).sum(0)
-    spread = ((truth_nS - truth_nS.mean(0)) ** 2).sum(0)
-    return np.where(spread > 0, 1 - residual / np.where(spread > 0, spread, 1), np.nan)
-
-
-def ridge_predictions(x_nD: Floats, y_nS: Floats, clips_n: NDArray[np.int64], x_mD: Floats) -> Floats:
-    """Fit on rows n, predict rows m; each target's penalty is the best on every fifth clip, held out."""
-    held = clips_n % HELD_OUT == 0
-    trials = [x_nD[held] @ w + b for w, b in fit_ridge(x_nD[~held], y_nS[~held], ALPHAS)]
-    errors = np.stack([((y_nS[held] - guess) ** 2).mean(0) for guess in trials])
-    best_S = errors.argmin(0)
-    guesses = np.stack([x_mD @ w + b for w, b in fit_ridge(x_nD, y_nS, ALPHAS)])
-    return guesses[best_S, :, np.arange(y_nS.shape[1])].T
 
 
 def places(rows: int, columns: int) -> Floats:
@@ -201,53 +143,3 @@ def score_states(
 
 def _flat(values: Floats) -> Floats:
     return values.reshape(-1, values.shape[-1])
-
-
-def retrieval(features_CD: Floats, videos: Sequence[str]) -> dict[str, float]:
-    """Is the nearest other clip (cosine, centred) of the same video? Top-1 and mean average precision.
-
-    Clips that are alone in their video ask nothing, but stand among the answers.
-    """
-    order_CC, relevant_CC = _ranking(features_CD, videos)
-    top1, precision = [], []
-    for order, relevant in zip(order_CC, relevant_CC, strict=True):
-        hits = relevant[order]
-        if hits.any():
-            top1.append(float(hits[0]))
-            places = np.flatnonzero(hits) + 1
-            precision.append(float((np.arange(1, len(places) + 1) / places).mean()))
-    return {"top-1": float(np.mean(top1)), "mean average precision": float(np.mean(precision))}
-
-
-def retrieval_chance(videos: Sequence[str]) -> dict[str, float]:
-    """What a ranking in random order scores on average, exactly."""
-    others = len(videos) - 1
-    places = np.arange(1, others + 1)
-    top1, precision = [], []
-    for video in videos:
-        same = sum(other == video for other in videos) - 1
-        if same:
-            top1.append(same / others)
-            rest = (same - 1) / max(1, others - 1)
-            precision.append(float(((1 + (places - 1) * rest) / places).mean()))
-    return {"top-1": float(np.mean(top1)), "mean average precision": float(np.mean(precision))}
-
-
-def nearest(features_CD: Floats, videos: Sequence[str], count: int) -> NDArray[np.int64]:
-    """The `count` nearest other clips of each clip, nearest first (C, count)."""
-    return _ranking(features_CD, videos)[0][:, :count]
-
-
-def _ranking(features_CD: Floats, videos: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The other clips in order of cosine (C, C - 1), ties by number; and which clips share a video (C, C)."""
-    centred = features_CD - features_CD.mean(0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -np.inf)
-    names = np.array(videos)
-    return np.argsort(-cosine, axis=1, kind="stable")[:, :-1], names[:, None] == names[None, :]
-
-
-def row(encoder: str, scores: dict[str, float]) -> dict[str, Any]:
-    plain = {name: round(score, 4) if math.isfinite(score) else None for name, score in scores.items()}
-    return {"encoder": encoder, "scores": plain}
