@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
-from launch import cli_checkpoint
-from launch.cli_options import (
-    ConfigFile,
-    NumRanks,
-    Overrides,
-)
+from launch import cli_checkpoint, cli_config
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_train import estimate, supervise, train
@@ -39,8 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs: what they hold, how two differ.")
-app.add_typer(config_app, name="config")
+app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_checkpoint.app, name="checkpoint")
 
 DataFile = Annotated[
@@ -321,54 +315,6 @@ def ui(
     from launch.ui import run_ui
 
     run_ui(run, port, host)
-
-
-@config_app.command("show", epilog="Example: foreframe config show configs/train/tiny-cpu.yaml --nproc 2")
-def config_show(config: ConfigFile, overrides: Overrides = None, nproc: NumRanks = 1) -> None:
-    """Print every setting with its meaning, defaults included, and what follows from them."""
-    from launch.config import KINDS, consequences, explain, kind_of, read_config
-    from pretrain.config import RunConfig
-
-    def fits(found: object) -> None:
-        if isinstance(found, RunConfig):
-            consequences(found, nproc)
-
-    print(
-        explain(read_config(config, overrides or [], KINDS[kind_of(config)], [fits]), nproc, config), end=""
-    )
-
-
-@config_app.command("diff", epilog="Example: foreframe config diff runs/a runs/b")
-def config_diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="A YAML file, or a run's folder.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
-) -> None:
-    """Print the settings in which two configs differ, defaults included."""
-    from launch.config import KINDS, diff, kind_of, read_config
-
-    kinds = kind_of(before), kind_of(after)
-    if kinds[0] != kinds[1]:
-        raise UsageError(
-            f"{before} is a {kinds[0]} config and {after} a {kinds[1]} config: they share no keys"
-        )
-    found = diff(*(read_config(path, [], KINDS[kinds[0]]) for path in (before, after)))
-    width = max((len(key) for key, _, _ in found), default=0)
-    for key, old, new in found:
-        print(f"{key:<{width}}  {old} → {new}")
-    if not found:
-        print("equal: no setting differs")
-
-
-@config_app.command("schema", epilog="Example: foreframe config schema --kind train > train.schema.json")
-def config_schema(
-    kind: Annotated[str, typer.Option(help="train or data.")] = "train",
-) -> None:
-    """Print the JSON schema of configs, with which an editor completes and checks them."""
-    from launch.config import KINDS, schema
-
-    if kind not in KINDS:
-        raise UsageError(f"--kind is {kind!r}: need {' or '.join(KINDS)}")
-    print(schema(kind))
 
 
 def main() -> None:

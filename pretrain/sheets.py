@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` different numbers from the whole range, the middles of equal parts; all if there are fewer."""
+    """`count` different numbers of the whole range, the middle of equal parts; all where there are fewer."""
     count = min(count, total)
     return [int((k + 0.5) * total / count) for k in range(count)]
 
