@@ -55,7 +55,7 @@ class Asked:
     """What of a probing may be chosen. kinds: None for all that the data allow.
 
     segments, views: of a clip; in training of heads the middle crop alone. frames, fps, size: of a segment,
-    None for those that the encoder was trained on. all_clips: not only probe.train_clips and probe.eval_clips.
+    None for those that the encoder was trained on. all_clips: else probe.train_clips and probe.eval_clips.
     """
 
     data: str | None = None

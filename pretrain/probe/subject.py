@@ -70,9 +70,8 @@ def of_weights(path: Path, data: str) -> Subject:
     except UsageError as error:
         if not path.is_file():
             raise
-        raise UsageError(
-            f"{error}; `foreframe import {path} OUT` takes what it does not tell: probe OUT then"
-        ) from error
+        remedy = f"`foreframe import {path} OUT` takes what it does not tell: probe OUT then"
+        raise UsageError(f"{error}; {remedy}") from error
     said = weights.description
     if said.normalisation != Normalisation():
         raise UsageError(f"{path} wants pixels normalised by {said.normalisation}: need {Normalisation()}")
