@@ -25,7 +25,7 @@ ARGS ?=
 HUNG := -o faulthandler_timeout=360 -o faulthandler_exit_on_timeout=true
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test test-slow check format smoke ui clean
+.PHONY: help setup demo test test-slow check format smoke ui gallery clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ smoke: $(STAMP) ## Test this machine's GPU, or its CPU: attention, steps, save, 
 
 ui: $(STAMP) ## The MLflow pages of RUN=runs/demo/run
 	@$(BIN)/foreframe ui $(RUN) $(ARGS)
+
+gallery: $(STAMP) ## docs/gallery.md and its pictures, from short runs on the demo's shards (after make demo)
+	@$(BIN)/python -m benchmarks.gallery $(ARGS)
 
 clean: ## Remove .venv, caches and build leftovers; runs/ and data/ stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -167,6 +167,52 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
+def collapse_table() -> str:
+    """At which step planted collapses were seen, rule by rule, and what healthy runs were said to be."""
+    found = json.loads((RESULTS / "collapse.json").read_text())
+    config, rows = found["config"], found["rows"]
+    cases = {
+        case: {r["metric"]: r for r in rows if r["case"] == case}
+        for case in dict.fromkeys(r["case"] for r in rows)
+    }
+
+    def cell(row: dict[str, Any]) -> str:
+        if row["ours"] is None:
+            return "–"
+        spread = "" if row["min"] == row["max"] else f" ({row['min']:g}–{row['max']:g})"
+        return f"{row['ours']:g}{spread}" + ("" if row["n"] == row["of"] else f", {row['n']} of {row['of']}")
+
+    rules = [metric for metric in next(iter(cases.values())) if metric.startswith("rule: ")]
+    fired = [rule for rule in rules if any(each[rule]["n"] for each in cases.values())]
+    heads = [rule.removeprefix("rule: ") for rule in fired]
+    lines = [
+        "| step (from–to over seeds) | caught | trouble | its loss, of the start's | warning | "
+        f"{' | '.join(heads)} |",
+        "|---|---:|---:|---:|---:|" + "---:|" * len(heads),
+    ]
+    for case in config["planted"]:
+        each = cases[case]
+        trouble, loss = each["trouble"], each["loss at that step"]
+        share = f"{100 * loss['ours']:.0f} %" if loss["ours"] is not None else "–"
+        cells = [cell(each[rule]) for rule in fired]
+        lines.append(
+            f"| {case} | {trouble['n']} of {trouble['of']} | {cell(trouble)} | {share} | "
+            f"{cell(each['warning'])} | {' | '.join(cells)} |"
+        )
+    healthy = {case: each for case, each in cases.items() if case not in config["planted"]}
+    runs = sum(each["trouble"]["of"] for each in healthy.values())
+    alarms, warned = (sum(each[what]["n"] for each in healthy.values()) for what in ("trouble", "warning"))
+    named = ", ".join(f"{case} ({each['trouble']['of']})" for case, each in healthy.items())
+    lines += [
+        "",
+        f"Healthy runs of the same recipe, seeds in brackets: {named}. Of {runs}, {alarms} were said to be "
+        f"in trouble, {warned} were warned of at any look. {config['steps']} steps of 8 clips (planted ones "
+        f"until well after the verdict), a look every 10. {found['device']}. Commit {found['commit'][:10]}, "
+        f"{found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def probes_table() -> str:
     """What probes cost: a probing while training in steps of the same run, and settings side by side."""
     found = json.loads((RESULTS / "probe.json").read_text())
@@ -195,6 +241,7 @@ TABLES = {
     "shard": shard_table,
     "loader": loader_table,
     "memory": memory_table,
+    "collapse": collapse_table,
     "probe": probes_table,
 }
 PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md")

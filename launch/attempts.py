@@ -77,11 +77,12 @@ def read_attempts(run: Path, node: int | None = None) -> list[Attempt]:
     paths = sorted(run.glob("restarts*.jsonl")) if node is None else [restarts_file(run, node)]
     found = []
     for path in paths:
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for line in text.splitlines():
             try:
                 plain: dict[str, Any] = json.loads(line)
                 found.append(Attempt(**plain))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
     return sorted(found, key=lambda attempt: (attempt.began, attempt.node))
 
@@ -121,7 +122,9 @@ def without_advice(sentence: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 42 s, 7 min, 3.2 h."""
+    """Such as 42 s, 7 min, 3.2 h, 5.5 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86400:.1f} days"

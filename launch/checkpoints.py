@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.errors import CheckpointError, UsageError
 from launch.lock import lock_run
 from pretrain.checkpoint.manifest import FOLDER, step_name, step_of
-from pretrain.checkpoint.retention import Retention, read_scores
+from pretrain.checkpoint.retention import Retention, healthy_until, read_scores
 from pretrain.checkpoint.store import Listed, Store
 from pretrain.config import RunConfig
 from pretrain.tracking.jsonl import read_metrics
@@ -104,7 +104,8 @@ def judge(store: Store, name: str, listed: Listed) -> tuple[str | None, dict[str
 
 def rule_of(manifest: dict[str, Any]) -> Retention:
     train = RunConfig.model_validate(manifest["config"]).train
-    return Retention(train.keep_checkpoints, train.keep_every, train.keep_best)
+    healthy = healthy_until(manifest)
+    return Retention(train.keep_checkpoints, train.keep_every, train.keep_best, healthy)
 
 
 def verify_checkpoints(address: str, step: int | None, progress: Progress) -> tuple[int, list[str]]:

@@ -17,6 +17,7 @@ from launch.cli_options import (
     Overrides,
 )
 from launch.cli_probe import labels, probe
+from launch.cli_status import status
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
@@ -183,6 +184,7 @@ def verify(
 
 app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
 app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
+app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )
@@ -196,18 +198,38 @@ app.command(
 
 @app.command(epilog="Example: foreframe report runs/demo/run")
 def report(
-    run: RunFolder,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="A run's folder, such as runs/demo/run; or several, side by side."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="File to write; without it report.html in the run.")
+        Path | None,
+        typer.Option(
+            help="File to write; without it report.html in the run, of several compare.html beside them."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder that takes every figure too, as SVG and PDF, for a paper.")
     ] = None,
 ) -> None:
-    """Write a run's report: one self-contained HTML file of curves, health, probes and pictures."""
+    """Write a run's report: one self-contained HTML file of health, probes, time, pictures and advice.
+
+    With several runs: what differs, what they came to, and their curves together.
+    """
     from launch.console import Stages, make_console
-    from launch.results import report_run
+    from launch.results import compare_runs, report_run
 
     with Stages(make_console()).showing() as progress:
-        path = report_run(run, out, progress)
+        path = (
+            report_run(runs[0], out, progress, figures)
+            if len(runs) == 1
+            else compare_runs(runs, out, progress, figures)
+        )
     print(f"open {path}")
+    if figures is not None:
+        print(f"figures in {figures}")
 
 
 @app.command("import", epilog="Example: foreframe import vitl.pt weights/vitl --rope vjepa2")
@@ -263,14 +285,28 @@ def export(
     of: Annotated[
         str | None, typer.Option(help="target, the moving average (the default), or context.")
     ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Also make it a version of this model in the run's MLflow registry."
+        ),
+    ] = None,
     allow_partial: AllowPartial = False,
     force: OverwriteWeights = False,
 ) -> None:
     """Write encoder and predictor as safetensors with a model card, or as transformers loads them."""
-    from launch.weights import run_export
+    from launch.weights import register_weights, run_export
 
-    run_export(run, out, layout, step=step, of=of, allow_partial=allow_partial, force=force)
+    weights = run_export(
+        run, out, layout, step=step, of=of, allow_partial=allow_partial, force=force, register=register
+    )
     print(f"wrote {out}")
+    if register is not None:
+        found = register_weights(run, out, register, weights)
+        print(
+            f"registered {found.uri} at {found.address}\n"
+            f'load  Encoder.from_pretrained(mlflow.artifacts.download_artifacts("{found.uri}"))'
+        )
 
 
 @app.command(epilog="Example: foreframe ui runs/demo/run --port 5001")

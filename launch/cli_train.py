@@ -180,9 +180,12 @@ def estimate(
     overrides: Overrides = None,
     nproc: NumRanks = 1,
     nnodes: NumNodes = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes and operations.")] = False,
 ) -> None:
-    """Print the memory that each rank takes at every ZeRO stage, by part; nothing is built or started."""
+    """Print the memory that each rank takes at every ZeRO stage, by part, and the FLOPs of a clip and a step.
+
+    Nothing is built or started.
+    """
     import json
 
     from launch.config import read_config

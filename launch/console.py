@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,13 @@ def make_console(stderr: bool = False) -> Console:
     stream = Unbroken.of(sys.stderr if stderr else sys.stdout)
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def mend_terminal(*, is_torn: bool) -> None:
+    """Show the cursor: what drew there may have been killed (`is_torn`), within a line and with it hidden."""
+    if sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        sys.stdout.write("\x1b[?25h" + "\n" * is_torn)
+        sys.stdout.flush()
 
 
 class Stages:

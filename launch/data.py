@@ -50,7 +50,9 @@ def run_index(config: DataConfig, progress: Report | None = None, force: bool = 
     return Storage(config.out).address(VIDEOS_FILE)
 
 
-def run_shard(config: DataConfig, progress: Report | None = None, force: bool = False) -> DatasetInfo:
+def run_shard(
+    config: DataConfig, progress: Report | Stages | None = None, force: bool = False
+) -> DatasetInfo:
     """Bring the data set at `config.out` to its end and print what it holds.
 
     Raises: UsageError when `out` holds another data set and `force` is not given; DataError.
@@ -112,12 +114,15 @@ def run_verify(dataset: str, deep: bool = False, progress: Report | None = None)
 
 
 @contextmanager
-def _reporting(console: Console, progress: Report | None) -> Iterator[Report]:
-    """The caller's progress function, or bars (lines without a terminal) of our own."""
-    if progress is not None:
+def _reporting(console: Console, progress: Report | Stages | None) -> Iterator[Report]:
+    """The caller's progress function, or bars (lines without a terminal): the caller's, or of our own.
+
+    Bars end here, so that what is printed afterwards does not stand among them.
+    """
+    if progress is not None and not isinstance(progress, Stages):
         yield progress
         return
-    with Stages(console).showing() as report:
+    with (progress or Stages(console)).showing() as report:
         yield report
 
 

@@ -202,8 +202,7 @@ def _render(out: Path, num_videos: int, stages: Stages) -> None:
 def _shard(config: DataConfig, stages: Stages) -> None:
     from launch.data import run_shard
 
-    with stages.showing() as report:
-        run_shard(config, progress=report)
+    run_shard(config, progress=stages)
 
 
 def _train(config: RunConfig) -> TrainResult:

@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.outline import num_parameters
 from pretrain.config import DeepSpeedConfig, Plan, RunConfig, plan
+from pretrain.flops import flops_a_clip
 from pretrain.memory import Held, held
 
 PARTS = {
@@ -36,7 +37,8 @@ class Column:
 class Estimate:
     """Bytes of a rank, by how it is trained. trained, target: weights; forwards: of a rank a step.
 
-    checkpoint: bytes of one, over all ranks.
+    checkpoint: bytes of one, over all ranks. clips: of a step, over all ranks. flops: of a clip, forward and
+    backward, the mean over masks; hardware_flops: with what is recomputed.
     """
 
     name: str
@@ -47,10 +49,18 @@ class Estimate:
     target: int
     columns: tuple[Column, ...]
     checkpoint: int
+    clips: int
+    flops: float
+    hardware_flops: float
+
+    @property
+    def flops_a_step(self) -> float:
+        """Over all ranks."""
+        return self.clips * self.flops
 
     def plain(self) -> dict[str, Any]:
         """For JSON: sums beside the parts."""
-        found = asdict(self)
+        found = asdict(self) | {"flops_a_step": self.flops_a_step}
         for column, plain in zip(self.columns, found["columns"], strict=True):
             plain["held"] |= {name: getattr(column.held, name) for name in ("always", "most", "host")}
         return found
@@ -63,6 +73,7 @@ def estimate(config: RunConfig, num_ranks: int) -> Estimate:
     frozen = config.objective.kind == "action_latent"
     trained = sizes["predictor"] + (0 if frozen else sizes["encoder"])
     target = 0 if config.target.kind == "online" else sizes["encoder"]
+    a_clip = flops_a_clip(config)
     return Estimate(
         name=config.name,
         precision=config.train.precision,
@@ -72,6 +83,9 @@ def estimate(config: RunConfig, num_ranks: int) -> Estimate:
         target=target,
         columns=tuple(_columns(laid_out, trained, target)),
         checkpoint=12 * trained + 4 * target,
+        clips=config.train.global_batch,
+        flops=a_clip.model,
+        hardware_flops=a_clip.hardware,
     )
 
 
@@ -90,6 +104,27 @@ def _columns(laid_out: Plan, trained: int, target: int) -> list[Column]:
         is_own = own.kind == "deepspeed" and own.zero_stage == stage
         found.append(Column(f"ZeRO-{stage}", held(other, trained, target), is_own))
     return found
+
+
+def operations(count: float) -> str:
+    """Such as 5.09 TFLOP, 15.6 PFLOP."""
+    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e6:.3g} MFLOP"
+
+
+def _work(found: Estimate) -> list[str]:
+    """What a clip and a step compute."""
+    each = f", {operations(found.flops_a_step / found.ranks)} a rank" if found.ranks > 1 else ""
+    told = [
+        f"A clip takes {operations(found.flops)} forward and backward, a step of {found.clips:,} clips "
+        f"{operations(found.flops_a_step)}{each}."
+    ]
+    if found.hardware_flops > found.flops:
+        again = operations(found.hardware_flops)
+        told.append(f"On the device {again} a clip: strategy.activation_checkpointing computes blocks again.")
+    return told
 
 
 def lines(found: Estimate) -> list[str]:
@@ -129,5 +164,7 @@ def lines(found: Estimate) -> list[str]:
         f"written each rank holds its share, {share:.2f} {unit}, in host memory once more.",
         "Not counted: activations, which go with clips, masks and strategy.activation_checkpointing, and",
         "what libraries and allocators take for themselves.",
+        "",
+        *_work(found),
     ]
     return told

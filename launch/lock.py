@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterat
     """Hold a run's folder for this process alone, until the end of it or of the block.
 
     name: of the lock's file, one for each thing that only one process may be `doing`.
-    Raises: UsageError with the pid of the process that holds it, or when nothing can be written there.
+    Raises: UsageError with the pid and the machine of the process that holds it, or when nothing can be
+    written there.
     """
     try:
         lock = (run / name).open("a+")
@@ -39,11 +41,11 @@ def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterat
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
+            holder = " on ".join(file.read().split()) or "?"
             raise UsageError(
-                f"{run} is being {doing} by process {file.read().strip() or '?'}; wait for its end, "
-                f"or choose another name=..."
+                f"{run} is being {doing} by process {holder}; wait for its end, or choose another name=..."
             ) from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} {socket.gethostname()}")  # a folder may be shared between machines
         file.flush()
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 import subprocess
@@ -12,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pretrain.tracking.base import DatasetFacts, without_credentials
+from data_pipeline.storage import write_whole
+from launch.environment import hardware, installed
+from pretrain.tracking.base import DatasetFacts, without_credentials, without_secrets
 
 PACKAGES = (
     "foreframe",
@@ -27,6 +30,7 @@ PACKAGES = (
     "numpy",
 )
 MAX_PATCH_CHARS = 200_000
+PROVENANCE_FILE, ENVIRONMENT_FILE, PATCH_FILE = "provenance.json", "environment.txt", "code.patch"
 
 
 def versions() -> dict[str, str]:
@@ -72,12 +76,24 @@ def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -
     patch = git("diff", "HEAD")
     return {
         "commit": git("rev-parse", "HEAD"),
-        "patch": patch[:MAX_PATCH_CHARS] if patch else None,
+        "patch": without_secrets(patch[:MAX_PATCH_CHARS]) if patch else None,
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": f"{platform.system()} {platform.machine()}",
         "command": [without_credentials(word) for word in sys.argv],
         "world_size": world_size,
         "device": device,
+        "hardware": hardware(),
         "datasets": [{**asdict(data), "address": without_credentials(data.address)} for data in datasets],
     }
+
+
+def write_provenance(run: Path, facts: dict[str, Any]) -> list[Path]:
+    """Write where a run comes from into its folder: facts, packages, what is not committed; the files."""
+    write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
+    write_whole(run / ENVIRONMENT_FILE, installed().encode())
+    (run / PATCH_FILE).unlink(missing_ok=True)  # of an earlier start
+    if facts["patch"] is None:
+        return [run / PROVENANCE_FILE, run / ENVIRONMENT_FILE]
+    write_whole(run / PATCH_FILE, f"{facts['patch']}\n".encode())
+    return [run / PROVENANCE_FILE, run / ENVIRONMENT_FILE, run / PATCH_FILE]

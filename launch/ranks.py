@@ -21,6 +21,7 @@ from data_pipeline.errors import (
 )
 from data_pipeline.scratch import scratch_folder
 from launch.config import dump_config
+from launch.console import mend_terminal
 from launch.ending import END_VARIABLE, ERRORS_VARIABLE, how_to_go_on
 from launch.meeting import Job, meet
 from launch.processes import POLL_S, Asked, end_groups, facts_of, send
@@ -116,6 +117,8 @@ def spawn_ranks(
                 rank.end()
                 rank.process.wait()
             end_groups({rank.process.pid for rank in ranks}, LEFTOVERS_S)
+            codes = [rank.process.returncode for rank in ranks]
+            mend_terminal(is_torn=any(code < 0 or code == EXIT_LOST_PEER for code in codes))
         if hang is not None:
             raise hang
         _raise_what_ended(run, folder, ranks, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from data_pipeline.scratch import scratch_folder
 from launch.config import CONFIG_FILE, read_config
 from launch.console import Report
 from pretrain.config import RunConfig
+from pretrain.tracking.base import DatasetFacts, Finding
+
+ASKED = ("kind", "step", "num_train_clips", "num_eval_clips", "data", "data_fingerprint")
 
 if TYPE_CHECKING:
     from pretrain.probe import Asked
@@ -70,29 +74,70 @@ def probe_any(
             for name, score in row["scores"].items()
             if score is not None
         }
-        add_results(config.tracker, path, step=found["step"], scores=scores, files=[path / "probe.json"])
+        add_results(
+            config.tracker,
+            path,
+            step=found["step"],
+            scores=scores,
+            files=[path / "probe.json"],
+            finding=finding_of(found, scores, config),
+        )
     return found, folder
 
 
-def report_run(run: Path, out: Path | None = None, progress: Report | None = None) -> Path:
+def finding_of(found: dict[str, Any], scores: Mapping[str, float], config: RunConfig) -> Finding:
+    """A probing as a run below the one that was probed: how it was done, on what, with which scores."""
+    params = {key: str(found[key]) for key in ASKED if found.get(key) is not None}
+    data: tuple[DatasetFacts, ...] = ()
+    if found.get("data_fingerprint"):
+        address = config.probe.data or config.data.sources[0].shards
+        clips = found.get("num_train_clips", 0) + found.get("num_eval_clips", 0)
+        data = (DatasetFacts(found["data"], address, found["data_fingerprint"], clips, context="probe"),)
+    return Finding(f"probe at step {found['step']}", params, dict(scores), data, str(found.get("how", "")))
+
+
+def report_run(
+    run: Path, out: Path | None = None, progress: Report | None = None, figures: Path | None = None
+) -> Path:
     """Write the report, and add it and the pictures of the run to its tracker; returns where it is.
 
-    Raises: UsageError for a folder that is no run, or an `out` that cannot be written.
+    figures: a folder for figures as SVG and PDF.
+    Raises: UsageError for a folder that is no run, or where something cannot be written.
     """
     config = _config_of(run)
     from pretrain.report import write_report
     from pretrain.tracking.base import add_results
 
-    path = write_report(run, out=out, progress=progress)
-    pictures = sorted(path for path in (run / "pictures").iterdir() if not path.name.startswith("."))
+    path = write_report(run, out=out, progress=progress, figures=figures)
+    found = (run / "pictures").iterdir()  # those over steps, in a folder of their own, are there already
+    pictures = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
     add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
     return path
 
 
-def last_step(run: Path) -> int:
-    """The newest step that a run's folder tells of: logged, or probed; 0 before both."""
-    from pretrain.probe import read_probe
-    from pretrain.tracking.jsonl import read_metrics
+def compare_runs(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    progress: Report | None = None,
+    figures: Path | None = None,
+) -> Path:
+    """Write one page of several runs side by side; returns where it is. It changes nothing in the runs.
 
-    probe, lines = read_probe(run), read_metrics(run)
-    return max(lines[-1]["step"] if lines else 0, probe.get("step", 0) if probe else 0)
+    figures: a folder for figures as SVG and PDF.
+    Raises: UsageError for a folder that is no run, or where something cannot be written.
+    """
+    for run in runs:
+        _config_of(run)
+    from pretrain.report import write_comparison
+
+    return write_comparison(runs, out=out, progress=progress, figures=figures)
+
+
+def last_step(run: Path) -> int:
+    """The newest step that a run's folder tells of: logged, or probed; 0 before both, or of damaged files."""
+    from pretrain.report.records import is_finite, read_records
+
+    records = read_records(run)
+    probed = (records.probe or {}).get("step")
+    logged = records.metrics[-1]["step"] if records.metrics else 0
+    return max(logged, int(probed) if is_finite(probed) else 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, ForeframeError
 from data_pipeline.scratch import scratch_folder
 from launch.attempts import Attempt, last_logged, newest_step, read_attempts, write_attempt
+from launch.console import mend_terminal
 from launch.ending import END_VARIABLE, End
 from launch.lock import is_bare
 from launch.processes import POLL_S, Asked, adopt_orphans, descendants, end_descendants, send
@@ -207,6 +208,7 @@ class Supervisor:
             time.sleep(POLL_S)
         child.returncode = status  # else Popen would wait for it once more
         end_descendants(0.0 if stopped.at_once else LEFTOVERS_S)
+        mend_terminal(is_torn=status < 0)
         return status
 
     def _pause(self, seconds: float, stopped: Stopped) -> None:

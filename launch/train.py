@@ -5,7 +5,6 @@ The composition root of a run.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,14 +25,15 @@ from data_pipeline.errors import (
     why,
 )
 from data_pipeline.scratch import scratch_folder
-from data_pipeline.storage import write_whole
 from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
+from launch.environment import processor
+from launch.failure import telling_failure
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
 from launch.processes import Asked, die_with_parent
-from launch.provenance import git, provenance, versions
+from launch.provenance import git, provenance, versions, write_provenance
 from launch.ranks import (
     ALLOWED_VARIABLE,
     QUIET_VARIABLE,
@@ -43,6 +43,7 @@ from launch.ranks import (
     spawn_ranks,
     threads_for,
 )
+from launch.run_facts import probe_dataset, run_facts
 from launch.run_folder import (
     RESULT_FILE,
     TrainResult,
@@ -58,7 +59,6 @@ from launch.watchdog import Watchdog, watching
 from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
 
-PROVENANCE_FILE = "provenance.json"
 # gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
 LOST_PEER_WORDS = ("by peer", "Connection closed", "NCCL communicator was aborted")
 TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
@@ -131,11 +131,12 @@ def run_train(
             return already
         if job.is_first:
             (run / RESULT_FILE).unlink(missing_ok=True)
-        if config.strategy.kind == "single":
-            result = run_rank(config, quiet=quiet, allow_change=allow_change)
-        else:
-            spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
-            result = TrainResult.read(run)
+        with telling_failure(run) if job.is_first else nullcontext():
+            if config.strategy.kind == "single":
+                result = run_rank(config, quiet=quiet, allow_change=allow_change)
+            else:
+                spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
+                result = TrainResult.read(run)
         if already is None:
             return result
         if job.is_first:  # no step was taken, its last checkpoint was sent
@@ -180,7 +181,7 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
             if config.strategy.kind == "deepspeed":
                 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
             # who starts ranks of ours holds the run's folder for them
-            hold = partial(holding.enter_context, lock_run(run)) if has_launcher else None
+            hold = partial(_hold, run, holding) if has_launcher else None
             return _train_or_say_why(config, stops, watchdog, hold, quiet=quiet, allow_change=allow_change)
     except ForeframeError as error:
         if leave_rank_error(rank, error):
@@ -189,6 +190,11 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
     except Exception as error:  # a crash: who started this rank is told, the traceback goes on
         leave_rank_error(rank, error)
         raise
+
+
+def _hold(run: Path, holding: ExitStack) -> None:
+    holding.enter_context(lock_run(run))
+    holding.enter_context(telling_failure(run))
 
 
 def _train_or_say_why(
@@ -237,8 +243,9 @@ def _train(
     from pretrain.data.stream import Batches
     from pretrain.loop import train
     from pretrain.probe.online import OnlineProbe
+    from pretrain.step_pictures import StepPictures
     from pretrain.strategy.base import World
-    from pretrain.tracking.base import DatasetFacts, RunFacts, Several, make_tracker
+    from pretrain.tracking.base import DatasetFacts, Several, make_tracker
     from pretrain.watch import Watch
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -262,11 +269,13 @@ def _train(
             if hold is not None:
                 hold()
             open_run(config, allow_change)
+            if hold is not None:
+                (run / RESULT_FILE).unlink(missing_ok=True)
 
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not quiet)
+    display = TrainDisplay(enabled=world.is_first and not quiet, run=run, steps=laid_out.steps)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     store = config.train.checkpoint_store
     takes_init = config.init.weights is not None and not any(
@@ -296,14 +305,17 @@ def _train(
                 DatasetFacts(r.info.name, each.shards, r.info.fingerprint, len(r), each.weight)
                 for each, r in zip(config.data.sources, batches.corpus.readers, strict=True)
             )
+            data += probe_dataset(config)
             facts = provenance(data, world.size, device_name(device))
-            write_whole(run / PROVENANCE_FILE, json.dumps(facts, indent=1).encode())
-            tags = {"commit": str(facts["commit"]), "host": facts["host"], "world_size": str(world.size)}
-            tracker.start(RunFacts(config.name, config.model_dump(mode="json"), tags, data), progress.step)
-            tracker.log_file(run / CONFIG_FILE)
-            tracker.log_file(run / PROVENANCE_FILE)
+            files = write_provenance(run, facts)
+            tracker.start(run_facts(config, run, data, facts), progress.step)
+            for file in (run / CONFIG_FILE, *files):
+                tracker.log_file(file)
 
         probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)
+        every = config.probe.every
+        shows = every is not None and progress.step // every < laid_out.steps // every  # at least once more
+        pictures = StepPictures(run, laid_out, engine, tracker, display.say) if shows else None
         watch = Watch(
             run,
             laid_out,
@@ -315,13 +327,14 @@ def _train(
             display.say,
             checkpoints.take_metrics,
             probe,
+            pictures,
         )
         ended = False
         try:
             patiently(world, start_tracker)  # a server may take longer than a collective
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
             ended = progress.step >= laid_out.steps
-            patiently(world, lambda _: probe.close())
+            patiently(world, lambda _: watch.wait())
             watch.finish()
         except BaseException:  # however it ended, the tracker is told; the error goes on
             tracker.close("failed")
@@ -352,23 +365,11 @@ def _train(
 
 
 def device_name(device: object) -> str:
-    import platform
-
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(torch.device(str(device)))
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-        if Path("/proc/cpuinfo").is_file()
-        else iter(()),
-        platform.processor() or platform.machine(),
-    )
-    return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
+    return f"CPU: {processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":  # one rank, started by spawn_ranks

@@ -17,7 +17,7 @@ from pathlib import Path
 from data_pipeline.errors import UsageError
 from launch.config import CONFIG_FILE
 from launch.console import make_console
-from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, RUN_FILE, local_uri
+from pretrain.tracking.mlflow import ARTIFACTS_FOLDER, DATABASE_FILE, RUN_FILE
 
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 10.0
@@ -55,6 +55,8 @@ def find_database(run: Path) -> Path:
         raise UsageError(f"{run} does not exist: name a run's folder, such as runs/demo/run")
     if (run / DATABASE_FILE).is_file():
         return run / DATABASE_FILE
+    if (shared := _shared_database(run)) is not None:
+        return shared
     below = sorted(found.parent for found in run.glob(f"*/{DATABASE_FILE}"))
     if below:
         raise UsageError(f"{run} holds no {DATABASE_FILE}; did you mean {below[0]}?")
@@ -64,6 +66,16 @@ def find_database(run: Path) -> Path:
         f"{run} holds no {DATABASE_FILE}: a run with tracker.uri set is on the server it names, and one "
         f"with tracker.kind jsonl has metrics.jsonl only"
     )
+
+
+def _shared_database(run: Path) -> Path | None:
+    """The sqlite store that a run was tracked in beside others (tracker.uri); None where it was a server."""
+    try:
+        address = str(json.loads((run / RUN_FILE).read_bytes())["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = Path(address.removeprefix("sqlite:///"))
+    return path if address.startswith("sqlite:///") and path.is_file() else None
 
 
 def page_of(run: Path) -> str:
@@ -77,11 +89,11 @@ def page_of(run: Path) -> str:
 
 
 def server_command(database: Path, host: str, port: int) -> list[str]:
-    """The command that serves a store and its artifacts with one worker."""
+    """The command that serves a store and the artifacts beside it with one worker."""
     artifacts = database.parent / ARTIFACTS_FOLDER
     return [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", local_uri(database.parent)),
+        *("--backend-store-uri", f"sqlite:///{database.resolve()}"),
         *("--artifacts-destination", artifacts.resolve().as_uri()),
         *("--host", host, "--port", str(port), "--workers", "1"),
     ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import ValidationError
 
 from data_pipeline.errors import UsageError
+from launch.config import read_config
+from pretrain.checkpoint.retention import PROBES_FILE
+from pretrain.config import RunConfig
+from pretrain.tracking.jsonl import read_lines
 from pretrain.weights.base import Weights
 from pretrain.weights.folder import write_folder
 from pretrain.weights.huggingface import write_huggingface
@@ -16,6 +20,9 @@ from pretrain.weights.meta import Hints
 from pretrain.weights.publish import check_out
 from pretrain.weights.read import PICKLES, open_weights
 from pretrain.weights.run import is_run, run_weights
+
+if TYPE_CHECKING:
+    from pretrain.tracking.mlflow import Registered
 
 Say = Callable[[str], None]
 FORMATS = ("foreframe", "huggingface")
@@ -56,15 +63,19 @@ def run_export(
     of: str | None,
     allow_partial: bool,
     force: bool,
+    register: str | None = None,
 ) -> Weights:
     """Write a run's weights, or those of a folder that was imported or exported, in a layout.
 
-    Raises: UsageError when they cannot be said in that layout; CheckpointError.
+    register: the name that they are to have in MLflow's registry, with `register_weights` afterwards.
+    Raises: UsageError when they cannot be said in that layout, or not be registered; CheckpointError.
     """
     if layout not in FORMATS:
         raise UsageError(f"--format is {layout!r}: need {' or '.join(FORMATS)}")
     if of is not None and of not in ENCODERS:
         raise UsageError(f"--of is {of!r}: need {' or '.join(ENCODERS)}")
+    if register is not None:
+        check_register(source, register)
     check_out(out, force=force)
     if source.is_dir() and is_run(source):
         weights = run_weights(source, step, cast('Literal["target", "context"]', of or "target"))
@@ -86,3 +97,42 @@ def run_export(
     else:
         write_folder(weights, out, force=force)
     return weights
+
+
+def check_register(source: Path, name: str) -> None:
+    """Raises: UsageError, before anything is written, when weights of a place cannot be registered."""
+    from pretrain.tracking.mlflow import check_name, check_run
+
+    if not (source.is_dir() and is_run(source)):
+        raise UsageError(f"{source} is no run's folder: --register is for the weights of a run")
+    check_name(name)
+    check_run(source)
+
+
+def register_weights(run: Path, out: Path, name: str, weights: Weights) -> Registered:
+    """Make exported weights a version of a model in the registry of the run's MLflow.
+
+    Raises: UsageError when that is away or refuses them.
+    """
+    from pretrain.tracking.mlflow import ModelFacts, register
+
+    config = read_config(run, [], RunConfig)
+    found = weights.description.provenance
+    step = int(str(found["step"]))
+    facts = {key: str(value) for key, value in found.items() if key != "name"} | {
+        "folder": str(out.absolute())
+    }
+    return register(config.tracker, run, ModelFacts(name, out, step, facts, probe_scores(run, step)))
+
+
+def probe_scores(run: Path, step: int) -> dict[str, float]:
+    """What the last probe of a step found, `probe/trained/position`; none where there was no probe of it."""
+    scores: dict[str, float] = {}
+    for line in read_lines(run / PROBES_FILE):
+        if line["step"] == step:
+            scores |= {
+                f"probe/trained/{name.replace(' ', '_')}": float(score)
+                for name, score in (line.get("scores") or {}).items()
+                if isinstance(score, (int, float))
+            }
+    return scores

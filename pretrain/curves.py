@@ -1,250 +1,172 @@
-"""Curves of a run as SVG: the only file that imports matplotlib.
+"""Figures as SVG and PDF, as wide as a column of a paper: the only file that imports matplotlib.
 
 Axes are mid-tone and the background is clear, so that a figure reads on light and on dark pages; words stay
-words, so that a page can set them in its own type.
+words, so that a page can set them in its own type. For paper, `ink` is dark.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pretrain.envelope import smoothed as smoothed
+from pretrain.figures import Axes, Curve, Figure, Metrics, figures_of
 
 AXIS = "#7f7f7f"  # a page may replace it by its own text colour
-COLOURS = ("#3d85c6", "#dd7e2b", "#2f9e6e", "#a56fd8", "#c2528b")
+INK = "#20242a"  # of figures on white
+# Told apart with every kind of colour blindness, and at least 4.5 : 1 on white: names are written in them.
+COLOURS = ("#0b66ad", "#b54708", "#00734f", "#6d28d9", "#0b7285", "#a3262a")
+WIDTH_IN = 3.5  # a column
+ROW_IN = 1.45  # of one set of axes where there are several
+DASH, DOTS = (0, (4, 2.5)), (0, (1, 1.3))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the run's folder, and what to say under it."""
+    """A picture in the run's folder, what to say under it, and what it shows in words."""
 
     path: Path
     title: str
     caption: str
+    alt: str = ""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One set of axes: which metrics, what they are called in the figure, and its vertical axis."""
-
-    unit: str
-    lines: dict[str, str]
-    percent: bool = False
-    from_zero: bool = True
-    smooth: bool = False
-    log: bool = False
+def draw_curves(
+    metrics: Metrics, folder: Path, *, judged: str = "target", start: str = "untrained"
+) -> list[Picture]:
+    """An SVG for each figure of a run that has any point. judged, start: see figures_of."""
+    return draw_figures(figures_of(metrics, judged=judged, start=start), folder)
 
 
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    title: str
-    caption: str
-    panels: tuple[Panel, ...]
-
-
-FIGURES = (
-    Figure(
-        "loss",
-        "Loss",
-        "What is trained on, and what it is made of. It is a proxy only: it can fall while features "
-        "collapse, and rise while they improve.",
-        (Panel("loss", {"loss": "loss"}, smooth=True, from_zero=False),),
-    ),
-    Figure(
-        "spread",
-        "Feature spread",
-        "Standard deviation of features across clips at fixed token positions. Near zero beside the dashed "
-        "untrained encoder, features have collapsed.",
-        (
-            Panel(
-                "std across clips",
-                {
-                    "health/target_std": "target",
-                    "health/context_std": "context",
-                    "health/prediction_std": "prediction",
-                    "health/target_std_untrained": "untrained",
-                    "health/context_std_untrained": "untrained",
-                },
-            ),
-        ),
-    ),
-    Figure(
-        "rankme",
-        "RankMe",
-        "Effective number of dimensions in use. It ignores scale: read it beside the spread, never alone.",
-        (
-            Panel(
-                "dimensions",
-                {
-                    "health/target_rankme": "target",
-                    "health/context_rankme": "context",
-                    "health/target_rankme_untrained": "untrained",
-                    "health/context_rankme_untrained": "untrained",
-                },
-            ),
-        ),
-    ),
-    Figure(
-        "throughput",
-        "Throughput and waiting",
-        "Clips a second over all ranks, and the share of the time that training waited for data.",
-        (
-            Panel("clips/s", {"perf/clips_per_s": "clips/s"}),
-            Panel("wait for data", {"data/wait_share": "waiting"}, percent=True),
-        ),
-    ),
-    Figure(
-        "schedule",
-        "Schedules",
-        "Learning rate, and momentum of the target's moving average.",
-        (
-            Panel("learning rate", {"optim/lr": "lr"}),
-            Panel("momentum", {"optim/momentum": "momentum"}, from_zero=False),
-        ),
-    ),
-    Figure(
-        "gradients",
-        "Gradient norm",
-        "Global norm before clipping.",
-        (Panel("norm", {"optim/grad_norm": "gradient norm"}, smooth=True, log=True),),
-    ),
-)
-
-
-def draw_curves(metrics: Sequence[dict[str, Any]], folder: Path) -> list[Picture]:
-    """An SVG for each figure that has any point; kinds of loss are found by their name."""
+def draw_figures(figures: Sequence[Figure], folder: Path) -> list[Picture]:
+    """An SVG of each, for a page."""
     drawn = []
-    for figure in FIGURES:
-        panels = [_with_kinds(panel, metrics) for panel in figure.panels]
-        panels = [panel for panel in panels if any(_points(metrics, key)[0].size for key in panel.lines)]
-        if panels:
-            path = folder / f"{figure.name}.svg"
-            _draw_figure(path, panels, metrics)
-            drawn.append(Picture(path, figure.title, figure.caption))
+    for figure in figures:
+        path = folder / f"{figure.name}.svg"
+        draw(figure, path)
+        drawn.append(Picture(path, figure.title, figure.caption, figure.alt))
     return drawn
 
 
-def _with_kinds(panel: Panel, metrics: Sequence[dict[str, Any]]) -> Panel:
-    """A loss panel gets a line for each part, if there are several."""
-    if "loss" not in panel.lines:
-        return panel
-    kinds = sorted({key for line in metrics for key in line if key.startswith("loss/")})
-    if len(kinds) < 2:
-        return panel
-    names = {key: _part(key.removeprefix("loss/")) for key in kinds}
-    are_masks = all(key.startswith("loss/mask") for key in kinds)
-    return Panel(panel.unit, {**names, "loss": "mean" if are_masks else "loss"}, smooth=True, from_zero=False)
-
-
-def _part(name: str) -> str:
-    kind = name.removeprefix("mask")
-    return f"masks {int(kind) + 1}" if kind.isdecimal() else name.replace("_", " ")
-
-
-def _points(metrics: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of a metric; a value that was not finite is a gap in the line."""
-    kinds = (int, float, type(None))
-    rows = [(line["step"], line[key]) for line in metrics if isinstance(line.get(key, ""), kinds)]
-    steps = np.array([step for step, _ in rows], dtype=np.float64)
-    return steps, np.array([math.nan if value is None else value for _, value in rows], dtype=np.float64)
-
-
-def smoothed(values: NDArray[np.float64], share: float = 0.06) -> NDArray[np.float64]:
-    """Centred mean over a window of `share` of the points, narrower at the ends; gaps stay gaps."""
-    half = int(len(values) * share / 2)
-    out = np.full(len(values), math.nan)
-    for place in np.flatnonzero(np.isfinite(values)).tolist():
-        reach = min(half, place, len(values) - 1 - place)
-        out[place] = np.nanmean(values[place - reach : place + reach + 1])
-    return out
-
-
-def _draw_figure(path: Path, panels: Sequence[Panel], metrics: Sequence[dict[str, Any]]) -> None:
+def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
+    """Write a figure as its file's ending says: .svg, or .pdf with its fonts inside."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": path.name,
+        "pdf.fonttype": 42,
         "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": AXIS,
-        "axes.edgecolor": AXIS,
-        "axes.labelcolor": AXIS,
-        "xtick.color": AXIS,
-        "ytick.color": AXIS,
+        "font.size": 8,
+        "text.parse_math": False,
+        "text.color": ink,
+        "axes.edgecolor": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.linewidth": 0.6,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.formatter.useoffset": False,
         "path.simplify_threshold": 0.5,
     }
-    with mpl.rc_context(style):
-        canvas = Canvas(figsize=(5.6, 2.9 if len(panels) == 1 else 3.6), layout="constrained")
-        FigureCanvasSVG(canvas)
-        axes = canvas.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw_panel(ax, panel, metrics)
-            ax.set_ylabel(panel.unit)
-            ax.yaxis.set_major_locator(MaxNLocator(4)) if not panel.log else None
-            if panel.percent:
-                ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes[-1].set_xlabel("step")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    rows = len(figure.axes)
+    height = 2.05 if rows == 1 else ROW_IN * rows
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # A name may have letters that matplotlib's font lacks; the page's own font may have them.
+        warnings.filterwarnings("ignore", message="Glyph")
+        canvas = Canvas(figsize=(WIDTH_IN, height), layout="constrained")
+        (FigureCanvasPdf if path.suffix == ".pdf" else FigureCanvasSVG)(canvas)
+        every = canvas.subplots(rows, sharex=True, squeeze=False)[:, 0]
+        for ax, axes in zip(every, figure.axes, strict=True):
+            _draw_axes(ax, axes, ink)
+        every[-1].set_xlabel("step")
+        every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        every[-1].xaxis.set_major_formatter(_step)
+        canvas.align_ylabels(every)
+        nothing = ("CreationDate", "Producer") if path.suffix == ".pdf" else ("Date", "Format", "Type")
         canvas.savefig(
-            path,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+            path, format=path.suffix[1:], transparent=True, metadata=dict.fromkeys(("Creator", *nothing))
         )
 
 
-def _draw_panel(ax: Any, panel: Panel, metrics: Sequence[dict[str, Any]]) -> None:
-    """Lines with their names at their ends; the untrained encoder is a dashed level over the whole run."""
-    ends: list[tuple[float, str, str]] = []
-    last = max(line["step"] for line in metrics)
-    first = min(line["step"] for line in metrics)
-    for number, (key, name) in enumerate(panel.lines.items()):
-        steps, values = _points(metrics, key)
-        finite = np.flatnonzero(np.isfinite(values))
-        if not finite.size:
-            continue
-        colour = COLOURS[number % len(COLOURS)]
-        if name == "untrained":
-            level = values[finite[0]]
-            ax.plot([first, last], [level, level], color=AXIS, lw=1.2, ls=(0, (4, 3)))
-            ends.append((level, name, AXIS))
-            continue
-        few = len(steps) <= 12
-        if panel.smooth and not few:
-            ax.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
-            values = smoothed(values)
-        ax.plot(steps, values, color=colour, lw=1.6, marker="o" if few else None, ms=3.5)
-        ends.append((float(values[finite[-1]]), name, colour))
-    if panel.log:
+def _step(step: float, _: object) -> str:
+    """Short, so that five fit a column: 800, 20k, 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(step) >= 10 * size or (abs(step) >= size and step % size == 0):
+            return f"{step / size:.4g}{letter}"
+    return f"{step:.0f}"
+
+
+def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+    for curve in axes.curves:
+        _draw_curve(ax, curve, ink)
+    ax.set_ylabel(axes.unit)
+    ax.margins(x=0.02)
+    if axes.log:
         ax.set_yscale("log")
-    elif panel.percent:
-        ax.set_ylim(0, max(0.05, ax.get_ylim()[1]))
-    elif panel.from_zero and ax.get_ylim()[0] > 0:
-        ax.set_ylim(bottom=0)
-    ax.grid(axis="y", color=AXIS, alpha=0.2, lw=0.7)
-    if len(ends) > 1:
-        _name_lines(ax, ends)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=5))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.get_major_formatter().set_powerlimits((-3, 5))
+        low, high = ax.get_ylim()
+        if axes.percent:
+            ax.set_ylim(0, max(0.05, high))
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        elif axes.from_zero and low > 0:
+            ax.set_ylim(bottom=0)
+    ax.grid(axis="y", color=ink, alpha=0.18, lw=0.5)
+    ax.tick_params(width=0.6, length=2.5)
+    if len(axes.curves) > 1:
+        _name_lines(ax, axes.curves, ink)
 
 
-def _name_lines(ax: Any, ends: list[tuple[float, str, str]]) -> None:
+def _draw_curve(ax: Any, curve: Curve, ink: str) -> None:
+    colour = ink if curve.colour is None else COLOURS[curve.colour % len(COLOURS)]
+    turn = (curve.colour or 0) // len(COLOURS)  # colours are used again, and lines are broken then
+    look = {"color": colour, "ls": DASH if curve.is_dashed else ("-", DASH, DOTS)[min(turn, 2)]}
+    if curve.raw is not None:
+        ax.plot(curve.steps, curve.raw, lw=0.5, alpha=0.35, **look)
+    if curve.low is not None:
+        ax.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.2, lw=0)
+    few = len(curve.steps) <= 12 and not curve.is_level
+    ax.plot(
+        curve.steps,
+        curve.values,
+        lw=0.9 if curve.is_dashed else 1.3,
+        marker="o" if few else None,
+        ms=2.5,
+        **look,
+    )
+
+
+def _name_lines(ax: Any, curves: Sequence[Curve], ink: str) -> None:
     """Each line's name right of the axes at its last value, moved apart where two would touch."""
-    low, high = ax.get_ylim()
-    heights = apart([(value - low) / (high - low) for value, _, _ in sorted(ends)])
-    for height, (_, name, colour) in zip(heights, sorted(ends), strict=True):
-        ax.text(1.015, height, name, transform=ax.transAxes, color=colour, va="center", fontsize=10)
+    import numpy as np
+
+    low, high = (ax.transData.transform((0, limit))[1] for limit in ax.get_ylim())
+    ends = []
+    for number, curve in enumerate(curves):
+        found = curve.ends
+        if found is not None:
+            height = (ax.transData.transform((0, found[1][1]))[1] - low) / (high - low)
+            ends.append((height if np.isfinite(height) else 0.0, number, curve))
+    ends.sort(key=lambda end: end[:2])
+    gap = 0.105 if ax.get_subplotspec().get_gridspec().nrows == 1 else 0.17
+    for height, (_, _, curve) in zip(apart([end[0] for end in ends], gap), ends, strict=True):
+        colour = ink if curve.colour is None else COLOURS[curve.colour % len(COLOURS)]
+        ax.text(1.02, height, curve.name, transform=ax.transAxes, color=colour, va="center")
 
 
 def apart(heights: Sequence[float], gap: float = 0.1) -> list[float]:

@@ -125,6 +125,10 @@ class ShardedEma:
         if self.average:
             torch._foreach_lerp_(self.average, self._masters, 1.0 - momentum)
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """This rank's averages and the master weights they follow, flat; none of one that never moves."""
+        return list(zip(self.average, self._masters, strict=False))
+
     def refresh(self) -> None:
         """Begin to write the averages of all ranks into the forward copy, in its own precision."""
         self._copy.begin(self.average)

@@ -1,25 +1,28 @@
-"""Is the model learning, or only its loss falling? Pure functions over features, and a verdict.
+"""Is the model learning, or only its loss falling? What features tell, as sums that add up over ranks.
 
 When features collapse, every clip gets nearly the same feature at a given place: the standard deviation
 across samples at a fixed token position dies, while the loss looks better than ever. RankMe, the effective
-number of dimensions in use, ignores scale and is watched beside it, never alone. Both are read against the
-same encoder before training.
-Source: RankMe, arXiv:2210.02885, eq. 2.
+number of dimensions in use, ignores scale and is read beside it. Both are read against the same encoder
+before training, and a loss against what trivial answers would have cost. Nothing here gathers features: a
+rank's part is a few sums.
+Source: RankMe, arXiv:2210.02885, eq. 2; effective rank, Roy and Vetterli 2007; the correlation of
+dimensions, Barlow Twins, arXiv:2103.03230.
 
-Shapes: M tokens, F fixed positions, D width.
+Shapes: M tokens, P hidden tokens, F fixed positions, D width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pretrain.config import HealthConfig
+from pretrain.objective.base import Output, Seen
+from pretrain.objective.guess import Guess
 
 NUM_POSITIONS = 16
 
@@ -34,38 +37,56 @@ def fixed_positions(num_tokens: int) -> Tensor:
 class Moments:
     """Sums over tokens that add up over ranks, so that no feature needs to be gathered.
 
-    count (F,), total (F, D), square (F, D) of the tokens at the fixed positions; gram (D, D) of all tokens.
+    count (F,), total (F, D), square (F, D) of the tokens at the fixed positions; tokens (1,), sum (D,) and
+    gram (D, D) of all.
     """
 
     count: Tensor
     total: Tensor
     square: Tensor
+    tokens: Tensor
+    sum: Tensor
     gram: Tensor
 
     @property
     def sums(self) -> list[Tensor]:
         """The tensors to be summed over ranks, in place."""
-        return [self.count, self.total, self.square, self.gram]
+        return [self.count, self.total, self.square, self.tokens, self.sum, self.gram]
+
+
+def rows_of(position_M: Tensor, fixed_F: Tensor) -> Tensor:
+    """For each token the row of its position among the fixed ones, or -1 (M,)."""
+    fixed = fixed_F.to(position_M.device)
+    slot = torch.full((int(fixed_F.max()) + 1,), -1, device=position_M.device)
+    slot[fixed] = torch.arange(len(fixed), device=position_M.device)
+    inside = position_M < len(slot)
+    return torch.where(inside, slot[position_M.clamp(max=len(slot) - 1)], -1)
 
 
 @torch.no_grad()
 def moments(features_MD: Tensor, position_M: Tensor, fixed_F: Tensor) -> Moments:
     """Sums of features that stand at tokens position_M of their clips, in float32 (counts exact)."""
     features = features_MD.float()
-    fixed = fixed_F.to(features.device)
-    slot = torch.full((int(fixed.max()) + 1,), -1, device=features.device)
-    slot[fixed] = torch.arange(len(fixed), device=features.device)
-    inside = position_M < len(slot)
-    row_M = torch.where(inside, slot[position_M.clamp(max=len(slot) - 1)], -1)
+    row_M = rows_of(position_M, fixed_F)
     at_fixed = row_M >= 0
     rows, chosen = row_M[at_fixed], features[at_fixed]
-    zeros = features.new_zeros(len(fixed), features.shape[1])
+    zeros = features.new_zeros(len(fixed_F), features.shape[1])
     return Moments(
-        count=features.new_zeros(len(fixed)).index_add(0, rows, torch.ones_like(chosen[:, 0])),
+        count=features.new_zeros(len(fixed_F)).index_add(0, rows, torch.ones_like(chosen[:, 0])),
         total=zeros.index_add(0, rows, chosen),
         square=zeros.index_add(0, rows, chosen.square()),
+        tokens=features.new_full((1,), len(features)),
+        sum=features.sum(0),
         gram=features.T @ features,
     )
+
+
+def _variance(count_F: Tensor, total_FD: Tensor, square_FD: Tensor) -> Tensor:
+    """Unbiased variance at those positions that have two samples or more (F', D), float64."""
+    enough = count_F >= 2
+    n = count_F[enough, None].double()
+    total, square = total_FD[enough].double(), square_FD[enough].double()
+    return ((square - total.square() / n) / (n - 1)).clamp(min=0)
 
 
 def sample_std(sums: Moments) -> float:
@@ -73,88 +94,148 @@ def sample_std(sums: Moments) -> float:
 
     Positions with fewer than two samples do not count; nan when there is none.
     """
-    enough = sums.count >= 2
-    if not bool(enough.any()):
-        return float("nan")
-    n = sums.count[enough, None].double()
-    total, square = sums.total[enough].double(), sums.square[enough].double()
-    variance = (square - total.square() / n) / (n - 1)
-    return float(variance.clamp(min=0).sqrt().mean())
+    variance = _variance(sums.count, sums.total, sums.square)
+    return float(variance.sqrt().mean()) if variance.numel() else math.nan
 
 
-def rankme(gram_DD: Tensor) -> float:
-    """Effective rank: the exponential of the entropy of the normalised singular values of the features.
+def covariance(sums: Moments) -> Tensor:
+    """Of the dimensions, over all tokens (D, D), float64."""
+    n = sums.tokens.double().clamp(min=1)
+    mean = sums.sum.double() / n
+    return sums.gram.double() / n - torch.outer(mean, mean)
 
-    gram_DD: features^T features; its eigenvalues are the squared singular values. Between 1 and D.
+
+def _entropy_rank(shares: Tensor) -> float:
+    return float(torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum()))
+
+
+def ranks(sums: Moments) -> tuple[float, float]:
+    """RankMe, and the effective rank of the centred features; both between 1 and D.
+
+    RankMe: the exponential of the entropy of the features' normalised singular values, as published not
+    centred. The effective rank takes the eigenvalues of the covariance, the shares of the variance, so that
+    a large mean does not hide behind one strong direction.
     """
-    if not bool(torch.isfinite(gram_DD).all()):
-        return float("nan")
-    singular = torch.linalg.eigvalsh(gram_DD.double().cpu()).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-12) + 1e-7
-    return float(torch.exp(-(share * share.log()).sum()))
+    if not bool(torch.isfinite(sums.gram).all()):
+        return math.nan, math.nan
+    both = torch.stack([sums.gram.double(), covariance(sums)])
+    values = torch.linalg.eigvalsh(both).clamp(min=0)
+    singular = values[0].sqrt()
+    rankme = _entropy_rank(singular / singular.sum().clamp(min=1e-12) + 1e-7)
+    effective = _entropy_rank(values[1] / values[1].sum().clamp(min=1e-300))
+    return rankme, effective
 
 
-def judged_features(metrics: Iterable[Mapping[str, Any]]) -> str:
-    """Whose spread a run is judged by: those whose spread at the start was written down; or the target's."""
-    named = {key for line in metrics for key in line if key.endswith("_std_untrained")}
-    return min(named, default="health/target_std_untrained").split("/")[1].removesuffix("_std_untrained")
+def correlation(sums: Moments) -> float:
+    """Root mean square of the correlations of different dimensions, 0 to 1: 1, all say the same.
 
-
-Word = Literal["healthy", "warning", "collapsed"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The state of a run in a word, and the sentence behind it."""
-
-    word: Word
-    reason: str
+    Dimensions that do not vary at all do not count; nan when fewer than two do.
+    """
+    cov = covariance(sums)
+    scale = cov.diagonal().clamp(min=0).sqrt()
+    varies = scale > 1e-6 * scale.max().clamp(min=1e-30)
+    count = int(varies.sum())
+    if count < 2 or not bool(torch.isfinite(cov).all()):
+        return math.nan
+    found = cov[varies][:, varies] / torch.outer(scale[varies], scale[varies])
+    return math.sqrt(max(0.0, float(found.square().sum()) - count) / (count * (count - 1)))
 
 
 @dataclass
-class History:
-    """What the sentinel remembers: the untrained baseline and how long the spread has been gone."""
+class GuessSums:
+    """Sums of one rank's guess that add up over ranks.
 
-    untrained_std: float | None = None
-    looks_below: int = 0
-    std: list[tuple[int, float]] = field(default_factory=list)
+    scalars: ranks (1 each), the three losses of `Guess.losses`, tokens, cosines of prediction and target.
+    count (F,), total (F, D), square (F, D) of the targets at the fixed positions; error (F,), the squared
+    error there.
+    """
 
-    def state(self) -> dict[str, Any]:
-        return {"untrained_std": self.untrained_std, "looks_below": self.looks_below, "std": self.std}
+    scalars: Tensor
+    count: Tensor
+    total: Tensor
+    square: Tensor
+    error: Tensor
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> History:
-        return cls(
-            state["untrained_std"], state["looks_below"], [(int(s), float(v)) for s, v in state["std"]]
-        )
-
-
-def judge(history: History, step: int, target_std: float, config: HealthConfig) -> Verdict:
-    """Take one look into the history and judge it. The first look is the untrained baseline."""
-    if not math.isfinite(target_std):
-        return Verdict(
-            "warning",
-            "the features' spread cannot be measured: fewer than two clips a forward, or not finite",
-        )
-    history.std.append((step, target_std))
-    if history.untrained_std is None:
-        history.untrained_std = target_std
-    is_below = target_std < config.std_floor * history.untrained_std
-    history.looks_below = history.looks_below + 1 if is_below else 0
-    return verdict_of(history, config)
+    @property
+    def sums(self) -> list[Tensor]:
+        """The tensors to be summed over ranks, in place."""
+        return [self.scalars, self.count, self.total, self.square, self.error]
 
 
-def verdict_of(history: History, config: HealthConfig) -> Verdict:
-    """What the looks so far amount to; also right after a resume."""
-    if not history.std or history.untrained_std is None:
-        return Verdict("healthy", "not looked at yet")
-    target_std = history.std[-1][1]
-    floor = config.std_floor * history.untrained_std
-    if history.looks_below == 0:
-        return Verdict("healthy", f"features vary across clips by {target_std:.3g}, floor {floor:.3g}")
-    reason = (
-        f"features vary across clips by {target_std:.3g}, "
-        f"{target_std / history.untrained_std:.1%} of the untrained encoder's {history.untrained_std:.3g}, "
-        f"for {history.looks_below} of {config.patience} looks"
+@torch.no_grad()
+def guess_sums(guess: Guess, fixed_F: Tensor) -> GuessSums:
+    said, wanted = guess.prediction_PO.float(), guess.wanted_PO.float()
+    losses = torch.stack([loss.float() for loss in guess.losses().values()])
+    cosine = torch.nn.functional.cosine_similarity(said, wanted, dim=-1).sum()
+    row_P = rows_of(guess.token_P, fixed_F)
+    at_fixed = row_P >= 0
+    rows, chosen = row_P[at_fixed], wanted[at_fixed]
+    zeros = wanted.new_zeros(len(fixed_F), wanted.shape[1])
+    error = (said[at_fixed] - chosen).square().sum(-1)
+    one = losses.new_ones(1)
+    return GuessSums(
+        scalars=torch.cat([one, losses, losses.new_full((1,), len(said)), cosine[None]]),
+        count=wanted.new_zeros(len(fixed_F)).index_add(0, rows, torch.ones_like(error)),
+        total=zeros.index_add(0, rows, chosen),
+        square=zeros.index_add(0, rows, chosen.square()),
+        error=wanted.new_zeros(len(fixed_F)).index_add(0, rows, error),
     )
-    return Verdict("collapsed" if history.looks_below >= config.patience else "warning", reason)
+
+
+def explained(sums: GuessSums) -> float:
+    """Share of the targets' variance across clips at a fixed position that the prediction accounts for.
+
+    1 exact; 0 no better than each position's mean over the clips, the same answer for all; nan where no
+    position has two samples, or none varies.
+    """
+    enough = sums.count >= 2
+    variance = _variance(sums.count, sums.total, sums.square)
+    spread = float((variance.sum(-1) * (sums.count[enough].double() - 1)).sum())
+    return 1 - float(sums.error[enough].double().sum()) / spread if spread > 0 else math.nan
+
+
+def judged_features(metrics: Iterable[Mapping[str, Any]]) -> str:
+    """Whose spread a run is judged by: those whose spread at the start was written down; or the target's.
+
+    `_untrained` is what earlier releases called the start.
+    """
+    ends = ("_std_start", "_std_untrained")
+    named = {key for line in metrics for key in line if key.endswith(ends)}
+    return min(named, default="health/target_std_start").split("/")[1].rsplit("_std_", 1)[0]
+
+
+@dataclass
+class Look:
+    """What one rank's features gave at a look; add `sums` up over ranks before `values`."""
+
+    seen: dict[str, Moments]
+    guess: GuessSums
+
+    @property
+    def sums(self) -> list[Tensor]:
+        return [tensor for found in self.seen.values() for tensor in found.sums] + self.guess.sums
+
+    def values(self) -> dict[str, float]:
+        """Metrics by name: std, rankme, effective_rank and correlation of each; and of the guess."""
+        found: dict[str, float] = {}
+        for name, sums in self.seen.items():
+            rankme, effective = ranks(sums)
+            found |= {
+                f"{name}_std": sample_std(sums),
+                f"{name}_rankme": rankme,
+                f"{name}_effective_rank": effective,
+                f"{name}_correlation": correlation(sums),
+            }
+        count, *losses, tokens, cosine = self.guess.scalars.tolist()
+        names = ("loss_prediction", "loss_mean_token", "loss_copy")
+        found |= {name: loss / count for name, loss in zip(names, losses, strict=True)}
+        return found | {"alignment": cosine / max(1.0, tokens), "explained": explained(self.guess)}
+
+
+def look_at(output: Output, fixed_F: Tensor) -> Look:
+    """One rank's sums of a forward's features and guess."""
+
+    def sums(found: Seen) -> Moments:
+        return moments(found.features_MD, found.token_M, fixed_F)
+
+    return Look({name: sums(found) for name, found in output.seen.items()}, guess_sums(output.guess, fixed_F))

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from pretrain import pulse
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
 from pretrain.progress import Progress
 from pretrain.schedule import knobs_at
+from pretrain.stops import Stops
 from pretrain.strategy.base import Engine
 from pretrain.watch import Watch
-
-
-class Stops(Protocol):
-    """Why this process was asked to stop (a signal, the end of its time), or None."""
-
-    @property
-    def reason(self) -> str | None: ...
 
 
 def train(
@@ -36,7 +28,7 @@ def train(
     """
     batches.seek(progress.step, progress.samples)
     while progress.step < plan.steps:
-        knobs = knobs_at(progress.step, plan.config)  # lr, weight decay, momentum: pure
+        knobs = progress.changes.of(knobs_at(progress.step, plan.config))  # lr, weight decay, momentum: pure
         for batch in batches.take(plan.micro_batches):
             targets = engine.targets(batch)  # target encoder, no gradient; None of those that need none
             output = engine.loss(batch, targets)  # context encoder, predictor
@@ -44,12 +36,15 @@ def train(
             engine.backward(output)
             watch.after_batch(batch, output)
         pulse.beat("update", progress.step + 1)
-        update = engine.step(knobs)  # clip, agree on finite, step or skip
+        update = engine.step(knobs, measure=plan.looks_at(progress.step + 1))  # clip, agree, step or skip
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments
         progress = progress.after(update, plan)
         asked = engine.agree(stops.reason is not None)
         watch.after_step(progress, knobs, update, is_last=asked)  # metrics, health, tracker
+        if watch.goes_back and (before := watch.go_back(progress, checkpoints)) is not None:
+            progress = before  # weights, stream and tracker with it
+            continue
         stop = asked or watch.stops
         if stop or plan.saves_at(progress.step):
             checkpoints.save(engine, progress, is_last=stop or progress.step == plan.steps)

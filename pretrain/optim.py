@@ -21,10 +21,19 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """
     decaying: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    decays = decaying_names(module)
     for name, parameter in module.named_parameters():
-        is_plain = name.endswith("bias") or (parameter.ndim == 1 and not name.endswith("mask_token"))
-        (plain if is_plain else decaying).append(parameter)
+        (decaying if name in decays else plain).append(parameter)
     return [{"params": decaying, "decays": True}, {"params": plain, "decays": False, "weight_decay": 0.0}]
+
+
+def decaying_names(module: nn.Module) -> frozenset[str]:
+    """Of a module that is still whole: the parameters that take weight decay."""
+    return frozenset(
+        name
+        for name, parameter in module.named_parameters()
+        if not name.endswith("bias") and (parameter.ndim > 1 or name.endswith("mask_token"))
+    )
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -21,34 +21,30 @@ from data_pipeline.errors import CheckpointError, DataError
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
 from pretrain.config import RunConfig
 from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig
-from pretrain.curves import COLOURS, Picture, draw_curves
+from pretrain.curves import COLOURS, Picture
 from pretrain.data.augment import eval_view, normalise
 from pretrain.data.reader import ClipReader
 from pretrain.masks import hidden_in
 from pretrain.model.vit import Encoder
 from pretrain.probe import Progress, open_splits, read_probe
 from pretrain.rng import stream
-from pretrain.tracking.jsonl import read_metrics
+from pretrain.sheets import GREY, Pixels, framed, scale, sheet_of, spread
 
 FOLDER = "pictures"
 RIGHT, WRONG = (47, 158, 110), (200, 70, 70)
-CELL, GAP, GUTTER = 112, 6, 84  # pixels: a frame's side, between frames, left of a row for its name
 NUM_CLIPS, NUM_FRAMES = 4, 6
-
-Pixels = NDArray[np.uint8]
 
 
 def draw_pictures(run: Path, progress: Progress | None = None) -> tuple[list[Picture], list[str]]:
-    """Everything that can be drawn of a run as it stands, and a sentence for each thing that cannot.
+    """Pictures of clips that a run as it stands allows, and a sentence for each one that cannot be drawn.
 
     Finished, unfinished and broken runs all get what their folder allows.
     Raises: CheckpointError when the folder has no readable config, so is no run.
     """
     config = config_of(run)
     (run / FOLDER).mkdir(exist_ok=True)
-    drawn, missing = draw_curves(read_metrics(run), run / FOLDER), []
-    if not drawn:
-        missing.append("no curves: no step has been logged yet")
+    drawn: list[Picture] = []
+    missing: list[str] = []
     steps: list[tuple[str, Callable[[], list[Picture]]]] = [
         ("clips with their masks", lambda: _masks(config, run / FOLDER)),
         ("features as colours", lambda: [_features(run, config)]),
@@ -76,7 +72,7 @@ def config_of(run: Path) -> RunConfig:
         return read_run_config(run)
     try:
         return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is no config of this release: {error}") from error
 
 
@@ -105,12 +101,12 @@ def draw_masks(clips: Sequence[Pixels], config: RunConfig, kind: int, folder: Pa
     for number, clip in enumerate(clips):
         hidden = hidden_in(mask, config.grid, stream(config.seed, "mask-picture", kind, number), None)
         shares.append(hidden.mean())
-        frames = _spread(len(clip), NUM_FRAMES)
+        frames = spread(len(clip), NUM_FRAMES)
         rows.append(
-            [shade(_scale(clip[f]), hidden[f // config.model.encoder.tubelet], colour) for f in frames]
+            [shade(scale(clip[f]), hidden[f // config.model.encoder.tubelet], colour) for f in frames]
         )
     path = folder / f"masks-{kind + 1}.png"
-    _save(path, [""] * len(rows), rows)
+    sheet_of([""] * len(rows), rows).save(path, optimize=True)
     return Picture(
         path,
         f"Masks of kind {kind + 1}",
@@ -166,25 +162,26 @@ def draw_features(
 ) -> Picture:
     """A clip, below it the three strongest directions of each encoder's tokens as red, green and blue."""
     tubelet = config.model.encoder.tubelet
-    chosen = [f // tubelet for f in _spread(len(clip), min(NUM_FRAMES, config.grid[0]))]
-    rows = [[_scale(clip[t * tubelet]) for t in chosen]]
+    chosen = [f // tubelet for f in spread(len(clip), min(NUM_FRAMES, config.grid[0]))]
+    rows = [[scale(clip[t * tubelet]) for t in chosen]]
     shares = []
     for encoder in encoders.values():
         tokens_ND = encoder(normalise(torch.from_numpy(clip)[None]))[0].float().numpy()
         colours, share = pca_colours(tokens_ND)
         shares.append(share)
         frames = (255 * colours.reshape(*config.grid, 3)).astype(np.uint8)
-        rows.append([_scale(frames[t], smooth=False) for t in chosen])
+        rows.append([scale(frames[t], smooth=False) for t in chosen])
     path = folder / "features.png"
-    _save(path, ["clip", *encoders], rows)
+    sheet_of(["clip", *encoders], rows).save(path, optimize=True)
     said = ", ".join(
         f"{share:.0%} of the variance when {name}" for name, share in zip(encoders, shares, strict=True)
     )
     return Picture(
         path,
         "Features of one clip",
-        f"Each square is a token at step {step}; the three strongest directions of all the clip's tokens are "
-        f"red, green and blue ({said}). Each encoder has its own directions, scaled over the whole clip.",
+        f"Rows from above: {', '.join(['clip', *encoders])}. Each square is a token at step {step}; the "
+        f"three strongest directions of all the clip's tokens are red, green and blue ({said}). Each encoder "
+        f"has its own directions, scaled over the whole clip.",
     )
 
 
@@ -216,18 +213,18 @@ def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
     def frame(clip: dict[str, Any]) -> Pixels:
         reader = readers.setdefault(clip["split"], ClipReader(root, clip["split"]))
         found = _view(reader, clip["index"], config)
-        return _scale(found[len(found) // 2])
+        return scale(found[len(found) // 2])
 
     rows = []
     for example in examples:
         query = example["query"]
         near = [
-            _framed(frame(other), RIGHT if other["video"] == query["video"] else WRONG)
+            framed(frame(other), RIGHT if other["video"] == query["video"] else WRONG)
             for other in example["nearest"]
         ]
-        rows.append([_framed(frame(query), (127, 127, 127)), *near])
+        rows.append([framed(frame(query), GREY), *near])
     path = run / FOLDER / "neighbours.png"
-    _save(path, ["clip"] * len(rows), rows)
+    sheet_of(["clip"] * len(rows), rows).save(path, optimize=True)
     caption = (
         "Left a clip, beside it the nearest others by the trained encoder's features, nearest first; "
         "green is the same video, red another."
@@ -235,44 +232,7 @@ def _neighbours(run: Path, config: RunConfig) -> list[Picture]:
     return [Picture(path, "Nearest neighbours", caption)]
 
 
-def _framed(picture: Pixels, colour: tuple[int, int, int]) -> Pixels:
-    framed = picture.copy()
-    for side in (np.s_[:4], np.s_[-4:], np.s_[:, :4], np.s_[:, -4:]):
-        framed[side] = colour
-    return framed
-
-
 def _view(reader: ClipReader, index: int, config: RunConfig) -> Pixels:
     clip = reader.read_for(config.data, index)
     view: Pixels = eval_view(clip.frames_THWC, config.data.size).numpy()
     return view
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """`count` numbers from the whole range, the middle of equal parts."""
-    return [int((k + 0.5) * total / count) for k in range(min(count, total))]
-
-
-def _scale(frame: Pixels, smooth: bool = True) -> Pixels:
-    from PIL import Image
-
-    how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(frame).resize((CELL, CELL), how))
-
-
-def _save(path: Path, names: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> None:
-    """Frames in rows on a clear background, each row's name left of it."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    gutter = GUTTER if any(names) else 0
-    width = gutter + max(map(len, rows)) * (CELL + GAP) - GAP
-    sheet = Image.new("RGBA", (width, len(rows) * (CELL + GAP) - GAP), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
-    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
-        top = number * (CELL + GAP)
-        if name:
-            draw.text((0, top + CELL // 2), name, fill=(127, 127, 127, 255), font=font, anchor="lm")
-        for place, cell in enumerate(row):
-            sheet.paste(Image.fromarray(cell), (gutter + place * (CELL + GAP), top))
-    sheet.save(path, optimize=True)

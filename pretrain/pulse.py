@@ -32,13 +32,13 @@ class _Slot:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         self.path, self._start = path, number * SLOT.size
-        self._beats = self._step = self._place = 0
+        self._beats = self.step = self.place = 0
 
     def beat(self, place: str | None, step: int | None) -> None:
         self._beats += 1
-        self._step = self._step if step is None else step
-        self._place = self._place if place is None else PLACES.index(place)
-        SLOT.pack_into(self._map, self._start, os.getpid(), self._beats, self._step, self._place)
+        self.step = self.step if step is None else step
+        self.place = self.place if place is None else PLACES.index(place)
+        SLOT.pack_into(self._map, self._start, os.getpid(), self._beats, self.step, self.place)
 
 
 _own: _Slot | None = None
@@ -63,6 +63,11 @@ def join(path: Path | None, slot: int) -> None:
 def file() -> Path | None:
     """The file that this process beats in."""
     return None if _own is None else _own.path
+
+
+def doing() -> tuple[int, str]:
+    """What this process has noted last: the step it works on, and a place; (0, "") where nothing beats."""
+    return (0, "") if _own is None else (_own.step, PLACES[_own.place])
 
 
 def beat(place: str | None = None, step: int | None = None) -> None:

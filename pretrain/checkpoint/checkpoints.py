@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pretrain.checkpoint.fragments import StoredFragments
 from pretrain.checkpoint.manifest import FOLDER, FORMAT_VERSION, rank_file, sealed, step_name
 from pretrain.checkpoint.publish import point, publish, remove
 from pretrain.checkpoint.resume import Accept, Found, find
-from pretrain.checkpoint.retention import Retention, clear, doomed, take_out
+from pretrain.checkpoint.retention import Retention, clear, doomed, healthy_until, take_out
 from pretrain.checkpoint.sending import Sending
 from pretrain.checkpoint.sharing import find_sharing
 from pretrain.checkpoint.task import Task, patiently, wait_for_all
@@ -94,12 +94,44 @@ class Checkpoints:
         if found.folder is None:
             return Progress()
         progress = self._load(engine, found)
-        self._retain(found.folder.name)
+        if found.void is not None:
+            progress = found.void.applied(progress)
+        self._go_on_from(found)
         self._say(f"resumed from {found.folder} at step {progress.step}")
-        self._sending.begin(found.folder.name, self._damaged)
         if progress.step >= self._plan.steps:
             self._sending.finish()
         return progress
+
+    def go_back(
+        self, engine: Engine, before: int, note: Callable[[Progress], None] = lambda _: None
+    ) -> Progress | None:
+        """Load the newest whole checkpoint of a step up to `before`; later ones go. None when there is none.
+
+        note: called on rank 0 before any is removed, with how far the run was then.
+        """
+        self._settle()
+        self._sending.finish()
+        store = self._plan.config.train.checkpoint_store
+        try:
+            found = find(
+                self.run, store, self._world, self._sharing, lambda *_: None, self._say, before=before
+            )
+        except CheckpointError as error:  # there are some, and none is whole
+            self._say(str(error))
+            return None
+        if found.folder is None:
+            return None
+        progress = self._load(engine, found)
+        patiently(self._world, lambda _: note(progress) if self._world.is_first else None)
+        self._damaged, self._sending.damaged = found.damaged, found.damaged_there
+        self._go_on_from(found)
+        return progress
+
+    def _go_on_from(self, found: Found) -> None:
+        """What is later, or damaged, or no longer kept goes, here and in the store."""
+        assert found.folder is not None
+        self._retain(found.folder.name, found.manifest)
+        self._sending.begin(found.folder.name, self._damaged)
 
     def _load(self, engine: Engine, found: Found) -> Progress:
         folder, manifest = found.folder, found.manifest
@@ -236,15 +268,17 @@ class Checkpoints:
             patiently(world, lambda _: shutil.rmtree(pending.part, ignore_errors=True) if is_keeper else None)
             raise
         self._damaged.discard(final.name)  # what was is no more: this one is whole
-        self._retain(final.name)
+        self._retain(final.name, pending.manifest)
         self._sending.begin(final.name, self._damaged)
         self._stalls_ms.append(1000 * (time.perf_counter() - began_s))
 
-    def _retain(self, newest: str) -> None:
+    def _retain(self, newest: str, manifest: Mapping[str, Any]) -> None:
         """Let go what the settings do not keep, now that the newest is known to be whole.
 
         Nothing depends on it: what could not be let go now is at the next save.
         """
+
+        self._rule = self._sending.rule = replace(self._rule, healthy=healthy_until(manifest))
 
         def let_go(names: list[str]) -> None:
             if self._sharing.is_keeper:

@@ -16,7 +16,9 @@ from pretrain.config import RunConfig
 FOLDER = "checkpoints"
 POINTER = "latest"
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 3  # 2: the order of samples of format 1 was another. 3: the manifest has a hash of its own
+# 2: the order of samples of format 1 was another. 3: the manifest has a hash of its own. 4: what the sentinel
+# remembers is more than the spread of features.
+FORMAT_VERSION = 4
 STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -32,10 +34,38 @@ class _File(_Form):
     bytes: Count
 
 
+class _Reading(_Form):
+    model_config = ConfigDict(extra="forbid")
+
+    step: Count
+    spread: float | None
+    rank: float | None
+    loss: float | None
+    guess: float | None
+    mean_token: float | None
+    copied: float | None
+    largest_step: float | None
+    skipped: Count
+
+
 class _History(_Form):
-    untrained_std: float | None
-    looks_below: Count
-    std: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    model_config = ConfigDict(extra="forbid")
+
+    start: _Reading | None
+    last: _Reading | None
+    streaks: dict[str, Count]
+    healthy_step: Count
+    blind: Count
+    has_learned: bool
+    recent: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
+class _Changes(_Form):
+    model_config = ConfigDict(extra="forbid")
+
+    rollbacks: Count
+    lr_scale: float
+    momentum: float
 
 
 class _Progress(_Form):
@@ -48,12 +78,13 @@ class _Progress(_Form):
     bad_samples: Count
     bad_ids: list[str]
     history: _History
+    changes: _Changes
 
 
 class _Manifest(_Form):
     """Every key that something is read from; others may come with later releases."""
 
-    format_version: Literal[3]
+    format_version: Literal[4]
     world_size: Annotated[int, Field(ge=1, lt=1 << 31)]
     optimizer_step: Count
     progress: _Progress

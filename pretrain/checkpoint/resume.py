@@ -18,6 +18,7 @@ from pretrain.checkpoint.sharing import Sharing
 from pretrain.checkpoint.store import Store
 from pretrain.checkpoint.task import patiently
 from pretrain.checkpoint.whole import step_folders, verify_file
+from pretrain.events import Void, last_void
 from pretrain.strategy.base import World
 
 Accept = Callable[[Path, dict[str, Any]], None]
@@ -28,13 +29,14 @@ Accept = Callable[[Path, dict[str, Any]], None]
 class Found:
     """The newest whole checkpoint, None when there is none at all; names of what was passed over.
 
-    damaged_there: those of them that the store was asked for, too.
+    damaged_there: those of them that the store was asked for, too. void: what the last rollback made void.
     """
 
     folder: Path | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     damaged_there: set[str] = field(default_factory=set)
+    void: Void | None = None
 
 
 def is_begun(run: Path, store: str | None) -> bool:
@@ -45,11 +47,19 @@ def is_begun(run: Path, store: str | None) -> bool:
 
 
 def find(
-    run: Path, store: str | None, world: World, sharing: Sharing, accept: Accept, say: Callable[[str], None]
+    run: Path,
+    store: str | None,
+    world: World,
+    sharing: Sharing,
+    accept: Accept,
+    say: Callable[[str], None],
+    *,
+    before: int | None = None,
 ) -> Found:
     """The newest checkpoint that is whole; what is missing of it here is fetched.
 
-    accept: asked of what is whole here, and before anything is fetched.
+    accept: asked of what is whole here, and before anything is fetched. before: none of a later step counts,
+    nor does one that a rollback has made void; both are named among the damaged.
     Raises, on every rank: CheckpointError when there are some, and none is whole; DataError when the store
     cannot be reached and the run's folder has none; what `accept` raises.
     """
@@ -57,7 +67,20 @@ def find(
     here, there = patiently(world, lambda _: _names(run, place, say) if world.is_first else ([], []))[0]
     passed: list[str] = []
     found = Found()
+    void = found.void = patiently(world, lambda _: last_void(run) if world.is_first else None)[0]
+
+    def is_void(name: str) -> bool:
+        """Told by rank 0, from the manifest alone."""
+        if void is None or (step_of(name) or 0) <= void.to_step:
+            return False
+        source = place if place is not None and name in there and name not in here else None
+        return patiently(world, lambda _: _is_of(void, run, name, source) if world.is_first else False)[0]
+
     for name in sorted({*here, *there}, key=lambda name: step_of(name) or 0, reverse=True):
+        if (before is not None and (step_of(name) or 0) > before) or is_void(name):
+            found.damaged.add(name)
+            found.damaged_there.update({name} & set(there))
+            continue
         try:
             found.manifest = bring(run, name, place if name in there else None, world, sharing, accept)
         except CheckpointError as error:
@@ -71,6 +94,16 @@ def find(
     if passed:
         raise CheckpointError(f"{run} has no whole checkpoint: {'; '.join(passed)}")
     return found
+
+
+def _is_of(void: Void, run: Path, name: str, place: Store | None) -> bool:
+    """Whether a checkpoint was made void; one whose manifest cannot be read is left to who reads it whole."""
+    try:
+        manifest = read_manifest(run / FOLDER / name) if place is None else place.manifest(name)
+    except CheckpointError:
+        return False
+    progress = manifest["progress"]
+    return void.covers(progress["step"], progress["changes"]["rollbacks"])
 
 
 def _names(run: Path, place: Store | None, say: Callable[[str], None]) -> tuple[list[str], list[str]]:

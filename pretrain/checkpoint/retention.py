@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.checkpoint.manifest import FOLDER, MANIFEST, step_of
 from pretrain.checkpoint.whole import step_folders
@@ -20,16 +21,28 @@ Scores = Mapping[int, Mapping[str, float]]
 """By step, then by name of the score; higher is better."""
 
 
+def healthy_until(manifest: Mapping[str, Any]) -> int | None:
+    """The last step that a run may have to go back to: of the last look without trouble.
+
+    None of a run that does not go back by itself, and whose latest look was well.
+    """
+    history = manifest["progress"]["history"]
+    goes_back = manifest["config"]["health"]["on_collapse"] == "rollback"
+    return int(history["healthy_step"]) if history["streaks"] or goes_back else None
+
+
 @dataclass(frozen=True)
 class Retention:
     """What to keep of a run.
 
     newest: how many of the newest. every: steps whose multiples are kept for good. best: name of a score.
+    healthy: the newest up to this step stays, so that there is one from before a trouble.
     """
 
     newest: int
     every: int | None = None
     best: str | None = None
+    healthy: int | None = None
 
     def kept(self, steps: Collection[int], scores: Scores) -> dict[int, str]:
         """The steps that stay, of those that are whole, each with the reason; the newest always does."""
@@ -39,6 +52,9 @@ class Retention:
         for step in reasons:
             if self.every is not None and step % self.every == 0:
                 reasons[step].append(f"a multiple of {self.every}")
+        before = [step for step in steps if self.healthy is not None and step <= self.healthy]
+        if before and max(before) != max(steps):
+            reasons[max(before)].append("from before the trouble")
         best = None if self.best is None else best_step(steps, scores, self.best)
         if best is not None:
             reasons[best].append(f"best {self.best}")

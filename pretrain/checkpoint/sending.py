@@ -41,7 +41,7 @@ class Sending:
     def __init__(
         self, run: Path, world: World, address: str | None, rule: Retention, say: Callable[[str], None]
     ) -> None:
-        self._run, self._world, self._rule, self._say = run, world, rule, say
+        self._run, self._world, self.rule, self._say = run, world, rule, say
         self._store = Store(address) if address is not None else None
         self.damaged: set[str] = set()
         self._task: Task[None] | None = None
@@ -91,7 +91,7 @@ class Sending:
         last = step_of(self._newest) or 0
         folders = {step_of(path.name) or 0: path.name for path in step_folders(self._run)}
         whole = [step for step in folders if step <= last and folders[step] not in self._damaged_here]
-        kept = self._rule.kept(whole, read_scores(self._run)) if whole else {}
+        kept = self.rule.kept(whole, read_scores(self._run)) if whole else {}
         return [folders[step] for step in sorted(kept) if folders[step] not in self._sent]
 
     def _send(self, store: Store, names: list[str], newest: str, moved: Moved) -> None:
@@ -180,5 +180,5 @@ class Sending:
         if not whole:
             return
         store.point_to(whole[max(whole)])
-        kept = self._rule.kept(list(whole), read_scores(self._run))
+        kept = self.rule.kept(list(whole), read_scores(self._run))
         store.remove([*(name for step, name in whole.items() if step not in kept), *(damaged & found.keys())])

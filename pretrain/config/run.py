@@ -245,6 +245,11 @@ class Plan:
     def logs_at(self, step: int) -> bool:
         return step == 1 or step % self.config.train.log_every == 0 or step == self.steps
 
+    def probes_at(self, step: int) -> bool:
+        """True at the steps whose encoder is probed, and shown in pictures, while training."""
+        every = self.config.probe.every
+        return every is not None and step % every == 0
+
     def looks_at(self, step: int) -> bool:
         """True at the steps whose features are measured."""
         return step == 1 or step % self.config.health.every == 0 or step == self.steps

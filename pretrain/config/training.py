@@ -145,17 +145,36 @@ class DeepSpeedConfig(Section):
     )
 
 
+class RollbackConfig(Section):
+    """How a run goes on from before a trouble; what is changed stays changed, and adds up."""
+
+    times: PositiveInt = Field(2, description="at most so often in a run; then the run stops")
+    lr_scale: float = Field(0.5, gt=0, le=1, description="the learning rate is multiplied by this each time")
+    momentum: Fraction | None = Field(
+        None, description="the target's momentum is at least this afterwards; null: as configured"
+    )
+    data: Literal["again", "skip"] = Field(
+        "again", description="the samples since then are taken again, or never"
+    )
+
+
 class HealthConfig(Section):
-    """How often features are looked at, and what happens when their spread is gone."""
+    """How often a run is looked at, when that is trouble, and what is done about it."""
 
     every: PositiveInt = Field(50, description="steps between looks at the features")
-    on_collapse: Literal["note", "warn", "stop"] = Field(
-        "stop", description="what a collapse does to the run"
+    on_collapse: Literal["note", "warn", "stop", "rollback"] = Field(
+        "stop",
+        description="what a collapse or a divergence does to the run; rollback: it goes on from the newest "
+        "checkpoint from before the trouble",
     )
     std_floor: Fraction = Field(
-        0.1, description="collapsed when the std across samples falls below this share of the untrained one"
+        0.1, description="trouble when the std across samples is below this share of that at the start"
     )
-    patience: PositiveInt = Field(3, description="looks in a row below the floor before it counts")
+    rank_floor: Fraction = Field(
+        0.1, description="trouble when RankMe of the features is below this share of that at the start"
+    )
+    patience: PositiveInt = Field(3, description="looks in a row at which it is seen before it counts")
+    rollback: RollbackConfig = RollbackConfig()
 
 
 class ProbeConfig(Section):
@@ -178,5 +197,15 @@ class ProbeConfig(Section):
 
 class TrackerConfig(Section):
     kind: Literal["mlflow", "jsonl"] = Field("mlflow", description="jsonl writes the run's folder only")
-    experiment: str = Field("pretrain", description="MLflow experiment")
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow experiment; null: the objective and the data, as `masked_latent on howto-v1`",
+    )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="runs of one group lie below one run of that name, as those of a sweep do; null: none",
+    )
     uri: str | None = Field(None, description="MLflow address; null: mlflow.db in the run's folder")

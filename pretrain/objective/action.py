@@ -21,6 +21,7 @@ from pretrain.model.positions import Grid
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output, Seen, normed
 from pretrain.objective.future import given
+from pretrain.objective.guess import Guess
 
 
 class ActionLatent(Objective):
@@ -81,4 +82,12 @@ class ActionLatent(Objective):
             "prediction": Seen(taught.detach().flatten(0, 2), token[1:].flatten().repeat(clips)),
         }
         parts = {"teacher_forcing": teacher.detach(), "rollout": rollout.detach()}
-        return Output(teacher + rollout, parts, seen)
+        wanted = targets[:, 1:].flatten(0, 2)
+        guess = Guess(
+            taught.detach().flatten(0, 2),
+            wanted,
+            token[1:].flatten().repeat(clips),
+            lambda p_PD: (p_PD - wanted).abs().mean(),
+            lambda: targets[:, :-1].flatten(0, 2),
+        )
+        return Output(teacher + rollout, parts, seen, guess)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pretrain.config import ModelConfig, TargetConfig
 from pretrain.masks import Masks
 from pretrain.model.vit import Encoder, Transformer
+from pretrain.objective.guess import Guess
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class Output(NamedTuple):
     """The loss to go backward from, and what is logged and looked at (detached).
 
     parts: scalars by name, such as the loss of each mask kind. seen: features by name: `context`,
-    `prediction`, and where there are targets `target`.
+    `prediction`, and where there are targets `target`. guess: predictions beside what they should have been.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     seen: dict[str, Seen]
+    guess: Guess
 
 
 class Objective(nn.Module):
@@ -120,6 +122,12 @@ def mean_over_clips(
     error_S = error.new_zeros(masks.num_sequences).index_add(0, places // masks.num_tokens, error)
     error_S = error_S / count_S.clamp(min=1)
     return (error_S * error.new_tensor(masks.shares)).sum(), error_S
+
+
+def l1_of(prediction_PO: Tensor, wanted_PO: Tensor, masks: Masks) -> Tensor:
+    """Mean over clips of the L1 of predictions of the hidden tokens."""
+    error_P = (prediction_PO.float() - wanted_PO).abs().mean(-1)
+    return mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)[0]
 
 
 def by_kind(error_S: Tensor, masks: Masks) -> dict[str, Tensor]:

@@ -42,14 +42,18 @@ class Contrastive(HiddenObjective):
         total = len(passed.source_P)
         spread = torch.arange(min(total, self._tokens), device=passed.source_P.device)
         chosen_Q = (spread + 0.5).mul(total / len(spread)).long()
-        source_Q = passed.source_P[chosen_Q]
-        loss, found = info_nce(
-            passed.prediction_PO[chosen_Q], wanted_BND.flatten(0, 1)[source_Q], source_Q, self._temperature
-        )
+        source_Q, flat = passed.source_P[chosen_Q], wanted_BND.flatten(0, 1)
+        wanted_QD = flat[source_Q]
+
+        def told_apart(prediction_PD: Tensor) -> tuple[Tensor, Tensor]:
+            return info_nce(prediction_PD[chosen_Q], wanted_QD, source_Q, self._temperature)
+
+        loss, found = told_apart(passed.prediction_PO)
         parts = {"info_nce": loss.detach(), "found": found}
         for name, term in self.regularised(batch, passed).items():
             loss, parts[name] = loss + term, term.detach()
-        return Output(loss, parts, self.seen(batch, passed, wanted_BND))
+        guess = self.guess(passed, batch.masks, flat[passed.source_P], flat, lambda p_PD: told_apart(p_PD)[0])
+        return Output(loss, parts, self.seen(batch, passed, wanted_BND), guess)
 
 
 def info_nce(

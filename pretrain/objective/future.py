@@ -20,7 +20,8 @@ from pretrain.model.actions import ActionPredictor
 from pretrain.model.attention import Backend, Packing
 from pretrain.model.positions import Grid
 from pretrain.model.vit import Encoder
-from pretrain.objective.base import Batch, Objective, Output, Seen, mean_over_clips, normed
+from pretrain.objective.base import Batch, Objective, Output, Seen, l1_of, normed
+from pretrain.objective.guess import Guess, nearest_kept
 from pretrain.objective.regularise import regularise
 
 
@@ -68,8 +69,7 @@ class FutureLatent(Objective):
         said_FD = said_BtPD.reshape(-1, width)[source_F]
 
         wanted_FD = self.wanted(batch, targets)
-        error_F = (said_FD.float() - wanted_FD).abs().mean(-1)
-        loss, _ = mean_over_clips(error_F, masks.hidden_P, masks.hidden_lengths, masks)
+        loss = l1_of(said_FD, wanted_FD, masks)
         parts = {"future": loss.detach()}
         for name, term in regularise(
             self._config.regularisers, context_MD, masks, self._seed, batch.step
@@ -81,7 +81,15 @@ class FutureLatent(Objective):
             "prediction": Seen(said_FD.detach(), source_F % tokens),
             "target": Seen(wanted_FD.detach(), source_F % tokens),
         }
-        return Output(loss, parts, seen)
+        truth, context = wanted_FD.detach(), context_MD.detach()  # y has not read the past
+        guess = Guess(
+            said_FD.detach().float(),
+            truth,
+            source_F % tokens,
+            lambda p_FD: l1_of(p_FD, truth, masks),
+            lambda: normed(context)[nearest_kept(masks, self.encoder.grid)],
+        )
+        return Output(loss, parts, seen, guess)
 
     def _actions(self, batch: Batch, moments: int) -> Tensor | None:
         """The actions of each tubelet's frames, side by side (B, t, tubelet * A)."""

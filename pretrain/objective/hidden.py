@@ -5,6 +5,7 @@ Shapes: M kept tokens, P hidden tokens, D width of all levels together, O width 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from pretrain.config import ModelConfig, TargetConfig
 from pretrain.config.objective import MaskedSection
+from pretrain.masks import Masks
 from pretrain.model.attention import Backend, Packing
 from pretrain.model.positions import Grid
 from pretrain.model.predictor import Predictor
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Seen, normed
+from pretrain.objective.guess import Guess, nearest_kept
 from pretrain.objective.regularise import regularise
 
 
@@ -82,6 +85,24 @@ class HiddenObjective(Objective):
             features = wanted_BND.flatten(0, 1)[source, -width:].detach()
             found["target"] = Seen(features, source % tokens)
         return found
+
+    def guess(
+        self,
+        passed: Passed,
+        masks: Masks,
+        wanted_PO: Tensor,
+        truth_XO: Tensor,
+        loss_of: Callable[[Tensor], Tensor],
+    ) -> Guess:
+        """truth_XO: what every token of the batch would have been asked for, by clip * N + token."""
+        wanted, truth = wanted_PO.detach(), truth_XO.detach()
+        return Guess(
+            passed.prediction_PO.detach().float(),
+            wanted,
+            passed.source_P % masks.num_tokens,
+            loss_of,
+            lambda: truth[passed.source_M[nearest_kept(masks, self.encoder.grid)]],
+        )
 
     def read(self, encoder: Encoder, batch: Batch) -> Tensor:
         """Features of all tokens (B, N, L D), each level normed; zeros where a picture has no token."""

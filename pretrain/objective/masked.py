@@ -19,7 +19,8 @@ from pretrain.config.objective import ContextLossConfig
 from pretrain.masks import Masks
 from pretrain.model.attention import Backend
 from pretrain.model.positions import Grid
-from pretrain.objective.base import Batch, Output, by_kind, mean_over_clips
+from pretrain.objective.base import Batch, Output, by_kind, l1_of, mean_over_clips
+from pretrain.objective.guess import placed
 from pretrain.objective.hidden import HiddenObjective
 
 
@@ -44,7 +45,8 @@ class MaskedLatent(HiddenObjective):
         masks, passed = batch.masks, self.predict(batch)
         wanted_BND = self.wanted(batch, targets)
         flat = wanted_BND.flatten(0, 1)
-        error_P = (passed.prediction_PO.float() - flat[passed.source_P]).abs().mean(-1)
+        wanted_PO = flat[passed.source_P]
+        error_P = (passed.prediction_PO.float() - wanted_PO).abs().mean(-1)
         loss, error_S = mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
         parts = by_kind(error_S, masks)
         if self._context_loss is not None and passed.prediction_MO is not None:
@@ -54,7 +56,8 @@ class MaskedLatent(HiddenObjective):
             loss, parts["context"] = loss + context, context.detach()
         for name, term in self.regularised(batch, passed).items():
             loss, parts[name] = loss + term, term.detach()
-        return Output(loss, parts, self.seen(batch, passed, wanted_BND))
+        guess = self.guess(passed, masks, wanted_PO, flat, lambda p_PO: l1_of(p_PO, wanted_PO, masks))
+        return Output(loss, parts, self.seen(batch, passed, wanted_BND), guess)
 
 
 def context_weights(config: ContextLossConfig, masks: Masks, grid: Grid, step: int) -> Tensor:
@@ -71,13 +74,6 @@ def context_weights(config: ContextLossConfig, masks: Masks, grid: Grid, step: i
 
 def distances(masks: Masks, grid: Grid) -> Tensor:
     """From each kept token to the nearest hidden one of its sequence, in tokens of the 3D grid (M,)."""
-
-    def placed(places: Tensor) -> Tensor:
-        token = places % masks.num_tokens
-        _, rows, columns = grid
-        coordinates = (token // (rows * columns), token // columns % rows, token % columns)
-        return torch.stack(coordinates, dim=-1).float()
-
-    kept = placed(masks.kept_M).split(masks.kept_lengths)
-    hidden = placed(masks.hidden_P).split(masks.hidden_lengths)
+    kept = placed(masks.kept_M, masks.num_tokens, grid).split(masks.kept_lengths)
+    hidden = placed(masks.hidden_P, masks.num_tokens, grid).split(masks.hidden_lengths)
     return torch.cat([torch.cdist(a, b).amin(1) for a, b in zip(kept, hidden, strict=True)])

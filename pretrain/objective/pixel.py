@@ -44,13 +44,19 @@ class Pixel(HiddenObjective):
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         masks, passed = batch.masks, self.predict(batch)
         wanted_BNO = pixels_of(batch.clips, self.encoder, normalise=self._normalise)
-        wanted_PO = wanted_BNO.flatten(0, 1)[passed.source_P]
-        error_P = F.mse_loss(passed.prediction_PO.float(), wanted_PO, reduction="none").mean(-1)
-        loss, error_S = mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
+        truth = wanted_BNO.flatten(0, 1)
+        wanted_PO = truth[passed.source_P]
+
+        def error_of(prediction_PO: Tensor) -> tuple[Tensor, Tensor]:
+            error_P = F.mse_loss(prediction_PO.float(), wanted_PO, reduction="none").mean(-1)
+            return mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
+
+        loss, error_S = error_of(passed.prediction_PO)
         parts = by_kind(error_S, masks)
         for name, term in self.regularised(batch, passed).items():
             loss, parts[name] = loss + term, term.detach()
-        return Output(loss, parts, self.seen(batch, passed, None))
+        guess = self.guess(passed, masks, wanted_PO, truth, lambda p_PO: error_of(p_PO)[0])
+        return Output(loss, parts, self.seen(batch, passed, None), guess)
 
 
 def pixels_of(clips_BCTHW: Tensor, encoder: Encoder, *, normalise: bool) -> Tensor:

@@ -67,11 +67,6 @@ class OnlineProbe:
         if self._world.is_first:
             _forget_lines(run, resumed_at)
 
-    def is_due(self, step: int) -> bool:
-        """Whether `take` comes after this step; the same on every rank."""
-        every = self._config.probe.every
-        return not self._is_off and every is not None and step % every == 0
-
     def take(self, step: int) -> float:
         """Probe the encoder as it stands after this step; the milliseconds that training was held up.
 

@@ -5,6 +5,7 @@ Model, objective and loop know no rank; what ranks must agree on goes through `W
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -27,6 +28,7 @@ from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.optim import apply_knobs
 from pretrain.schedule import Knobs
+from pretrain.strategy.norms import Squares, ema_squares, owned_weights, squares, steps_taken
 from pretrain.strategy.shards import MASTER, Read, Shards, chunks, part_of_encoder, tensor_name
 
 TARGET = "target"
@@ -149,6 +151,11 @@ class Backend(Protocol):
     @property
     def shards(self) -> Shards: ...
 
+    @property
+    def decaying(self) -> frozenset[str]:
+        """Names of the parameters that take weight decay."""
+        ...
+
     def split_copy(
         self, target: nn.Module, fragments: Sequence[Fragment], precision: torch.dtype
     ) -> ForwardCopy | None:
@@ -174,6 +181,8 @@ class Engine:
         self.plan, self.world = plan, world
         self.objective, self.target = objective, target
         self._backend = backend
+        self._modules = [name for name, _ in objective.named_children()]
+        self._gradients: Squares = {}
         self.ema: ShardedEma | None = None
         if target is None:
             return
@@ -211,10 +220,36 @@ class Engine:
         is_finite = output.loss.detach().isfinite()
         self._backend.backward(output.loss * torch.ones_like(output.loss).where(is_finite, torch.nan))
 
-    def step(self, knobs: Knobs) -> Update:
-        """One optimizer step over the micro-batches since the last; skipped by all when not finite."""
+    def step(self, knobs: Knobs, *, measure: bool = False) -> Update:
+        """One optimizer step over the micro-batches since the last; skipped by all when not finite.
+
+        measure: `norms` will be asked for after it.
+        """
         apply_knobs(self._backend.groups, knobs)
+        self._gradients = squares(self._modules, self._backend.shards.gradients()) if measure else {}
         return self._backend.step()
+
+    def norms(self) -> dict[str, float]:
+        """Of the step that was measured, over all ranks, by module: the norm of the gradient before it was
+        clipped, of the weights, and of what the step added to them; and how far the target is from the
+        weights it follows, as a share of their norm. What is not finite is left out.
+        """
+        shards, groups = self._backend.shards, {group["decays"]: group for group in self._backend.groups}
+        group_of = {f.name: groups[f.name in self._backend.decaying] for f in shards.fragments}
+        rows = {
+            "grad_norm": self._gradients,
+            "param_norm": squares(self._modules, owned_weights(shards)),
+            "update_norm": squares(self._modules, steps_taken(shards, group_of)),
+        }
+        named = [(f"{what}_{module}", value) for what, row in rows.items() for module, value in row.items()]
+        moves = self.ema is not None and bool(self.ema.pairs())
+        ema = ema_squares(self.ema) if self.ema is not None and moves else torch.zeros(0)
+        total = self.world.total(torch.cat([torch.stack([value for _, value in named]), ema]))
+        norms = total.double().clamp(min=0).sqrt().tolist()
+        found = {name: norm for (name, _), norm in zip(named, norms, strict=False) if math.isfinite(norm)}
+        if moves and norms[-1] > 0:
+            found["ema_distance"] = norms[-2] / norms[-1]
+        return found
 
     def update_target(self, momentum: float) -> None:
         """Move the target toward the context encoder; its forward copy follows while others work."""

@@ -24,7 +24,7 @@ from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
 from pretrain.memory import adds_in_float32, bucket_size
 from pretrain.objective.base import Batch, Output
-from pretrain.optim import build_optimizer, clip_modules, clip_whole
+from pretrain.optim import build_optimizer, clip_modules, clip_whole, decaying_names
 from pretrain.strategy.base import Update, World
 from pretrain.strategy.shards import FlatShards, PartitionedShards, ReplicatedShards, Shards
 from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
@@ -93,6 +93,7 @@ class DeepSpeedBackend:
     def __init__(self, plan: Plan, world: World, module: nn.Module) -> None:
         deepspeed = _import_deepspeed(world.device)
         optimizer = build_optimizer(module, plan.config.optim)
+        self.decaying = decaying_names(module)
         self._stage = cast(DeepSpeedConfig, plan.config.strategy).zero_stage
         self._module, self._world, self._optim, self._plan = module, world, plan.config.optim, plan
         self._modules = [name for name, _ in module.named_children()]

@@ -43,6 +43,10 @@ class Shards(Protocol):
         """What this rank owns, by `tensor_name`."""
         ...
 
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        """(parameter, live gradient of what this rank owns of it), between the last backward and the step."""
+        ...
+
     def load(self, read: Read, optimizer_step: int) -> None:
         """Overwrite weights and averages; afterwards every rank's forward weights are the stored ones."""
         ...
@@ -96,6 +100,14 @@ class ReplicatedShards:
                     own = state[kind].view(-1)[fragment.start : fragment.start + fragment.numel]
                     found[tensor_name(kind, fragment)] = own
         return found
+
+    def gradients(self) -> list[tuple[str, Tensor]]:
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        return [
+            (f.name, gradients[f.name].view(-1)[f.start : f.start + f.numel])
+            for f in self.fragments
+            if f.name in gradients
+        ]
 
     @torch.no_grad()
     def load(self, read: Read, optimizer_step: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.config import Plan
 from pretrain.objective.base import Batch, Objective, Output
-from pretrain.optim import build_optimizer, clip_whole
+from pretrain.optim import build_optimizer, clip_whole, decaying_names
 from pretrain.strategy.base import Update
 from pretrain.strategy.shards import ReplicatedShards
 
@@ -20,6 +20,7 @@ class SingleBackend:
         self._optim = plan.config.optim
         self._share = 1.0 / plan.micro_batches
         self._optimizer = build_optimizer(module, plan.config.optim)
+        self.decaying = decaying_names(module)
         self.shards = ReplicatedShards(module, self._optimizer, rank=0, world=1)
 
     @property

@@ -23,29 +23,59 @@ Say = Callable[[str], None]
 _USERINFO = re.compile(r"(?<=://)[^\s/'\"]+@")
 _SECRET_QUERY = re.compile(r"(?i)([?&;][^=&\s]*(?:password|passwd|pwd|secret|token|key)[^=&\s]*=)[^&\s'\"]+")
 
+# A value written down beside a name that says what it is; keys of well-known forms, wherever they stand.
+_NAMED_SECRET = re.compile(
+    r"(?i)\b([a-z0-9_.-]*(?:password|passwd|secret|secret_?access_?key|api_?key|access_?token|auth_?token)"
+    r"['\"]?\s*[:=]\s*)"
+    r"(?:(['\"])(?!\*\*\*)[^'\"\n]{6,}\2|(?!\*\*\*|null\b|None\b|true\b|false\b)[^\s'\"(){}\[\],]{6,}+(?![\[(]))"
+)
+_KEY_FORMS = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\b(?:hf|ghp|gho|ghs|glpat|xox[bap]|sk)[_-][A-Za-z0-9_-]{16,}"
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S
+)
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A data set that a run reads. num_clips: of the split that it reads."""
+    """A data set that a run reads. num_clips: of the split that it reads. context: training or probe."""
 
     name: str
     address: str
     fingerprint: str
     num_clips: int
     weight: float = 1.0
+    context: str = "training"
 
 
 @dataclass(frozen=True)
 class RunFacts:
     """What a tracker learns of a run at its start.
 
-    config: the resolved config as plain values. tags: what may change on resume (commit, host, world size).
+    params: the settings by which runs are told apart; they never change. tags: what may change on resume
+    (commit, host, world size). description: markdown. experiment: what the run is listed under. group: the
+    runs that it is shown together with, or None.
     """
 
     name: str
-    config: dict[str, Any]
+    experiment: str = "pretrain"
+    params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
     datasets: tuple[DatasetFacts, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was found out about a run and stands below it as a run of its own, such as a probing."""
+
+    name: str
+    params: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    datasets: tuple[DatasetFacts, ...] = ()
+    description: str = ""
 
 
 class Tracker(Protocol):
@@ -65,6 +95,9 @@ class Tracker(Protocol):
 
     def log_picture(self, path: Path, step: int) -> None:
         """A picture of a step; the same file name at several steps is one picture that changes."""
+
+    def roll_back(self, to_step: int, note: str) -> None:
+        """What came after `to_step` no longer counts; training goes on from there. note: why, in words."""
 
     def flush(self) -> None:
         """Bring everything so far to where it survives the process."""
@@ -95,6 +128,10 @@ class Several:
         for tracker in self.trackers:
             tracker.log_picture(path, step)
 
+    def roll_back(self, to_step: int, note: str) -> None:
+        for tracker in self.trackers:
+            tracker.roll_back(to_step, note)
+
     def flush(self) -> None:
         for tracker in self.trackers:
             tracker.flush()
@@ -117,7 +154,7 @@ def make_tracker(config: TrackerConfig, run: Path, *, say: Say | None = None) ->
     from pretrain.tracking.mlflow import MlflowTracker
 
     tell = say or logging.getLogger("foreframe").warning
-    return Several([lines, MlflowTracker(run, config.experiment, config.uri, tell)])
+    return Several([lines, MlflowTracker(run, config.uri, tell)])
 
 
 def add_results(
@@ -128,26 +165,31 @@ def add_results(
     scores: dict[str, Value],
     pictures: Sequence[Path] = (),
     files: Sequence[Path] = (),
+    finding: Finding | None = None,
     say: Say | None = None,
 ) -> None:
     """Add what was found out after a run has ended (probe, pictures, report) to its tracker.
 
-    scores: values by key (`probe/trained/position`), at `step`. metrics.jsonl stays as it is.
+    scores: values by key (`probe/trained/position`), at `step`. finding: shown as a run below this one, with
+    the files. metrics.jsonl stays as it is.
     Raises: UsageError when a server is named and does not answer.
     """
     if config.kind == "jsonl":
         return
     from pretrain.tracking.mlflow import MlflowTracker
 
-    tracker = MlflowTracker(run, config.experiment, config.uri, say or logging.getLogger("foreframe").warning)
+    tracker = MlflowTracker(run, config.uri, say or logging.getLogger("foreframe").warning)
     status = tracker.reopen()
     if status is None:
         return
     tracker.log_metrics(step, scores)
     for path in pictures:
         tracker.log_picture(path, step)
-    for path in files:
-        tracker.log_file(path)
+    if finding is not None:
+        tracker.log_finding(finding, step, files)
+    else:
+        for path in files:
+            tracker.log_file(path)
     tracker.close(status)
 
 
@@ -167,6 +209,21 @@ def without_credentials(text: str) -> str:
     'http://***@host:5000'
     """
     return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def without_secrets(text: str) -> str:
+    """`text` of a file (a config, a patch) with what looks like a secret replaced by ***.
+
+    >>> without_secrets("aws_secret_access_key = abcdef0123456789")
+    'aws_secret_access_key = ***'
+    """
+    text = _PRIVATE_KEY.sub("***", without_credentials(text))
+    return _KEY_FORMS.sub("***", _NAMED_SECRET.sub(_starred, text))
+
+
+def _starred(found: re.Match[str]) -> str:
+    name, quote = found[1], found[2] or ""
+    return f"{name}{quote}***{quote}"
 
 
 def flatten(config: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object a logged step, appended, cut back at resume."""
+"""metrics.jsonl: one object a logged step, appended, cut back at resume, set aside at a rollback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data_pipeline.storage import Storage
 from pretrain.tracking.base import RunFacts, Status, Value
 
 METRICS_FILE = "metrics.jsonl"
+ROLLED_BACK_FILE = "rolled_back.jsonl"
 
 
 class JsonlTracker:
@@ -37,6 +38,14 @@ class JsonlTracker:
     def log_picture(self, path: Path, step: int) -> None:
         """Nothing to do: the picture lies in the run's folder."""
 
+    def roll_back(self, to_step: int, note: str) -> None:
+        """Move the lines after `to_step` to rolled_back.jsonl, each with the number of this rollback."""
+        assert self._file is not None, "start() comes first"
+        self.flush()
+        set_aside_after(self.run, to_step)
+        self._file.close()  # the one that it writes to is no longer there
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
     def flush(self) -> None:
         if self._file is not None:
             self._file.flush()
@@ -54,22 +63,30 @@ def _plain(value: Value) -> Value | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The logged steps in order; lines that a crash left half-written are not among them.
-
-    Where a step stands twice (a run that was killed before its first checkpoint), the later one counts.
-    """
-    path = run / METRICS_FILE
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects with a step of such a file, as they were written; what a crash left half-written is not."""
     if not path.exists():
         return []
-    steps: dict[int, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(found, dict) and isinstance(found.get("step"), int):
-            steps[found["step"]] = found
+            lines.append(found)
+    return lines
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The logged steps in order, each with all that was logged of it.
+
+    What comes later of a step, such as a probe's scores, is a line of its own; where a key stands twice (a
+    run that was killed before its first checkpoint), the later value counts.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for line in read_lines(run / METRICS_FILE):
+        steps[line["step"]] = steps.get(line["step"], {}) | line
     return [steps[step] for step in sorted(steps)]
 
 
@@ -93,6 +110,24 @@ def truncate_after(run: Path, step: int) -> int:
     """Drop the lines of steps after `step` and half-written ones, atomically; how many lines are left."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     if kept or (run / METRICS_FILE).exists():
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        Storage(run).publish(METRICS_FILE, text.encode())
+        _publish(run, METRICS_FILE, kept)
     return len(kept)
+
+
+def set_aside_after(run: Path, step: int) -> int:
+    """Move the lines of steps after `step` to rolled_back.jsonl with `rollback`, its number; that number.
+
+    Those that go are written down before they are taken away, so a crash in between loses none.
+    """
+    lines, before = read_lines(run / METRICS_FILE), read_lines(run / ROLLED_BACK_FILE)
+    number = 1 + max((line.get("rollback", 0) for line in before), default=0)
+    gone = [line | {"rollback": number} for line in lines if line["step"] > step]
+    if gone:
+        _publish(run, ROLLED_BACK_FILE, [*before, *gone])
+        truncate_after(run, step)
+    return number
+
+
+def _publish(run: Path, name: str, lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    Storage(run).publish(name, text.encode())

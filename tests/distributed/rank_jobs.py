@@ -21,8 +21,10 @@ from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches
 from pretrain.memory import BUCKET
 from pretrain.schedule import knobs_at
-from pretrain.strategy.base import Engine, World
+from pretrain.step_pictures import StepPictures
+from pretrain.strategy.base import Engine, Update, World
 from pretrain.strategy.deepspeed import join_world
+from pretrain.tracking.base import Several
 from tests.distributed.live_memory import measure
 
 ROOT = Path(__file__).parents[2]
@@ -59,16 +61,42 @@ def forward_weights(engine: Engine) -> dict[str, torch.Tensor]:
         return {name: p.detach().float().view(-1).clone() for name, p in parameters.items()}
 
 
-def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None) -> dict[str, Any]:
+def norms_off(
+    told: dict[str, float],
+    update: Update,
+    before: dict[str, torch.Tensor],
+    after: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor],
+) -> float:
+    """How far the norms that an engine tells of a step are from those of whole weights, relative."""
+
+    def norm(parts: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(sum(float(part.double().square().sum()) for part in parts.values()))
+
+    gradients = math.hypot(told["grad_norm_encoder"], told["grad_norm_predictor"])
+    pairs = [
+        (gradients, update.grad_norm),
+        (told["param_norm_encoder"], norm(after)),
+        (told["update_norm_encoder"], norm({name: after[name] - before[name] for name in after})),
+        (told["ema_distance"], norm({name: average[name] - after[name] for name in after}) / norm(after)),
+    ]
+    return max(abs(found - true) / true for found, true in pairs)
+
+
+def compare_ema(
+    config: RunConfig, world: World, poisoned: dict[str, int] | None, drawn: str | None = None
+) -> dict[str, Any]:
     """Train some steps; beside it a plain float32 average of the gathered master weights.
 
     poisoned: the `step` and `rank` at which a loss is infinite, whose step must change nothing.
+    drawn: the folder that gets pictures of every step.
     """
     laid_out = plan(config, world.size)
     engine = build_engine(laid_out, world)
     batches = Batches(laid_out, world.rank, world.device)
+    pictures = drawn and StepPictures(Path(drawn), laid_out, engine, Several(), print)
     plain = full_weights(engine, world)
-    losses, norms, is_equal, applied = [], [], [], []
+    losses, norms, is_equal, applied, off = [], [], [], [], []
     for step in range(config.train.steps):
         knobs, total = knobs_at(step, config), 0.0
         before = full_weights(engine, world)
@@ -78,26 +106,34 @@ def compare_ema(config: RunConfig, world: World, poisoned: dict[str, int] | None
             if poisoned == {"step": step, "rank": world.rank}:
                 output = output._replace(loss=output.loss * math.inf)
             engine.backward(output)
-        update = engine.step(knobs)
+        update = engine.step(knobs, measure=True)
         applied.append(update.applied)
         norms.append(update.grad_norm)
         if update.applied:
             engine.update_target(knobs.momentum)
-        for name, weights in full_weights(engine, world).items():
+        after, told_norms = full_weights(engine, world), engine.norms()
+        for name, weights in after.items():
             if update.applied:
                 plain[name].lerp_(weights, 1.0 - knobs.momentum)
             else:
                 is_equal.append(torch.equal(weights, before[name]))
+        if update.applied:
+            off.append(norms_off(told_norms, update, before, after, plain))
         assert engine.target is not None
         forward = forward_weights(engine)
         rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
         is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
         losses.append(world.mean([total])[0])
+        if pictures:
+            pictures.take(step + 1)
+    if pictures:
+        pictures.close()
     batches.close()
     told = world.gather_objects({"equal": all(is_equal), "applied": applied})
     return {
         "losses": losses,
         "norms": norms,
+        "norms_off": max(off),
         "ema_equal": all(rank["equal"] for rank in told),
         "applied": applied,
         "agreed": all(rank["applied"] == applied for rank in told),
@@ -170,7 +206,7 @@ def main(jobs: Path, out: Path) -> None:
         elif job.get("measures_memory"):
             found.append(world.gather_objects(measure(config, world)))
         else:
-            found.append(compare_ema(config, world, job.get("poisoned")))
+            found.append(compare_ema(config, world, job.get("poisoned"), job.get("pictures")))
     if world.is_first:
         out.write_text(json.dumps(found))
 

@@ -18,6 +18,7 @@ from data_pipeline.errors import EXIT_PREEMPTED
 from launch.config import dump_config
 from pretrain.checkpoint import newest_named
 from pretrain.config import RunConfig
+from pretrain.features import Encoder
 from pretrain.tracking.jsonl import read_metrics
 from tests.servers.process import Server
 from tests.small_dataset import tiny_config
@@ -105,9 +106,10 @@ def assert_each_point_is_there_once(run: Path, server: Server) -> None:
     client = make_client(server.endpoint)
     found = client.get_run(run_id(run))
     lines: list[dict[str, Any]] = read_metrics(run)
-    for key in ("loss", "perf/clips_per_s", "optim/momentum"):
+    shown = {"loss": "loss/total", "perf/clips_per_s": "perf/clips_per_s", "optim/momentum": "optim/momentum"}
+    for key, name in shown.items():
         wanted = [(line["step"], line[key]) for line in lines]
-        assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, key)] == wanted
+        assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)] == wanted
     assert found.info.status == "KILLED", "as a run that was stopped"
 
 
@@ -122,6 +124,45 @@ def test_killed_in_mid_run_and_started_again(begun: Callable[[], Trained], mlflo
     train.wait_for_steps(SAVE_EVERY)
     assert train.end(signal.SIGTERM) == EXIT_PREEMPTED, "".join(train.printed)
     assert_each_point_is_there_once(train.run, mlflow_server)
+
+
+@pytest.mark.timeout(600)
+def test_away_for_a_minute_of_a_run(
+    begun: Callable[[], Trained], mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than any of the server's own limits and the sender's pauses; then all else goes its way too."""
+    train = begun()
+    train.wait(lambda: train.step >= 2 * SAVE_EVERY)
+    mlflow_server.kill()
+    gone_s, at = time.monotonic(), train.step
+    train.wait(lambda: time.monotonic() - gone_s > 60)
+    assert train.step > at + 2 * SAVE_EVERY, "and the run went on"
+    mlflow_server.start()
+    train.wait_for_words("answers again after")
+    told = next(line for line in train.printed if "answers again after" in line)
+    assert int(told.split("after ")[1].split(" s")[0]) >= 58
+    train.wait_for_steps(SAVE_EVERY)
+    assert train.end(signal.SIGTERM) == EXIT_PREEMPTED, "".join(train.printed)
+    assert_each_point_is_there_once(train.run, mlflow_server)
+
+    import mlflow
+
+    from launch.weights import register_weights, run_export
+
+    weights = run_export(
+        train.run,
+        tmp_path / "out",
+        "foreframe",
+        step=None,
+        of=None,
+        allow_partial=False,
+        force=False,
+        register="enc",
+    )
+    assert register_weights(train.run, tmp_path / "out", "enc", weights).version == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.endpoint)
+    folder = mlflow.artifacts.download_artifacts("models:/enc/1", dst_path=str(tmp_path / "back"))
+    assert Encoder.from_pretrained(folder).width == Encoder.from_pretrained(train.run).width
 
 
 def test_away_when_a_killed_run_goes_on(begun: Callable[[], Trained], mlflow_server: Server) -> None:

@@ -70,6 +70,7 @@ def test_the_sharded_average_equals_a_plain_one_and_losses_equal_one_process(
         assert found["ema_equal"], f"{name}: bit for bit, on every rank, after every step"
         tolerance = 2e-2 if "bf16" in name else 2e-5
         assert found["losses"] == pytest.approx(one_process, rel=tolerance), name
+        assert found["norms_off"] < (2e-2 if "bf16" in name else 1e-3), name
 
 
 def test_clipping_each_module_is_the_same_at_every_stage(small_dataset: Path, tmp_path: Path) -> None:

@@ -72,8 +72,11 @@ def test_the_command_prints_a_table_or_json_and_refuses_what_cannot_be_split() -
         "326.0 M weights trained, 303.9 M in the target; bf16, 128 ranks, 1 forward a step" in printed.output
     )
     assert "ZeRO-1 *" in printed.output and "Not counted: activations" in printed.output
+    assert "A clip takes 5.09 TFLOP forward and backward, a step of 3,072 clips 15.6 PFLOP" in printed.output
+    assert "122 TFLOP a rank" in printed.output and "On the device 5.93 TFLOP a clip" in printed.output
     plain = json.loads(runner.invoke(app, [*given, "--json"]).stdout)
     assert [column["name"] for column in plain["columns"]] == ["ZeRO-1", "ZeRO-2", "ZeRO-3"]
+    assert plain["flops_a_step"] == 3072 * plain["flops"] < 3072 * plain["hardware_flops"]
     for column in plain["columns"]:
         assert column["held"]["most"] > column["held"]["always"] > 0
     refused = runner.invoke(app, [*given, "--nproc", "7"])

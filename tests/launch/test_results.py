@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import DataError
-from launch.results import last_step, report_run
+from data_pipeline.errors import UsageError
+from launch.results import compare_runs, last_step, report_run
 from launch.train import run_train
+from tests.report_runs import write_run
 from tests.small_dataset import tiny_config
 
 
@@ -39,13 +40,24 @@ def test_a_probe_tells_the_step_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["probe.json", "provenance.json"])
-def test_a_file_that_was_cut_short_is_named_with_what_to_do(
+def test_a_file_that_was_cut_short_is_named_on_the_page(
     small_dataset: Path, tmp_path: Path, name: str
 ) -> None:
     run = run_train(tiny_config(small_dataset, tmp_path, train={"steps": 2}), quiet=True).run
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": [1], "data/wait_share": "x"}\n{"step": 4, "lo')
-    assert report_run(run).is_file()
     (run / name).write_text('{"step": 1')
-    with pytest.raises(DataError, match=rf"{name} cannot be read .*: (remove it|`foreframe probe)"):
-        report_run(run)
+    assert f"{name} cannot be read" in report_run(run).read_text()
+
+
+def test_a_damaged_probe_tells_no_step(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n')
+    (tmp_path / "probe.json").write_text('{"step"')
+    assert last_step(tmp_path) == 10
+
+
+def test_several_runs_are_compared_and_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    made = [write_run(tmp_path / name, name=name, steps=20) for name in ("a", "b")]
+    assert compare_runs(made) == tmp_path / "compare.html"
+    with pytest.raises(UsageError, match="is no run's folder"):
+        compare_runs([*made, tmp_path])

@@ -14,7 +14,7 @@ import pytest
 
 from launch.train_display import TrainDisplay
 from launch.unread import Unbroken, silence_unread_output
-from pretrain.health import Verdict
+from pretrain.sentinel import Verdict
 from pretrain.watch import Line
 
 ROOT = Path(__file__).parents[2]

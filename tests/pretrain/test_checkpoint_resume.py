@@ -70,7 +70,7 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "no manifest": lambda folder, _: (folder / "manifest.json").unlink(),
     "samples edited": edit("samples", 32, 33),
     "optimizer's step edited": edit("optimizer_step", 8, 9),
-    "an older release's": edit("format_version", 3, 2),
+    "an older release's": edit("format_version", 4, 2),
 }
 
 
@@ -107,7 +107,7 @@ def test_checkpoints_of_an_older_release_say_so(run: Path, small_dataset: Path, 
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["format_version"] = 2
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"format version 2; this release reads 3.*another name="):
+    with pytest.raises(CheckpointError, match=r"format version 2; this release reads 4.*another name="):
         run_train(tiny_config(small_dataset, tmp_path, train=SAVING), quiet=True)
 
 

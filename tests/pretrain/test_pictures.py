@@ -1,10 +1,8 @@
-"""Pictures: what is shaded is what is hidden, colours follow the features, curves hold their gaps."""
+"""Pictures: what is shaded is what is hidden, colours follow the features."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 from data_pipeline.errors import CheckpointError, DataError
-from pretrain import curves, pictures
+from pretrain import pictures, sheets
 from pretrain.config import RunConfig
 
 CONFIG = RunConfig.model_validate(
@@ -25,21 +23,6 @@ CONFIG = RunConfig.model_validate(
         "model": {"encoder": {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 3, "patch": 8}},
     }
 )
-METRICS: list[dict[str, Any]] = [
-    {
-        "step": step,
-        "loss": None if step == 30 else 1.0 / step,
-        "loss/mask0": 1.1 / step,
-        "loss/mask1": 0.9 / step,
-        "optim/lr": 1e-3,
-        "optim/momentum": 0.99,
-        "perf/clips_per_s": 40.0 + step % 3,
-        "data/wait_share": 0.01,
-        "batch_digest": "abc",
-    }
-    | ({"health/target_std": 0.9, "health/target_std_untrained": 1.0} if step == 1 else {})
-    for step in range(1, 41)
-]
 
 
 def _clips(count: int = 2) -> list[np.ndarray]:
@@ -142,63 +125,19 @@ def test_neighbours_come_from_what_the_probe_wrote_down(
     (picture,) = pictures._neighbours(tmp_path, CONFIG)
     with Image.open(picture.path) as sheet:
         pixels = np.asarray(sheet)
-    left = pictures.GUTTER + 112 + 6
+    left = sheets.GUTTER + 112 + 6
     assert tuple(pixels[1, left + 1, :3]) == pictures.RIGHT
     assert tuple(pixels[1, left + 118 + 1, :3]) == pictures.WRONG
 
 
-def test_every_curve_is_svg_with_clear_ground_and_words(tmp_path: Path) -> None:
-    drawn = curves.draw_curves(METRICS, tmp_path)
-    assert [p.path.stem for p in drawn] == ["loss", "spread", "throughput", "schedule"]
-    for picture in drawn:
-        root = ET.parse(picture.path).getroot()
-        assert root.tag.endswith("svg")
-        assert "<text" in picture.path.read_text()
-        assert curves.AXIS in picture.path.read_text()
-    text = (tmp_path / "loss.svg").read_text()
-    assert ">masks 1<" in text
-    assert ">mean<" in text
-
-
-def test_the_same_metrics_give_the_same_bytes(tmp_path: Path) -> None:
-    before = {p.path: p.path.read_bytes() for p in curves.draw_curves(METRICS, tmp_path)}
-    for picture in curves.draw_curves(METRICS, tmp_path):
-        assert picture.path.read_bytes() == before[picture.path]
-
-
-def test_a_run_of_one_step_and_one_of_none_can_be_drawn(tmp_path: Path) -> None:
-    assert curves.draw_curves(METRICS[:1], tmp_path)
-    assert curves.draw_curves([], tmp_path) == []
-
-
-def test_smoothing_keeps_gaps_and_ends() -> None:
-    values = np.arange(100.0)
-    values[50] = np.nan
-    smooth = curves.smoothed(values)
-    assert np.isnan(smooth[50])
-    assert smooth[0] == 0
-    assert smooth[99] == 99
-    assert smooth[20] == pytest.approx(20)
-
-
-def test_names_of_lines_are_moved_apart_and_stay_inside() -> None:
-    moved = curves.apart([0.2, 0.95, 0.97, 0.99])
-    assert moved[0] == 0.2
-    assert max(moved) <= 1
-    assert min(b - a for a, b in itertools.pairwise(moved)) > 0.0999
-
-
-def test_a_run_without_data_or_checkpoint_still_gets_its_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_that_cannot_be_had_are_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*args: Any) -> None:
         raise DataError("the data set is gone")
 
     monkeypatch.setattr(pictures, "ClipReader", gone)
     (tmp_path / "config.yaml").write_text(json.dumps(CONFIG.model_dump(mode="json")))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
     drawn, missing = pictures.draw_pictures(tmp_path)
-    assert {p.path.suffix for p in drawn} == {".svg"}
+    assert drawn == []
     assert "no picture of clips with their masks: the data set is gone" in missing
     assert any("no whole checkpoint" in sentence for sentence in missing)
 
@@ -209,3 +148,8 @@ def test_a_folder_that_is_no_run_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: [")
     with pytest.raises(CheckpointError, match="no config of this release"):
         pictures.draw_pictures(tmp_path)
+
+
+def test_moments_are_spread_over_a_clip_and_none_is_shown_twice() -> None:
+    assert sheets.spread(8, 4) == [1, 3, 5, 7]
+    assert sheets.spread(4, 6) == [0, 1, 2, 3]

@@ -1,9 +1,12 @@
-"""The report: whole and self-contained for any run, with nothing of the data able to act in it."""
+"""The report of a run: whole and self-contained, with nothing of the data able to act in it."""
 
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,68 +14,42 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.errors import CheckpointError, UsageError
 from pretrain import report
-from pretrain.config import RunConfig
-from pretrain.curves import Picture, draw_curves
-from pretrain.tracking.jsonl import read_metrics
+from pretrain.curves import Picture, draw_figures
+from pretrain.figures import Figure
+from pretrain.report import one, story
+from pretrain.report.learned import probe_tables, probings_of, say_learned, say_tables
+from pretrain.report.sections import verdict_strip
+from pretrain.report.verdicts import Stretch, recent_loss
+from pretrain.report.write import figures_of_run
+from tests.report_runs import probe, write_lines, write_object, write_run, write_troubles
 
 EVIL = '<script>alert(\'x\')</script>"><img src=x onerror="alert(1)">.mp4'
-PROBE = {
-    "kind": "states",
-    "step": 40,
-    "num_train_clips": 60,
-    "num_eval_clips": 100,
-    "data": EVIL,
-    "units": {"position": "R²", "velocity": "R²", "shape": "share right"},
-    "how": "ridge",
-    "rows": [
-        {"encoder": "trained", "scores": {"position": 0.75, "velocity": -0.001, "shape": 0.4}},
-        {"encoder": "untrained", "scores": {"position": 0.62, "velocity": None, "shape": 0.44}},
-        {"encoder": "mean of the train clips", "scores": {"position": 0.0, "velocity": 0.0, "shape": 0.43}},
-    ],
-}
-
-
-def _line(step: int, std: float = 0.9, loss: float | None = 0.5) -> dict[str, Any]:
-    return {
-        "step": step,
-        "loss": loss,
-        "health/target_std": std,
-        "health/target_rankme": 40.0,
-        "perf/clips_per_s": 40.0,
-        "perf/step_ms": 800.0,
-        "data/wait_share": 0.1,
-        "time_s": 2.0 * step,
-    } | ({"health/target_std_untrained": std, "health/target_rankme_untrained": 60.0} if step == 1 else {})
+SECRET = "http://ann:hunter2@host:5000"
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder whose pictures need neither a data set nor a checkpoint."""
-    folder, data = tmp_path / "a run", tmp_path / "data"
-    folder.mkdir()
-    data.mkdir()
-    config = RunConfig.model_validate({"name": "tiny", "data": {"shards": str(data)}, "train": {"steps": 40}})
-    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(_line(s)) + "\n" for s in range(1, 41)))
+    """A run's folder whose pictures need neither a data set nor a checkpoint, and are few."""
 
     def draw(at: Path, _: object) -> tuple[list[Picture], list[str]]:
         (at / "pictures").mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), "red").save(at / "pictures" / "masks-1.png")
-        drawn = draw_curves(read_metrics(at), at / "pictures")
-        return [*drawn, Picture(at / "pictures" / "masks-1.png", "Masks", f"of {EVIL}")], [
-            f"nothing of {EVIL}"
-        ]
+        return [Picture(at / "pictures" / "masks-1.png", "Masks", f"of {EVIL}")], [f"nothing of {EVIL}"]
 
-    monkeypatch.setattr(report, "draw_pictures", draw)
-    return folder
+    def draw_one(figures: Sequence[Figure], folder: Path) -> list[Picture]:
+        return draw_figures(figures[:1], folder)
+
+    monkeypatch.setattr(story, "draw_pictures", draw)
+    monkeypatch.setattr(story, "draw_figures", draw_one)
+    return write_run(tmp_path / "a run")
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     """Tags and addresses of a page, and whether every tag that is opened is closed."""
 
-    VOID = frozenset({"meta", "img", "br", "path", "use"})
+    VOID = frozenset({"meta", "img", "br", "path", "use", "rect"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,11 +57,19 @@ class _Page(HTMLParser):
         self.open: list[str] = []
         self.addresses: list[str] = []
         self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.scripts: list[str] = []
+        self.without_alt = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        given = dict(attrs)
+        if (tag == "img" and not given.get("alt")) or (tag == "svg" and not given.get("aria-label")):
+            self.without_alt += 1
         for name, value in attrs:
             assert not name.startswith("on"), f"{name} on {tag}"
             if name in {"src", "href", "xlink:href"}:
@@ -101,88 +86,243 @@ class _Page(HTMLParser):
         if tag not in self.VOID:
             assert self.open.pop() == tag
 
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
 
-def _parse(path: Path) -> tuple[str, _Page]:
+
+def parsed(path: Path) -> tuple[str, Page]:
     text = path.read_text(encoding="utf-8")
-    found = _Page()
+    found = Page()
     found.feed(text)
     assert found.open == []
     return text, found
 
 
-def test_a_report_is_one_file_that_fetches_nothing(run: Path) -> None:
-    (run / "probe.json").write_text(json.dumps(PROBE))
+def told(run: Path) -> str:
+    """The page's HTML, without drawing anything."""
+    return one.page(story.tell(run, with_pictures=False))
+
+
+def test_a_report_is_one_file_that_fetches_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story, "draw_figures", draw_figures)
+    write_troubles(run)
     path = report.write_report(run)
-    text, found = _parse(path)
+    text, found = parsed(path)
     assert path == run / "report.html"
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in found.addresses)
-    assert "script" not in found.tags
+    targets = {address[1:] for address in found.addresses if address.startswith("#")}
+    assert targets <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert len(found.scripts) == 1
     assert "link" not in found.tags
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert found.tags.count("svg") == 4
-    assert len(found.ids) == len(set(found.ids))
-    assert path.stat().st_size < 5_000_000
+    assert found.tags.count("svg") > 12
+    assert found.without_alt == 0
+    assert all(after - before <= 1 for before, after in zip(found.headings, found.headings[1:], strict=False))
+    assert found.headings.count(1) == 1
+    assert path.stat().st_size < 1_000_000
+
+
+def test_its_only_script_is_the_one_that_its_policy_names(run: Path) -> None:
+    import base64
+    import hashlib
+
+    text, found = parsed(report.write_report(run))
+    (script,) = found.scripts
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'" in policy[1]
+    assert "unsafe-inline" not in policy[1].split("script-src")[1].split(";")[0]
 
 
 def test_nothing_that_comes_from_data_can_act(run: Path) -> None:
-    (run / "probe.json").write_text(json.dumps(PROBE))
-    (run / "provenance.json").write_text(
-        json.dumps(
-            {
-                "host": EVIL,
-                "versions": {EVIL: EVIL},
-                "datasets": [{"name": EVIL, "num_clips": 3, "fingerprint": EVIL, "weight": 1.0}],
-            }
-        )
+    evil = {"encoder": EVIL, "scores": {EVIL: 0.5}}
+    write_object(
+        run / "probe.json", probe(200) | {"data": EVIL, "how": EVIL, "units": {EVIL: EVIL}, "rows": [evil]}
     )
+    facts = {"name": EVIL, "num_clips": 3, "fingerprint": EVIL, "weight": 1.0}
+    write_object(run / "provenance.json", {"host": EVIL, "versions": {EVIL: EVIL}, "datasets": [facts]})
+    write_lines(run / "health.jsonl", [{"step": 1, "verdict": EVIL, "reason": EVIL, "changes": {EVIL: EVIL}}])
+    write_lines(run / "restarts.jsonl", [{"began": EVIL, "sentence": EVIL, "next": EVIL, "signal": EVIL}])
+    write_lines(run / "probes.jsonl", [{"step": s, "scores": {EVIL: 0.1 * s}} for s in (1, 2)])
     letters = run.parent / "data" / "dead_letters.jsonl"
-    letters.write_text(json.dumps({"uri": EVIL, "reason": f"{EVIL} http://ann:pw@host/x"}) + "\nhalf a li")
-    text, found = _parse(report.write_report(run))
-    assert "<script" not in text
+    letters.write_text(json.dumps({"uri": EVIL, "reason": f"{EVIL} {SECRET}"}) + "\nhalf a li")
+    text, found = parsed(report.write_report(run))
+    assert len(found.scripts) == 1
+    assert "<script>alert" not in text
     assert "onerror=&quot;" in text
-    assert "ann:pw" not in text
-    assert "http://***@host/x" in text
     assert found.tags.count("img") == 1
+    assert "hunter2" not in text
+    assert "http://***@host:5000" in text
+
+
+def test_no_file_of_a_run_shows_its_credentials(run: Path) -> None:
+    plain = json.loads((run / "config.yaml").read_text())
+    plain["tracker"]["uri"] = SECRET
+    (run / "config.yaml").write_text(json.dumps(plain))
+    write_object(run / "mlflow_run.json", {"run_id": "r", "experiment_id": "1", "address": SECRET})
+    write_object(run / "result.json", {"stopped": f"a store at {SECRET} is away"})
+    write_lines(run / "skipped.jsonl", [{"step": 1, "id": "a", "reason": f"{SECRET} said no"}])
+    text = told(run)
+    assert "hunter2" not in text
+    assert 'href="http://***@host:5000/#/experiments/1/runs/r"' in text
 
 
 def test_a_run_that_has_just_begun_says_what_is_missing(run: Path) -> None:
-    (run / "metrics.jsonl").unlink()
-    text, _ = _parse(report.write_report(run))
-    assert "0 of 40 steps so far" in text
-    assert "foreframe probe" in text
-    assert "no probe yet" in text
-    assert "unfinished" in text
+    for name in ("metrics.jsonl", "probe.json", "probes.jsonl", "provenance.json", "result.json"):
+        (run / name).unlink()
+    text, _ = parsed(report.write_report(run))
+    for said in (
+        "0 of 200 steps so far",
+        "foreframe probe",
+        "no probe yet",
+        "unfinished",
+        "no curves",
+        "no provenance",
+    ):
+        assert said in text
 
 
-def test_an_unfinished_run_is_told_how_to_go_on(run: Path) -> None:
-    (run / "metrics.jsonl").write_text("".join(json.dumps(_line(s)) + "\n" for s in range(1, 11)) + '{"st')
-    text, _ = _parse(report.write_report(run))
-    assert "10 of 40 steps so far" in text
+def test_an_unfinished_run_is_told_how_to_go_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a run", done=20)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"st')
+    text = told(run)
+    assert "20 of 200 steps so far" in text
     assert re.search(r"foreframe train &#x27;.*a run/config.yaml&#x27;", text)
+    assert "no JSON object" not in text, "half a last line is what a crash leaves"
 
 
-def test_the_probe_stands_beside_the_untrained_row_with_its_gain(run: Path) -> None:
-    (run / "probe.json").write_text(json.dumps(PROBE))
-    text, _ = _parse(report.write_report(run))
-    assert '<td>0.75<small class="good">+0.13</small></td>' in text
-    assert "<td>untrained</td><td>0.62</td><td>–</td>" in text
-    assert "<td>0.00</td>" in text  # −0.001 has no minus
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[1]", b"\xff\xfe\x00", b'{"rows": 3, "units": [], "x": {"rows": [1]}}']
+)
+@pytest.mark.parametrize("name", ["probe.json", "provenance.json", "result.json", "mlflow_run.json"])
+def test_a_damaged_object_is_named_and_stops_nothing(tmp_path: Path, name: str, damage: bytes) -> None:
+    run = write_run(tmp_path / "r")
+    (run / name).write_bytes(damage)
+    text = told(run)
+    assert "What was learned" in text
+    assert (f"{name} cannot be read" in text) == (b"rows" not in damage)
 
 
-def test_a_run_called_run_has_its_folder_in_the_title(run: Path) -> None:
-    named = run.rename(run.parent / "run")
-    config = named / "config.yaml"
-    before = json.loads(config.read_text())
-    config.write_text(json.dumps(before | {"name": "run"}))
-    text, _ = _parse(report.write_report(named))
-    assert f"<title>{named.parent.name}/run: foreframe</title>" in text
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "health.jsonl", "probes.jsonl", "restarts.jsonl", "skipped.jsonl", "rolled_back.jsonl"],
+)
+def test_damaged_lines_are_left_out(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "r")
+    write_troubles(run)
+    before = (run / name).read_bytes()
+    odd = (
+        b'7\n{"step": "x"}\n{"step": 5, "loss": [1], "scores": 3, "data/wait_share": "x", "began": 1}\n\xff\n'
+    )
+    (run / name).write_bytes(before + odd + before + b'{"half')
+    text = told(run)
+    assert "How it went" in text
+    if name != "metrics.jsonl":
+        assert f"{name}: 2 lines are no JSON object" in text
 
 
-def test_another_file_can_be_named(run: Path, tmp_path: Path) -> None:
-    path = report.write_report(run, out=tmp_path / "elsewhere" / "page.html")
+def test_a_folder_in_place_of_a_file_is_a_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    for name in ("metrics.jsonl", "probe.json", "probes.jsonl"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    text = told(run)
+    for name in ("metrics.jsonl", "probe.json", "probes.jsonl"):
+        assert f"{name} cannot be read" in text
+
+
+def test_how_it_went_tells_restarts_rollbacks_and_what_was_skipped(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", metrics={"optim/skipped_steps": 2})
+    write_troubles(run)
+    text = told(run)
+    for said in (
+        "It was started 2 times",
+        "34 steps were taken again",  # 84 were reached, 50 were saved
+        "It was rolled back once; 15 logged steps",
+        "2 steps were skipped",
+        "2 samples could not be read",
+        "the clip is cut short",
+        "rolled back to step 100, with optim.lr=0.0005",
+        "SIGKILL: a rank was killed<",  # not what to type next, which was right at that time
+    ):
+        assert said in text, said
+
+
+def test_the_probe_stands_beside_the_untrained_row_with_its_gain(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    rows = [
+        {"encoder": "trained", "scores": {"position": 0.75, "velocity": -0.001}},
+        {"encoder": "untrained", "scores": {"position": 0.62, "velocity": None}},
+    ]
+    write_object(
+        run / "probe.json", probe(200) | {"rows": rows, "units": {"position": "R²", "velocity": "R²"}}
+    )
+    text = told(run)
+    assert '<td data-v="0.75">0.75<small class="good">+0.13</small></td>' in text
+    assert '<th scope="row">untrained</th><td data-v="0.62">0.62</td><td data-v="nan">–</td>' in text
+    assert ">0.00</td>" in text  # −0.001 has no minus
+
+
+def test_every_table_that_a_probe_holds_is_drawn_beside_its_own_untrained_row(tmp_path: Path) -> None:
+    own, labels = probe_tables(probe(200))
+    assert [row.label for row in own.rows] == ["trained", "untrained", "mean of the train clips"]
+    assert labels.title == "labels"
+    linear = next(row for row in labels.rows if row.label == "trained, linear")
+    beside = labels.beside(linear)
+    assert beside is not None
+    assert (beside.label, beside.scores["top-1"]) == ("untrained, linear", 0.45)
+    text = told(write_run(tmp_path / "r"))
+    assert "trained, attentive" in text
+    assert "best of five learning rates" in text
+
+
+def test_weights_that_were_loaded_are_not_called_untrained(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", config={"init": {"weights": "runs/first"}})
+    text = told(run)
+    assert "what it was at the start" in text
+    assert "untrained encoder&#x27;s" not in text
+    assert "untrained encoder's" not in text
+
+
+def test_the_best_checkpoint_is_by_probe_and_the_loss_would_have_chosen_another(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    said = "The lowest loss would have chosen another one: step 200. Its checkpoint is"
+    assert f"{said} not in the run&#x27;s folder." in told(run)
+    (run / "checkpoints" / "step-00000150").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000150" / "manifest.json").touch()
+    assert f"{said} kept." in told(run)
+
+
+def test_a_run_called_run_has_its_folder_in_the_title(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine" / "run", name="run")
+    assert "<title>mine/run: foreframe</title>" in told(run)
+
+
+def test_another_file_can_be_named_and_figures_are_written_as_svg_and_pdf(run: Path, tmp_path: Path) -> None:
+    write_lines(run / "metrics.jsonl", [{"step": step, "loss": 1 / step} for step in (1, 2, 3)])
+    (run / "probes.jsonl").unlink()
+    path = report.write_report(run, out=tmp_path / "elsewhere" / "page.html", figures=tmp_path / "figures")
     assert path.exists()
     assert not (run / "report.html").exists()
+    assert sorted(f.name for f in (tmp_path / "figures").iterdir()) == ["loss.pdf", "loss.svg"]
+    assert (tmp_path / "figures" / "loss.pdf").read_bytes().startswith(b"%PDF")
+    svg = (tmp_path / "figures" / "loss.svg").read_text()
+    assert ">step<" in svg
+    assert 'width="252pt"' in svg, "a column of a paper, 3.5 inches"
+
+
+def test_what_cannot_be_written_is_a_sentence(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="choose another --out"):
+        report.write_report(run, out=tmp_path / "file" / "page.html")
+    with pytest.raises(UsageError, match="choose another --figures"):
+        report.write_report(run, figures=tmp_path / "file")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -190,23 +330,37 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         report.write_report(tmp_path / "nothing")
     with pytest.raises(CheckpointError):
         report.write_report(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="no config of this release"):
+        report.write_report(tmp_path)
 
 
-def test_a_damaged_probe_is_a_sentence(run: Path) -> None:
-    (run / "probe.json").write_text("{")
-    with pytest.raises(DataError, match=r"probe\.json cannot be read"):
-        report.write_report(run)
-
-
-def test_credentials_of_the_config_are_not_shown(run: Path) -> None:
-    plain = json.loads((run / "config.yaml").read_text())
-    plain["tracker"]["uri"] = "http://ann:hunter2@host:5000"
-    (run / "config.yaml").write_text(json.dumps(plain))
-    text, _ = _parse(report.write_report(run))
-    assert "hunter2" not in text
+@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_thousand_lines_are_a_small_page(run: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(story, "draw_figures", lambda figures, at: draw_figures(figures[:3], at))
+    line = {
+        "loss": 0.5,
+        "loss/mask0": 0.4,
+        "loss/mask1": 0.6,
+        "health/target_std": 1.0,
+        "perf/step_ms": 100.0,
+    }
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(1, count + 1):
+            file.write(json.dumps({"step": step, **line, "loss": 0.5 + 0.1 * (step % 7)}) + "\n")
+    path = report.write_report(run)
+    text = path.read_text()
+    assert path.stat().st_size < 1_000_000
+    assert f"Drawn from {count:,} logged steps" in text
 
 
 # sentences
+
+
+def _line(step: int, std: float = 0.9, loss: float | None = 0.5) -> dict[str, Any]:
+    """A line as runs wrote it before verdicts were written down."""
+    line = {"step": step, "loss": loss, "health/target_std": std, "health/target_rankme": 40.0}
+    return line | ({"health/target_std_untrained": std} if step == 1 else {})
 
 
 @pytest.mark.parametrize(
@@ -217,26 +371,122 @@ def test_credentials_of_the_config_are_not_shown(run: Path) -> None:
         ([_line(1), _line(40, std=0.05)], "collapsed"),
         ([_line(1), _line(20, std=4.0), _line(40, std=1.0)], "warning"),
         ([_line(1), _line(40, loss=None)], "diverged"),
+        ([_line(1), _line(40) | {"verdict": "collapsing", "verdict_reason": "rank"}], "collapsing"),
+        ([_line(1) | {"verdict": "warning"}, _line(40, loss=None)], "diverged"),
     ],
 )
 def test_health_in_a_word(lines: list[dict[str, Any]], word: str) -> None:
     assert report.judge_health(lines, 0.1).word == word
 
 
+def test_the_verdict_that_a_run_wrote_down_is_the_one_that_is_told() -> None:
+    lines = [_line(1), _line(20) | {"verdict": "warning", "verdict_reason": "rank falls"}, _line(40)]
+    found = report.judge_health(lines, 0.1)
+    assert (found.word, found.reason) == ("warning", "rank falls")
+
+
 def test_what_was_learned_names_gains_and_leaves_out_what_is_at_chance() -> None:
-    said = report.say_learned(PROBE)
+    rows = [
+        {"encoder": "trained", "scores": {"position": 0.75, "velocity": -0.001, "shape": 0.4}},
+        {"encoder": "untrained", "scores": {"position": 0.62, "velocity": None, "shape": 0.44}},
+        {"encoder": "mean of the train clips", "scores": {"position": 0.0, "velocity": 0.0, "shape": 0.43}},
+    ]
+    said = say_learned({"kind": "states", "rows": rows, "num_eval_clips": 100})
     assert "position 0.75 (untrained 0.62)" in said
     assert "shape" not in said
+    assert "at the start 0.62" in say_learned({"rows": rows, "num_eval_clips": 100}, "at the start")
 
 
 def test_a_probe_without_gain_says_so() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"encoder": e, "scores": {"top-1": v}}
         for e, v in (("trained", 0.5), ("untrained", 0.7), ("chance", 0.1))
     ]
-    probe: dict[str, Any] = {"kind": "retrieval", "rows": rows, "num_train_clips": 80, "num_eval_clips": 20}
-    assert report.say_learned(probe).startswith("Nothing is read better")
+    found: dict[str, Any] = {"kind": "retrieval", "rows": rows, "num_train_clips": 80, "num_eval_clips": 20}
+    assert say_learned(found).startswith("Nothing is read better")
     rows[0]["scores"] = {"top-1": 0.78}
-    assert "no difference" in report.say_learned(probe)
-    assert "top-1 0.78" in report.say_learned(probe | {"num_train_clips": 800})
-    assert "not been probed" in report.say_learned(None)
+    assert "no difference" in say_learned(found)
+    assert "top-1 0.78" in say_learned(found | {"num_train_clips": 800})
+    assert "not been probed" in say_learned(None)
+    assert "no scores" in say_learned({"rows": "none"})
+
+
+def test_other_readouts_are_told_by_their_name() -> None:
+    said = say_tables(probe(200))
+    assert len(said) == 2
+    assert "top-1 by attentive 0.62 (untrained 0.50)" in said[1]
+
+
+def test_probings_of_one_kind_are_drawn_together_and_those_of_the_training_first() -> None:
+    def line(step: int, kind: str | None, value: float) -> dict[str, Any]:
+        return {"step": step, "scores": {"background drift": value}} | ({"kind": kind} if kind else {})
+
+    offline = [line(40, None, 0.1), line(80, "offline", 0.2), line(80, "offline", 0.3)]
+    assert [(p.step, p.scores["background drift"]) for p in probings_of(offline, [])] == [
+        (40, 0.1),
+        (80, 0.3),
+    ]
+    both = [line(20, "online", 0.5), *offline, line(40, "online", 0.6)]
+    assert [p.step for p in probings_of(both, [])] == [20, 40]
+    logged = [{"step": 60, "probe/trained/background_drift": 0.7, "probe/untrained/background_drift": 0.2}]
+    found = probings_of(both, logged)
+    assert [(p.step, p.scores["background drift"]) for p in found] == [(20, 0.5), (40, 0.6), (60, 0.7)]
+    assert found[-1].untrained == {"background drift": 0.2}
+
+
+ODD: tuple[Any, ...] = (None, "x", "", [], {}, math.nan, math.inf, 1e308, True, -1, 0, [1], {"a": 1}, 10**30)
+
+
+def _odd(plain: Any, rng: random.Random) -> Any:
+    """The same with one value, anywhere in it, that nobody would expect there."""
+    if isinstance(plain, dict) and plain and rng.random() < 0.9:
+        key = rng.choice(list(plain))
+        return plain | {key: _odd(plain[key], rng)}
+    if isinstance(plain, list) and plain and rng.random() < 0.9:
+        place = rng.randrange(len(plain))
+        return [*plain[:place], _odd(plain[place], rng), *plain[place + 1 :]]
+    return rng.choice(ODD)
+
+
+def test_no_value_of_any_file_ends_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    write_troubles(run)
+    names = [path.name for path in sorted(run.glob("*.json*")) if path.name != "config.yaml"]
+    assert len(names) == 9
+    before = {name: (run / name).read_text() for name in names}
+    for seed in range(6 * len(names)):
+        rng, name = random.Random(seed), names[seed % len(names)]
+        if name.endswith(".json"):
+            (run / name).write_text(json.dumps(_odd(json.loads(before[name]), rng)))
+        else:
+            lines = [json.loads(line) for line in before[name].splitlines()]
+            write_lines(run / name, [_odd(line, rng) for line in lines])
+        found = story.tell(run, with_pictures=False)
+        assert "How it went" in one.page(found), (name, seed)
+        assert all(figure.alt for figure in figures_of_run(found)), (name, seed)
+        (run / name).write_text(before[name])
+
+
+def test_the_strip_of_verdicts_covers_all_steps_and_shows_the_last_look() -> None:
+    stretches = [Stretch("healthy", 1, 50), Stretch("warning", 60, 90), Stretch("collapsing", 100, 100)]
+    found = re.findall(
+        r'<rect x="([\d.]+)".*?var\(--(\w+)\)" width="([\d.]+)"', verdict_strip(stretches, 100)
+    )
+    assert found == [("0.0", "good", "300.0"), ("300.0", "fair", "240.0"), ("540.0", "bad", "60.0")]
+    assert verdict_strip([], 100) == ""
+
+
+def test_a_run_that_the_sentinel_stopped_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", done=120, collapses=True)
+    stop = {"step": 120, "verdict": "collapsing", "reason": "spread is 3 %", "response": "stopped"}
+    write_lines(run / "health.jsonl", [stop])
+    assert "120 of 200 steps are logged; it was stopped, as it was collapsing: spread is 3 %." in told(run)
+
+
+def test_the_recent_loss_of_a_short_run_is_not_that_of_its_begin() -> None:
+    lines = [{"step": step, "loss": float(step)} for step in range(1, 201)]
+    assert recent_loss(lines[:5]) == 5
+    assert recent_loss(lines[:40]) == pytest.approx(38.5)
+    assert recent_loss(lines) == pytest.approx(195.5)
+    assert recent_loss(lines, until=20) == pytest.approx(19.5)
+    assert recent_loss([{"step": 1, "loss": None}]) is None

@@ -16,17 +16,6 @@ from pretrain.tracking.base import add_results, make_tracker
 from tests.pretrain.tracked_run import FACTS, log_steps
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables made, to copy: making them takes seconds."""
-    pytest.importorskip("mlflow")
-    from pretrain.tracking.mlflow import local_uri, make_client
-
-    folder = tmp_path_factory.mktemp("store")
-    make_client(local_uri(folder)).search_experiments(max_results=1)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def run(tmp_path: Path, empty_store: Path) -> Path:
     folder = tmp_path / "run"
@@ -61,11 +50,11 @@ def test_mlflow_holds_parameters_tags_data_set_and_curves(run: Path) -> None:
     found = _get_run(run)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "tiny"
-    assert found.data.params["masks.1.blocks"] == "2"
-    assert found.data.params["data.shards"] == "s3://***@bucket/x"
+    assert found.data.params["objective.masks"] == "blocks 8; blocks 2"
+    assert found.data.params["init.weights"] == "s3://***@bucket/x"
     assert found.data.tags["commit"] == "abc123"
     assert found.inputs.dataset_inputs[0].dataset.digest == "f00d"
-    assert _history(run, "loss") == [1, 2, 3, 4, 5]
+    assert _history(run, "loss/total") == [1, 2, 3, 4, 5]
     assert "batch_digest" not in found.data.metrics
 
 
@@ -77,7 +66,7 @@ def test_a_resumed_run_continues_its_curves_without_doubled_points(run: Path) ->
     second = _get_run(run)
     assert second.info.run_id == first.info.run_id
     assert second.info.status == "FINISHED"
-    assert _history(run, "loss") == list(range(1, 11))
+    assert _history(run, "loss/total") == list(range(1, 11))
     assert len(second.inputs.dataset_inputs) == 1
 
 
@@ -86,7 +75,7 @@ def test_points_that_a_killed_process_left_unsent_come_at_resume(run: Path) -> N
     with (run / "metrics.jsonl").open("a") as file:  # logged to the file, never sent
         file.write('{"step": 3, "loss": 0.5}\n{"step": 4, "loss": null}\n')
     _train(run, 4, range(5, 7))
-    assert _history(run, "loss") == [1, 2, 3, 5, 6]
+    assert _history(run, "loss/total") == [1, 2, 3, 5, 6]
 
 
 def test_pictures_and_files_are_artifacts(run: Path) -> None:
@@ -129,7 +118,7 @@ def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: 
     found = _get_run(run)
     assert found.info.status == "KILLED"
     assert found.data.metrics["probe/trained/mean average precision"] == 0.5
-    assert _history(run, "loss") == [1, 2, 3]
+    assert _history(run, "loss/total") == [1, 2, 3]
     assert (run / "metrics.jsonl").read_bytes() == before
     assert [f.path for f in make_client(local_uri(run)).list_artifacts(found.info.run_id)] == [
         "images",
@@ -171,7 +160,7 @@ def test_a_server_that_goes_away_and_comes_back_loses_no_point(
     monkeypatch.setattr(sender, "GATHER_S", 0.01)
     monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.02)
     said: list[str] = []
-    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker = ours.MlflowTracker(run, None, said.append)
     tracker.start(FACTS)
     real, failures = MlflowClient.log_batch, [3]
 
@@ -184,7 +173,7 @@ def test_a_server_that_goes_away_and_comes_back_loses_no_point(
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
     log_steps(tracker, range(1, 30))
     tracker.close("done")
-    assert _history(run, "loss") == list(range(1, 30))
+    assert _history(run, "loss/total") == list(range(1, 30))
     assert len(said) == 2
     assert "does not answer" in said[0]
     assert "answers again" in said[1]
@@ -192,8 +181,8 @@ def test_a_server_that_goes_away_and_comes_back_loses_no_point(
 
 def away_at_first(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Let the first attempts to connect fail, with no pauses between them to speak of."""
-    from pretrain.tracking import mlflow as ours
     from pretrain.tracking import sender
+    from pretrain.tracking.mlflow import client as ours
 
     monkeypatch.setattr(sender, "GATHER_S", 0.01)
     monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.02)
@@ -216,7 +205,7 @@ def test_a_server_that_is_away_when_a_run_goes_on_gets_each_point_once_it_is_bac
     from pretrain.tracking import mlflow as ours
 
     config = TrackerConfig(uri=ours.local_uri(run))  # not the run's own, as a server would be
-    ours.make_client(str(config.uri)).create_experiment(config.experiment, (run / "mlartifacts").as_uri())
+    ours.make_client(str(config.uri)).create_experiment(FACTS.experiment, (run / "mlartifacts").as_uri())
     first = make_tracker(config, run, say=pytest.fail)
     first.start(FACTS)
     log_steps(first, range(1, 4))
@@ -234,7 +223,7 @@ def test_a_server_that_is_away_when_a_run_goes_on_gets_each_point_once_it_is_bac
         log_steps(tracker, steps)
         tracker.flush()  # and does not wait
         tracker.close("done")
-    assert _history(run, "loss") == list(range(1, 11))
+    assert _history(run, "loss/total") == list(range(1, 11))
     assert (_get_run(run).info.run_id == before) == (resumed_at > 0)
     assert _get_run(run).info.status == "FINISHED"
     assert ["does not answer" in said[0], "answers again" in said[1], len(said)] == [True, True, 2]
@@ -247,12 +236,12 @@ def test_a_server_that_refuses_the_run_when_it_is_back_costs_the_run_nothing(
 
     client = ours.make_client(ours.local_uri(run))
     client.delete_experiment(client.create_experiment("gone"))
-    config = TrackerConfig(uri=ours.local_uri(run), experiment="gone")
+    config = TrackerConfig(uri=ours.local_uri(run))
     said: list[str] = []
     with monkeypatch.context() as patch:
         away_at_first(patch, 1)
         tracker = make_tracker(config, run, say=said.append)
-        tracker.start(FACTS, 5)
+        tracker.start(dataclasses.replace(FACTS, experiment="gone"), 5)
         log_steps(tracker, range(6, 9))
         tracker.close("done")
     assert "nothing more is sent to MLflow" in said[1]
@@ -267,10 +256,10 @@ def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: 
     from pretrain.tracking import mlflow as ours
     from pretrain.tracking import sender
 
-    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 0.2)
+    monkeypatch.setattr(ours.tracker, "CLOSE_WAIT_S", 0.2)
     monkeypatch.setattr(sender, "GATHER_S", 0.01)
     said: list[str] = []
-    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker = ours.MlflowTracker(run, None, said.append)
     tracker.start(FACTS)
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -289,16 +278,16 @@ def test_a_file_that_is_gone_or_damaged_holds_no_later_point_up(
 ) -> None:
     from pretrain.tracking import mlflow as ours
 
-    monkeypatch.setattr(ours, "CLOSE_WAIT_S", 5.0)
+    monkeypatch.setattr(ours.tracker, "CLOSE_WAIT_S", 5.0)
     (run / "cut.png").write_bytes(b"\x89PNG no more")
     said: list[str] = []
-    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker = ours.MlflowTracker(run, None, said.append)
     tracker.start(FACTS)
     tracker.log_file(run / "gone.html")
     tracker.log_picture(run / "cut.png", 1)
     log_steps(tracker, range(1, 4))
     tracker.close("done")
-    assert _history(run, "loss") == [1, 2, 3]
+    assert _history(run, "loss/total") == [1, 2, 3]
     assert len(said) == 2, said
     assert "left out in MLflow: the file gone.html" in said[0]
     assert "left out in MLflow: the picture cut.png" in said[1]
@@ -312,7 +301,7 @@ def test_what_nobody_foresaw_is_said_once_and_no_flush_waits_for_it(
     from pretrain.tracking import mlflow as ours
 
     said: list[str] = []
-    tracker = ours.MlflowTracker(run, "pretrain", None, said.append)
+    tracker = ours.MlflowTracker(run, None, said.append)
     tracker.start(FACTS)
     waits: list[float] = []
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: {}["nothing"])
@@ -333,10 +322,8 @@ def test_what_nobody_foresaw_is_said_once_and_no_flush_waits_for_it(
     assert "when this run is resumed" in said[-1]
 
 
-@pytest.mark.parametrize("config", [FACTS.config, FACTS.config | {"seed": 1}], ids=["same", "mended"])
-def test_a_run_that_starts_over_gets_a_new_page_with_its_own_points(
-    run: Path, config: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("seed", ["0", "1"], ids=["same", "mended"])
+def test_a_run_that_starts_over_gets_a_new_page_with_its_own_points(run: Path, seed: str) -> None:
     """Killed before its first checkpoint: the config may be mended, and every step comes again."""
     from pretrain.tracking.mlflow import local_uri, make_client
 
@@ -346,24 +333,24 @@ def test_a_run_that_starts_over_gets_a_new_page_with_its_own_points(
     first.flush()  # and no close
     old = _get_run(run).info.run_id
     second = make_tracker(TrackerConfig(), run, say=pytest.fail)
-    second.start(dataclasses.replace(FACTS, config=config))
+    second.start(dataclasses.replace(FACTS, params=FACTS.params | {"seed": seed}))
     log_steps(second, range(1, 4))
     second.close("done")
     new = _get_run(run)
     assert new.info.run_id != old
-    assert new.data.params["seed"] == str(config["seed"])
-    assert _history(run, "loss") == [1, 2, 3]
+    assert new.data.params["seed"] == seed
+    assert _history(run, "loss/total") == [1, 2, 3]
     assert make_client(local_uri(run)).get_run(old).info.status == "KILLED"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_without_points_is_begun_again_unless_its_config_was_mended(run: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_a_run_without_points_is_begun_again_unless_its_config_was_mended(run: Path, seed: str) -> None:
     _train(run, 0, range(0))
     old = _get_run(run).info.run_id
     tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
-    tracker.start(dataclasses.replace(FACTS, config=FACTS.config | {"seed": seed}))
+    tracker.start(dataclasses.replace(FACTS, params=FACTS.params | {"seed": seed}))
     tracker.close("done")
-    assert (_get_run(run).info.run_id == old) == (seed == FACTS.config["seed"])
+    assert (_get_run(run).info.run_id == old) == (seed == FACTS.params["seed"])
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow_run.json"])
@@ -384,7 +371,7 @@ def test_a_store_that_could_not_be_made_is_taken_away(run: Path, monkeypatch: py
         (run / "mlflow.db").write_bytes(b"half")
         raise OperationalError("CREATE TABLE tags", None, Exception("database or disk is full"))
 
-    monkeypatch.setattr("pretrain.tracking.mlflow.make_client", full)
+    monkeypatch.setattr("pretrain.tracking.mlflow.client.make_client", full)
     with pytest.raises(UsageError, match=r"disk is full.*\nmake room"):
         make_tracker(TrackerConfig(), run).start(FACTS)
     assert not (run / "mlflow.db").exists()

@@ -6,7 +6,8 @@ from pretrain.tracking.base import DatasetFacts, RunFacts, Tracker
 
 FACTS = RunFacts(
     name="tiny",
-    config={"seed": 0, "data": {"shards": "s3://ann:pw@bucket/x"}, "masks": [{"blocks": 8}, {"blocks": 2}]},
+    params={"seed": "0", "objective.masks": "blocks 8; blocks 2", "init.weights": "s3://ann:pw@bucket/x"},
+    description="What it is.",
     tags={"commit": "abc123", "world_size": "2"},
     datasets=(DatasetFacts("demo", "/data/demo", "f00d", 160),),
 )

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,39 @@ from tests.servers.process import Server
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running server; started again after a kill it has the same port and store."""
     pytest.importorskip("mlflow")
-    folder = tmp_path_factory.mktemp("mlflow-server")
+    with started(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Server]:
+    """A running server with its store in a folder."""
+    folder.mkdir(exist_ok=True)
     server = Server([sys.executable, "-m", "tests.servers.mlflow", str(folder)], folder / "log")
-    yield server
-    server.kill()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables made, to copy: making them takes seconds."""
+    pytest.importorskip("mlflow")
+    from pretrain.tracking.mlflow import local_uri, make_client
+
+    folder = tmp_path_factory.mktemp("store")
+    make_client(local_uri(folder)).search_experiments(max_results=1)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def shared_store(tmp_path: Path, empty_store: Path) -> str:
+    """The address of a store of its own for a test, for tracker.uri."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def _serve(folder: Path) -> None:

@@ -1,0 +1,254 @@
+"""`foreframe status`: how runs are, from their folders alone; nothing is written there, no lock is taken."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from data_pipeline.errors import DivergedError, ForeframeError, UsageError
+from launch.attempts import duration
+from launch.config import CONFIG_FILE, read_config
+from launch.console import LINE_EVERY_S, make_table
+from launch.figures import Figures
+from launch.live import LinesLive, takes_panel
+from launch.lock import LOCK_FILE
+from launch.panel import DASH, Cell, View, panel_lines, verdict_of
+from launch.run_files import METRICS_FILE, Folder, Reader, finite
+from launch.run_state import State, state_of
+from pretrain.config import RunConfig
+
+EVERY_S = 2.0
+WORDS = {"running": "green", "finished": "bold green", "hung": "bold red", "failed": "bold red"}
+MARKS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "result.json", LOCK_FILE)  # any makes a folder a run's
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is. steps, best_by: as it is configured; None where that cannot be read.
+
+    verdict: the last one that was logged, with its reason, and the step of it.
+    """
+
+    run: Path
+    state: State
+    figures: Figures
+    steps: int | None
+    verdict: tuple[str, str] | None
+    verdict_step: int | None
+    best_by: str | None
+    folder: Folder
+    now_s: float
+
+    @property
+    def following(self) -> str | None:
+        """What to type next; None of a run that needs nothing."""
+        run, word = self.run, self.state.word
+        if word == "finished":
+            probed = self.folder.probes and self.folder.probes[-1].step >= self.figures.step
+            return f"foreframe {'report' if probed else 'probe'} {run}"
+        if self.state.exit_code == DivergedError.exit_code:
+            return f"foreframe report {run}"  # it would go on from weights that are no good
+        if word in ("stopped", "preempted", "failed"):
+            return f"foreframe train {run}"
+        if word == "hung" and self.state.pid is not None:
+            return f"kill -TERM {self.state.pid}; foreframe train {run}"
+        return None
+
+
+def read_status(run: Path, now_s: float | None = None) -> Status:
+    """Raises: UsageError when there is no run."""
+    check_run(run)
+    reader, now_s = Reader(run), now_s or time.time()
+    config = _config(reader)
+    lines = reader.metrics()
+    folder = reader.folder()
+    hang_s = None if config is None else config.train.hang_s
+    state = state_of(reader, lines, folder.attempts, hang_s, now_s=now_s)
+    steps = None if config is None else config.train.steps
+    figures = Figures.of(lines, steps)
+    if not state.is_alive:
+        figures = replace(figures, left_s=None)
+    told = [*folder.responses, *lines]  # of a long time without a look, health.jsonl has the last change
+    judged = next((line for line in reversed(told) if verdict_of(line) is not None), None)
+    return Status(
+        run=run,
+        state=state,
+        figures=figures,
+        steps=steps,
+        verdict=None if judged is None else verdict_of(judged),
+        verdict_step=None if judged is None else int(judged["step"]),
+        best_by=None if config is None else config.train.keep_best,
+        folder=replace(folder, troubles=tuple(dict.fromkeys(reader.troubles))),
+        now_s=now_s,
+    )
+
+
+def check_run(run: Path) -> None:
+    """Raises: UsageError when a folder is no run's, naming one below it that is."""
+    if not run.is_dir():
+        raise UsageError(f"{run} does not exist: name a run's folder, such as runs/demo/run")
+    try:
+        if any((run / mark).exists() for mark in MARKS):
+            return
+        below = sorted(path.parent for path in run.glob(f"*/{CONFIG_FILE}"))
+    except OSError as error:
+        raise UsageError(f"{run} cannot be read: {error.strerror}") from error
+    hint = f"; did you mean {below[0]}?" if below else "; `foreframe train` makes one"
+    raise UsageError(f"{run} is no run's folder: it has no {CONFIG_FILE}{hint}")
+
+
+@lru_cache(maxsize=64)  # it is read again and again with --watch, and takes longer than all the rest
+def _read_config(path: Path, _: int) -> RunConfig:
+    return read_config(path, [], RunConfig)
+
+
+def _config(reader: Reader) -> RunConfig | None:
+    path = reader.run / CONFIG_FILE
+    try:
+        return _read_config(path, path.stat().st_mtime_ns)
+    except ForeframeError as error:
+        reader.troubles.append(f"{CONFIG_FILE}: {str(error).splitlines()[0]}")
+    except (OSError, ValueError, RecursionError) as error:
+        reader.troubles.append(f"{CONFIG_FILE}: {error}")
+    return None
+
+
+def plain(status: Status) -> dict[str, Any]:
+    """For JSON: the same keys for every run, null where nothing is known."""
+    folder, state = status.folder, status.state
+    newest = folder.saved[0] if folder.saved else None
+    best = folder.best(status.best_by)
+    probe = folder.probes[-1] if folder.probes else None
+    last = folder.attempts[-1] if folder.attempts else None
+    return {
+        "run": str(status.run),
+        "state": state.word,
+        "known_by": state.known_by,
+        "reason": state.reason or None,
+        "exit_code": state.exit_code,
+        "seen_s": state.seen_s,
+        "pid": state.pid,
+        "host": state.host,
+        "steps": status.steps,
+        **asdict(status.figures),
+        "verdict": None if status.verdict is None else status.verdict[0],
+        "verdict_reason": (status.verdict[1] or None) if status.verdict is not None else None,
+        "verdict_step": status.verdict_step,
+        "checkpoints": {
+            "count": len(folder.saved),
+            "newest": None
+            if newest is None
+            else {"step": newest.step, "age_s": max(0.0, status.now_s - newest.at_s)},
+            "best": None
+            if best is None
+            else {"step": best[0].step, "score": status.best_by, "value": best[1]},
+        },
+        "probe": None
+        if probe is None
+        else {"step": probe.step, "scores": dict(probe.scores), "untrained": dict(probe.untrained)},
+        "restarts": {
+            "attempts": len(folder.attempts),
+            "last": None if last is None else {"ended": last.sentence or last.next, "next": last.next},
+        },
+        "responses": [in_json(found) for found in folder.responses],
+        "mlflow": folder.page,
+        "next": status.following,
+        "troubles": list(folder.troubles),
+    }
+
+
+def in_json(found: Any) -> Any:
+    """The same for JSON, which has no infinity."""
+    if isinstance(found, Mapping):
+        return {str(key): in_json(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [in_json(value) for value in found]
+    return finite(found) if isinstance(found, float) else found
+
+
+def block(status: Status, width: int) -> list[Text]:
+    """A run as some lines: how it is and how that is known, its figures, what to type next."""
+    state, folder = status.state, status.folder
+    word = Text(state.word, WORDS.get(state.word, "bold yellow"))
+    above = [Cell("state", word), Cell("known", Text(_known(state), "dim"), is_wide=True)]
+    if state.reason:
+        above.insert(1, Cell("why", Text(state.reason), is_wide=True))
+    below = [Cell("damaged", Text(trouble, "yellow"), is_wide=True) for trouble in folder.troubles]
+    if status.following is not None:
+        below.append(Cell("next", Text(status.following), is_wide=True))
+    view = View(
+        run=str(status.run),
+        figures=status.figures,
+        steps=status.steps,
+        verdict=status.verdict,
+        folder=folder,
+        now_s=status.now_s,
+        pace="starting" if state.is_alive and not status.figures.step else "",
+        best=folder.best(status.best_by),
+    )
+    return panel_lines(view, width, above, below)
+
+
+def _known(state: State) -> str:
+    is_said = state.seen_s is None or "sign of life" in state.known_by
+    return (
+        state.known_by
+        if is_said
+        else f"{state.known_by}; last sign of life {duration(state.seen_s or 0)} ago"
+    )
+
+
+def table(statuses: Sequence[Status]) -> Table:
+    """A line a run."""
+    rows = []
+    for each in statuses:
+        figures = each.figures
+        of = f"{figures.step:,}" if each.steps is None else f"{figures.step:,}/{each.steps:,}"
+        rows.append(
+            [
+                str(each.run),
+                each.state.word,
+                of,
+                DASH if figures.loss is None else f"{figures.loss:.4f}",
+                DASH if each.verdict is None else each.verdict[0],
+                DASH if figures.clips_per_s is None else f"{figures.clips_per_s:.1f}",
+                DASH if figures.left_s is None else duration(figures.left_s),
+                DASH if each.state.seen_s is None else f"{duration(each.state.seen_s)} ago",
+            ]
+        )
+    heads = ["run", "state", "step", "loss", "health", "clips/s", "left", "last sign"]
+    return make_table("", heads, rows)
+
+
+def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) -> None:
+    """Print how the runs are, once or until Ctrl-C. Raises: UsageError when one is no run."""
+
+    def drawn(width: int) -> RenderableType:
+        found = [read_status(run) for run in runs]
+        return Group(*block(found[0], width)) if len(found) == 1 else table(found)
+
+    def say() -> None:
+        if as_json:
+            for run in runs:
+                print(json.dumps(plain(read_status(run))), flush=True)
+        else:
+            console.print(drawn(console.width))
+
+    if not watch or as_json or not takes_panel(console):
+        say()
+        while watch:
+            time.sleep(EVERY_S if as_json else LINE_EVERY_S)
+            say()
+        return
+    with LinesLive(drawn, console, 1 / EVERY_S):
+        while True:
+            time.sleep(EVERY_S)

@@ -1,0 +1,206 @@
+"""Floating point operations of a training step, counted from the config and the tokens of its masks.
+
+Model FLOPs are what the model itself asks for: one forward, and in what is trained twice as many backward
+(the gradient of the weights and that of the input); the target encoder goes forward only. What is computed
+again to save memory is not among them, so that a share of the peak (MFU) says what training gets out of a
+device; hardware FLOPs have it too. Matrix products alone are counted, attention as if every token of a
+sequence saw every other; norms, activations, rotations and regularisers are not.
+Source: PaLM, arXiv:2204.02311, appendix B.
+
+Shapes: B clips, N tokens a clip, M kept tokens, P hidden tokens, L tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pretrain.config import RunConfig
+from pretrain.config.objective import ActionLatentConfig, ContrastiveConfig, FutureLatentConfig, PixelConfig
+from pretrain.masks import Masks, sample_masks
+
+DRAWN_CLIPS = 256
+FORWARD, TRAINED = 1, 3  # how often a product is computed: forward; for two gradients too
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations, an addition and a multiplication each for one. recomputed: in a backward, once more."""
+
+    model: float = 0.0
+    recomputed: float = 0.0
+
+    @property
+    def hardware(self) -> float:
+        return self.model + self.recomputed
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.model + other.model, self.recomputed + other.recomputed)
+
+    def __truediv__(self, number: float) -> Flops:
+        return Flops(self.model / number, self.recomputed / number)
+
+
+class Stack(NamedTuple):
+    """Blocks of one transformer. hidden: width inside their MLPs."""
+
+    width: int
+    depth: int
+    hidden: int
+
+
+def flops_of(config: RunConfig, masks: Masks) -> Flops:
+    """Of one forward and backward over the clips of these masks, on one rank."""
+    objective = config.objective
+    if isinstance(objective, ActionLatentConfig):
+        return _action(config, objective, masks.num_clips)
+    if isinstance(objective, FutureLatentConfig):
+        return _future(config, objective, masks)
+    return _hidden(config, masks)
+
+
+def flops_a_clip(config: RunConfig) -> Flops:
+    """The mean of a clip, over masks drawn as training draws them; the same at every call."""
+    objective = config.objective
+    if isinstance(objective, ActionLatentConfig):
+        return _action(config, objective, 1)
+    # Boxes have one size a step, so many steps of one clip; what is cut depends on the whole forward.
+    is_cut = objective.truncate != "none" or isinstance(objective, ContrastiveConfig)
+    clips = config.train.micro_batch if is_cut else 1
+    steps = max(16, DRAWN_CLIPS // clips)
+    total = Flops()
+    for step in range(steps):
+        places = range(step * clips, (step + 1) * clips)
+        masks = sample_masks(
+            objective.masks, config.grid, config.seed, step, places, truncate=objective.truncate
+        )
+        total += flops_of(config, masks)
+    return total / (steps * clips)
+
+
+def linear(tokens: float, inputs: int, outputs: int, times: int = TRAINED) -> Flops:
+    """A linear layer on so many tokens. times: 2 where its input takes no gradient."""
+    return Flops(2.0 * times * tokens * inputs * outputs)
+
+
+def blocks(stack: Stack, lengths: Iterable[int], times: int, *, recompute: bool) -> Flops:
+    """A stack of blocks over packed sequences of these lengths.
+
+    recompute: the blocks go forward once more in the backward, but for the product that ends them.
+    """
+    lengths = tuple(lengths)
+    tokens, pairs = sum(lengths), sum(length * length for length in lengths)
+    width, hidden = stack.width, stack.hidden
+    last = 2.0 * tokens * hidden * width
+    forward = 2.0 * tokens * (4 * width * width + width * hidden) + 4.0 * pairs * width + last
+    again = forward - last if recompute and times == TRAINED else 0.0
+    return Flops(stack.depth * times * forward, stack.depth * again)
+
+
+def _encoder_stack(config: RunConfig) -> Stack:
+    width, depth, _, ratio = config.model.encoder.shape
+    return Stack(width, depth, round(width * ratio))
+
+
+def _predictor_stack(config: RunConfig) -> Stack:
+    predictor = config.model.predictor
+    return Stack(predictor.width, predictor.depth, 4 * predictor.width)
+
+
+def _encoded(
+    config: RunConfig, lengths: Iterable[int], pictures: tuple[bool, ...], times: int, tokens: int
+) -> Flops:
+    """One pass of the encoder: the tubelets of all clips embedded once, the blocks over some of them.
+
+    times: FORWARD without gradient. tokens: of a clip as it is embedded.
+    """
+    encoder, stack = config.model.encoder, _encoder_stack(config)
+    lengths, width = tuple(lengths), stack.width
+    embedding = min(times, 2)  # no gradient of pixels is needed
+    clips, stills = len(pictures), sum(pictures)
+    found = blocks(stack, lengths, times, recompute=config.strategy.activation_checkpointing)
+    pixels = 3 * encoder.patch**2
+    if encoder.pictures == "own":
+        found += linear(stills * tokens // config.grid[0], pixels, width, embedding)
+        found += linear(sum(lengths), 2, width, embedding)  # clip or picture
+        clips = 0 if stills == clips else clips
+    return found + linear(clips * tokens, pixels * encoder.tubelet, width, embedding)
+
+
+def _target_times(config: RunConfig) -> int:
+    is_own = config.target.kind == "online" and not config.target.stop_gradient
+    return TRAINED if is_own else FORWARD
+
+
+def _hidden(config: RunConfig, masks: Masks) -> Flops:
+    """The objectives over masked clips: context encoder, predictor, and where there is one the target."""
+    encoder, objective, stack = config.model.encoder, config.objective, _predictor_stack(config)
+    width, levels, clips = encoder.shape[0], encoder.num_levels, len(masks.pictures)
+    kept, hidden = sum(masks.kept_lengths), sum(masks.hidden_lengths)
+    whole = [a + b for a, b in zip(masks.kept_lengths, masks.hidden_lengths, strict=True)]
+    found = _encoded(config, masks.kept_lengths, masks.pictures, TRAINED, masks.num_tokens)
+    if levels > 1:
+        found += linear(kept, width * levels, width)
+    found += linear(kept, width, stack.width)
+    kinds = len(objective.masks) + (len(objective.picture_masks) if encoder.pictures == "own" else 0)
+    found += linear(hidden, config.model.predictor.mask_tokens or kinds, stack.width, 2)
+    if encoder.pictures == "own":
+        found += linear(kept + hidden, 2, stack.width, 2)
+    found += blocks(stack, whole, TRAINED, recompute=config.strategy.activation_checkpointing)
+    if isinstance(objective, PixelConfig):
+        return found + linear(hidden, stack.width, 3 * encoder.tubelet * encoder.patch**2)
+    found += linear(hidden, stack.width, width * levels)
+    if getattr(objective, "context_loss", None) is not None:
+        found += linear(kept, stack.width, width * levels)
+    if isinstance(objective, ContrastiveConfig):
+        told_apart = min(hidden, objective.tokens)
+        times = TRAINED if _target_times(config) == TRAINED else 2
+        found += linear(told_apart, width * levels, told_apart, times)
+    frame = masks.num_tokens // config.grid[0]
+    present = [frame if is_picture and encoder.pictures == "own" else masks.num_tokens
+               for is_picture in masks.pictures]  # fmt: skip
+    assert len(present) == clips
+    return found + _encoded(config, present, masks.pictures, _target_times(config), masks.num_tokens)
+
+
+def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks) -> Flops:
+    """x-encoder over the past, predictor over all moments, y-encoder over the future or the clip."""
+    clips, tokens = masks.num_clips, masks.num_tokens
+    moments, tubelet = config.grid[0], config.model.encoder.tubelet
+    found = _encoded(config, masks.kept_lengths, masks.pictures, TRAINED, tokens)
+    found += _moments(config, clips, moments, (objective.action_size * tubelet,), TRAINED)
+    seen = masks.hidden_lengths if objective.target_sees == "future" else (tokens,) * clips
+    return found + _encoded(config, seen, masks.pictures, _target_times(config), tokens)
+
+
+def _action(config: RunConfig, objective: ActionLatentConfig, clips: int) -> Flops:
+    """A frozen encoder over single frames, the predictor once over all and once for each guess of its own."""
+    frames, patches = config.data.frames, math.prod(config.grid[1:])
+    single = (False,) * (clips * frames)
+    found = _encoded(config, (patches,) * (clips * frames), single, FORWARD, patches)
+    told = (objective.action_size, objective.state_size)
+    found += _moments(config, clips, frames - 1, told, 2)
+    for count in range(2, objective.rollout_steps + 1):
+        found += _moments(config, clips, count, told, TRAINED)
+    return found
+
+
+def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], embed_times: int) -> Flops:
+    """One pass of the action-conditioned predictor. told: sizes of what each moment is told, 0 for nothing.
+
+    embed_times: 2 where the features that come in take no gradient.
+    """
+    width, stack, patches = (
+        config.model.encoder.shape[0],
+        _predictor_stack(config),
+        math.prod(config.grid[1:]),
+    )
+    sizes = [size for size in told if size]
+    length = moments * (patches + len(sizes))
+    found = linear(clips * moments * patches, width, stack.width, embed_times)
+    for size in sizes:
+        found += linear(clips * moments, size, stack.width, 2)
+    found += blocks(stack, (length,) * clips, TRAINED, recompute=config.strategy.activation_checkpointing)
+    return found + linear(clips * moments * patches, stack.width, width)
