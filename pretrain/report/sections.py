@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 
@@ -77,7 +78,7 @@ def how_it_went(story: Story) -> str:
     said = [_ending(story)]
     starts = [each for each in records.attempts if not each.get("node")]  # the others start with the first
     if len(starts) > 1:
-        again = sum(_lost(before, after) for before, after in zip(starts, starts[1:], strict=False))
+        again = sum(_lost(before, after) for before, after in itertools.pairwise(starts))
         said.append(
             f"It was started {len(starts)} times by `foreframe supervise`"
             + (f"; {again:,} steps were taken again." if again else ".")
