@@ -80,17 +80,18 @@ def probe_any(
             step=found["step"],
             scores=scores,
             files=[path / "probe.json"],
-            finding=finding_of(found, scores, config),
+            finding=finding_of(
+                found, scores, asked.data or config.probe.data or config.data.sources[0].shards
+            ),
         )
     return found, folder
 
 
-def finding_of(found: dict[str, Any], scores: Mapping[str, float], config: RunConfig) -> Finding:
+def finding_of(found: dict[str, Any], scores: Mapping[str, float], address: str) -> Finding:
     """A probing as a run below the one that was probed: how it was done, on what, with which scores."""
     params = {key: str(found[key]) for key in ASKED if found.get(key) is not None}
     data: tuple[DatasetFacts, ...] = ()
     if found.get("data_fingerprint"):
-        address = config.probe.data or config.data.sources[0].shards
         clips = found.get("num_train_clips", 0) + found.get("num_eval_clips", 0)
         data = (DatasetFacts(found["data"], address, found["data_fingerprint"], clips, context="probe"),)
     return Finding(f"probe at step {found['step']}", params, dict(scores), data, str(found.get("how", "")))

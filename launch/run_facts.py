@@ -17,6 +17,7 @@ from launch.outline import num_parameters
 from launch.run_folder import OPERATIONAL
 from pretrain.config import RunConfig
 from pretrain.config.masks import BlockMaskConfig
+from pretrain.events import read_events
 from pretrain.tracking.base import DatasetFacts, RunFacts
 
 # Shown of every run; of the others those that are not as by default. They are few, as MLflow writes all of
@@ -48,7 +49,14 @@ def run_facts(
         description=describe(config, run, training, weights, str(provenance["host"])),
         datasets=tuple(datasets),
         group=config.tracker.group,
+        rollbacks=rollbacks_of(run),
     )
+
+
+def rollbacks_of(run: Path) -> tuple[tuple[int, int, str], ...]:
+    """How often a run went back, of which its tracker may not know all: from which step, to which, why."""
+    rows = [row for row in read_events(run) if row.get("response") == "rolled back"]
+    return tuple((row["step"], row["to_step"], f"{row['verdict']}: {row['reason']}") for row in rows)
 
 
 def default_experiment(config: RunConfig, training: Sequence[DatasetFacts]) -> str:

@@ -55,7 +55,7 @@ class RunFacts:
 
     params: the settings by which runs are told apart; they never change. tags: what may change on resume
     (commit, host, world size). description: markdown. experiment: what the run is listed under. group: the
-    runs that it is shown together with, or None.
+    runs that it is shown together with, or None. rollbacks: all before this start, (at step, to step, why).
     """
 
     name: str
@@ -65,6 +65,7 @@ class RunFacts:
     description: str = ""
     datasets: tuple[DatasetFacts, ...] = ()
     group: str | None = None
+    rollbacks: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -36,3 +36,17 @@ def test_no_password_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in json.dumps(found)
     assert found["command"][-1] == "tracker.uri=http://***@host:5000"
     assert found["datasets"][0]["address"] == "s3://***@bucket/data"
+
+
+def test_a_secret_in_uncommitted_code_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = '+AWS_SECRET_ACCESS_KEY = "hunter2hunter2"\n+tokens_M = packed(tokens_M)'
+    monkeypatch.setattr(ours, "git", lambda what, *_: patch if what == "diff" else "abc123")
+    facts = ours.provenance([DATA], 1, "cpu")
+    files = ours.write_provenance(tmp_path, facts)
+    assert [file.name for file in files] == ["provenance.json", "environment.txt", "code.patch"]
+    assert not any("hunter2" in file.read_text() for file in files)
+    assert "tokens_M = packed(tokens_M)" in files[2].read_text()
+    assert facts["hardware"]["cores"] >= 1
+    clean = ours.write_provenance(tmp_path, facts | {"patch": None})
+    assert not (tmp_path / "code.patch").exists(), "of an earlier start"
+    assert [file.name for file in clean] == ["provenance.json", "environment.txt"]

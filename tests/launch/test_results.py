@@ -21,6 +21,7 @@ def test_the_report_brings_the_runs_pictures_at_the_step_they_are_of(
     run = run_train(config, quiet=True).run
     (run / "pictures").mkdir(exist_ok=True)
     (run / "pictures" / ".half.png.part").touch()
+    (run / "pictures" / "steps" / "00000001").mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {}
     monkeypatch.setattr("pretrain.tracking.base.add_results", lambda *_, **given: told.update(given))
     path = report_run(run)

@@ -79,7 +79,7 @@ def test_the_data_set_of_probes_is_listed_where_it_is_another(small_dataset: Pat
     assert probe_dataset(tiny_config(small_dataset, tmp_path, probe={"data": str(tmp_path / "no")})) == ()
 
 
-def test_a_probing_says_how_and_on_what(tmp_path: Path) -> None:
+def test_a_probing_says_how_and_on_what() -> None:
     found = {
         "kind": "states",
         "step": 40,
@@ -89,7 +89,7 @@ def test_a_probing_says_how_and_on_what(tmp_path: Path) -> None:
         "data_fingerprint": "f00d",
         "how": "ridge regression",
     }
-    finding = finding_of(found, {"probe/trained/position": 0.5}, tiny_config(tmp_path, tmp_path))
+    finding = finding_of(found, {"probe/trained/position": 0.5}, "data/demo")
     assert finding.name == "probe at step 40"
     assert finding.params["num_eval_clips"] == "90"
     assert (finding.datasets[0].num_clips, finding.datasets[0].context) == (250, "probe")

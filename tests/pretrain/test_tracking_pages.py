@@ -101,17 +101,21 @@ def test_runs_of_a_group_lie_below_one_run_however_many_start_at_once(
     folders = [run.parent / f"member-{number}" for number in range(3)]
 
     def train(folder: Path) -> None:
+        begun.append(folder)
         folder.mkdir()
         tracker = make_tracker(config, folder, say=pytest.fail)
         tracker.start(dataclasses.replace(FACTS, name=folder.name, group=group))
         log_steps(tracker, range(1, 3))
         tracker.close("done")
+        begun.remove(folder)
 
+    begun: list[Path] = []
     threads = [threading.Thread(target=train, args=(folder,)) for folder in folders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
+    assert begun == [], "none failed"
     later = run.parent / "later"
     train(later)
     experiment = client_of(run).get_experiment_by_name(FACTS.experiment).experiment_id
@@ -121,6 +125,32 @@ def test_runs_of_a_group_lie_below_one_run_however_many_start_at_once(
     assert parents[0].info.status == "FINISHED"
     children = [each for each in found if each.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert sorted(each.info.run_name for each in children) == sorted([*(f.name for f in folders), "later"])
+
+
+def test_runs_that_note_the_same_data_set_at_once_do_not_fail(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow 3.17 looks for a data set and then writes it; another run may have written it in between."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from pretrain.tracking.mlflow import page
+
+    monkeypatch.setattr(page, "PAUSE_S", 0.001)
+    real, tried = MlflowClient.log_inputs, []
+
+    def raced(self: MlflowClient, *args: Any, **given: Any) -> None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.digest")
+        real(self, *args, **given)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", raced)
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    tracker.close("done")
+    assert len(tried) == 3
+    assert get_run(run).inputs.dataset_inputs[0].dataset.digest == "f00d"
 
 
 def test_a_finding_is_a_run_below_with_its_data_set_and_files(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,59 @@ def test_a_rollback_that_a_killed_process_could_not_tell_is_told_at_resume(
     assert [step for step, _ in points(run, run_id(run))] == list(range(1, 11))
     assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
     assert "rollbacks_to_tell" not in json.loads((run / "mlflow_run.json").read_text())
+
+
+def test_a_rollback_that_no_tracker_was_told_of_is_made_up_for_at_resume(run: Path) -> None:
+    """Killed between health.jsonl and the tracker; and at the next start it is known."""
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    log_steps(tracker, range(1, 9))
+    tracker.close("failed")
+    left = run_id(run)
+    facts = dataclasses.replace(FACTS, rollbacks=((8, 5, "collapsing: the spread is gone"),))
+    for resumed_at, steps in ((5, range(6, 8)), (7, range(8, 10))):
+        resumed = make_tracker(TrackerConfig(), run, say=pytest.fail)
+        resumed.start(facts, resumed_at)
+        for step in steps:
+            resumed.log_metrics(step, {"loss": 7.0})
+        resumed.close("done")
+    shown = points(run, run_id(run))
+    assert shown == [*((step, 1 / step) for step in range(1, 6)), *((step, 7.0) for step in range(6, 10))]
+    assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
+    experiment = json.loads((run / "mlflow_run.json").read_text())["experiment_id"]
+    assert len(client_of(run).search_runs([experiment])) == 2
+
+
+def test_a_real_run_that_goes_back_twice_has_each_point_once(
+    small_dataset: Path, tmp_path: Path, shared_store: str
+) -> None:
+    from data_pipeline.errors import CollapsedError
+    from launch.train import run_train
+    from pretrain.tracking.mlflow import make_client
+    from tests.small_dataset import tiny_config
+
+    rollback = {"times": 2, "lr_scale": 0.5}
+    config = tiny_config(
+        small_dataset,
+        tmp_path,
+        # from the second look on the spread counts as gone
+        health={"every": 5, "std_floor": 1.0, "patience": 2, "on_collapse": "rollback", "rollback": rollback},
+        train={"steps": 12, "checkpoint_every": 1, "keep_checkpoints": 1},
+        target={"momentum": {"start": 0.0, "end": 0.0}},
+        tracker={"kind": "mlflow", "uri": shared_store},
+    )
+    with pytest.raises(CollapsedError):
+        run_train(config, quiet=True)
+    run, client = tmp_path / "tiny", make_client(shared_store)
+    record = json.loads((run / "mlflow_run.json").read_text())
+    found = {each.info.run_name: each for each in client.search_runs([record["experiment_id"]])}
+    assert len(found) >= 2
+    now = next(each for each in found.values() if each.info.run_id == record["run_id"])
+    assert (now.info.run_name, now.info.status) == ("tiny", "FAILED")
+    assert now.data.tags["verdict"] == "collapsing"
+    for key in ("loss", "optim/lr"):
+        shown = client.get_metric_history(record["run_id"], "loss/total" if key == "loss" else key)
+        assert [(m.step, m.value) for m in shown] == [(line["step"], line[key]) for line in read_metrics(run)]
+    left = [each for each in client.search_runs([record["experiment_id"]]) if each.info.status == "KILLED"]
+    assert len(left) == 2
+    assert {each.info.run_name for each in left} == {"tiny (rolled back at step 10)"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.tracking.base import Finding, without_credentials
 from pretrain.tracking.mlflow.client import now_ms, user_name
-from pretrain.tracking.mlflow.page import MAX_PARAMS, NOTE, dataset_inputs, shortened
+from pretrain.tracking.mlflow.page import MAX_PARAMS, NOTE, log_datasets, shortened
 from pretrain.tracking.mlflow.runs import PARENT
 
 if TYPE_CHECKING:
@@ -45,6 +45,6 @@ def log_finding(client: MlflowClient, parent: str, finding: Finding, step: int, 
     points = [Metric(key, value, time_ms, step, run_id=run_id) for key, value in finding.scores.items()]
     client.log_batch(run_id, metrics=points, synchronous=True)
     if finding.datasets:
-        client.log_inputs(run_id, dataset_inputs(finding.datasets))
+        log_datasets(client, run_id, finding.datasets)
     client.set_terminated(run_id, "FINISHED")
     client.set_tag(run_id, "of_run", without_credentials(above.info.run_name or parent))

@@ -8,6 +8,7 @@ may change on resume is a tag, as MLflow lets no parameter change.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_PARAMS = 100  # and of tags: MLflow's limit a request
 MAX_PARAM_CHARS = 6000
+TIMES, PAUSE_S = 6, 0.1
+NOT_UNIQUE = ("unique", "duplicate")  # what databases say of a row that somebody else has just written
 NOTE = "mlflow.note.content"
 VERDICT = ("verdict", "verdict_reason")  # text of a step that stands as a tag
 
@@ -68,7 +71,21 @@ def describe(client: MlflowClient, run_id: str, facts: RunFacts, resumed_at: int
         client.log_batch(run_id, params=params[start : start + MAX_PARAMS], synchronous=True)
     has_dataset = known.inputs is not None and bool(known.inputs.dataset_inputs)
     if facts.datasets and not has_dataset:
-        client.log_inputs(run_id, dataset_inputs(facts.datasets))
+        log_datasets(client, run_id, facts.datasets)
+
+
+def log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[DatasetFacts]) -> None:
+    """Note what a run reads; again where another run, that starts too, has just noted the same data set."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(TIMES):
+        try:
+            client.log_inputs(run_id, dataset_inputs(datasets))
+            return
+        except MlflowException as error:
+            if attempt == TIMES - 1 or not any(word in str(error).lower() for word in NOT_UNIQUE):
+                raise
+            time.sleep(PAUSE_S * (1 + attempt))
 
 
 def dataset_inputs(datasets: Sequence[DatasetFacts]) -> list[DatasetInput]:

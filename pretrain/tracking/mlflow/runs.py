@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import Storage
 from pretrain.tracking.base import RunFacts, Say, run_title
-from pretrain.tracking.mlflow.client import user_name
+from pretrain.tracking.mlflow.client import now_ms, user_name
 from pretrain.tracking.mlflow.page import NOTE, shortened
 
 if TYPE_CHECKING:
@@ -83,7 +83,15 @@ def note_rollback(run: Path, rollback: Rollback) -> None:
     """Write down what MLflow has still to be told, in case that this process ends before it could be."""
     if (record := read_record(run)) is not None:
         to_do = [*record.get("rollbacks_to_tell", []), asdict(rollback)]
-        write_record(run, {**record, "rollbacks_to_tell": to_do})
+        number = record.get("rollbacks", 0) + 1
+        write_record(run, {**record, "rollbacks": number, "rollbacks_to_tell": to_do})
+
+
+def note_missed_rollbacks(run: Path, facts: RunFacts) -> None:
+    """Write down those that an earlier process took and was killed before it came to tell."""
+    known = (read_record(run) or {}).get("rollbacks", 0)
+    for number, (at_step, to_step, why) in enumerate(facts.rollbacks[known:]):
+        note_rollback(run, Rollback(at_step, to_step, why, now_ms() + number))
 
 
 def untold_rollbacks(run: Path) -> list[Rollback]:
@@ -154,6 +162,7 @@ def _take_over(place: Place, experiment: str, found: Run) -> None:
         "experiment": experiment,
         "experiment_id": str(found.info.experiment_id),
         "address": place.address,
+        "rollbacks": (read_record(place.run) or {}).get("rollbacks", 0),
     }
     write_record(place.run, record)
 

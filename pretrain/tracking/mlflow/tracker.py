@@ -35,6 +35,7 @@ from pretrain.tracking.mlflow.runs import (
     Rollback,
     find_or_create,
     go_on_anew,
+    note_missed_rollbacks,
     note_rollback,
     read_record,
     untold_rollbacks,
@@ -79,6 +80,8 @@ class MlflowTracker:
         A run that was begun before goes on without an answer; its points are kept until there is one.
         """
         self._facts, self._newest_step = facts, resumed_at
+        if resumed_at:
+            note_missed_rollbacks(self.run, facts)
         untold = untold_rollbacks(self.run)
 
         def open_run(client: MlflowClient) -> None:
@@ -209,8 +212,9 @@ class MlflowTracker:
             client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_picture(self, path: Path, step: int) -> None:
+        if self._sender is None:  # a run that failed is closed while its last pictures are still drawn
+            return
         for job in self._picture(path, step):
-            assert self._sender is not None, "start() comes first"
             self._sender.put(job)
 
     def _picture_jobs(self, up_to: int) -> list[Job]:
