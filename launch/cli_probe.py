@@ -35,6 +35,11 @@ def probe(
     views: Annotated[
         int, typer.Option(min=1, help="Crops of each eval clip, spread over its longer side.")
     ] = 1,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a segment; without it as the encoder was trained.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Frames a second; the same.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels; the same.")] = None,
     all_clips: Annotated[
         bool,
         typer.Option(
@@ -76,6 +81,9 @@ def probe(
         segments=segments,
         views=views,
         heads=Heads(blocks=blocks, epochs=epochs, **chosen),
+        frames=frames,
+        fps=fps,
+        size=size,
         all_clips=all_clips,
         device=device,
     )

@@ -54,8 +54,8 @@ HOW_LABELS = (
 class Asked:
     """What of a probing may be chosen. kinds: None for all that the data allow.
 
-    segments, views: of a clip; in training of heads the middle crop alone. all_clips: not only
-    probe.train_clips and probe.eval_clips of them.
+    segments, views: of a clip; in training of heads the middle crop alone. frames, fps, size: of a segment,
+    None for those that the encoder was trained on. all_clips: else probe.train_clips and probe.eval_clips.
     """
 
     data: str | None = None
@@ -63,6 +63,9 @@ class Asked:
     segments: int = 1
     views: int = 1
     heads: classify.Heads = field(default_factory=classify.Heads)
+    frames: int | None = None
+    fps: float | None = None
+    size: int | None = None
     all_clips: bool = False
     device: str = "cpu"
 
@@ -83,8 +86,9 @@ def run_probe(
     the data do not allow.
     """
     began = time.monotonic()
-    device, config = device_of(asked.device), subject.config
-    subject = subject.to(device)
+    device = device_of(asked.device)
+    subject = subject.reading(asked.frames, asked.fps, asked.size).to(device)
+    config = subject.config
     root = asked.data or config.probe.data or config.data.sources[0].shards
     readers = open_splits(root)
     info = next(iter(readers.values())).info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ class Subject:
     step: int | None
     facts: dict[str, Any]
 
+    def reading(self, frames: int | None, fps: float | None, size: int | None) -> Subject:
+        """The same with clips of other frames, rate or size, where one is given. Raises: UsageError."""
+        form, given = self.config.model.encoder, {"frames": frames, "fps": fps, "size": size}
+        for name, value, of in (("frames", frames, form.tubelet), ("size", size, form.patch)):
+            if value is not None and value % of:
+                raise UsageError(f"--{name} is {value}: need a multiple of {of}, which a token spans")
+        changed = {name: value for name, value in given.items() if value is not None}
+        data = self.config.data.model_copy(update=changed)
+        return replace(self, config=self.config.model_copy(update={"data": data}))
+
     def to(self, device: torch.device) -> Subject:
         for encoder in self.encoders.values():
             encoder.to(device)
@@ -55,7 +65,13 @@ def of_weights(path: Path, data: str) -> Subject:
     Clips are as the weights say; where they do not tell frames a second, 4, the default of a run.
     Raises: UsageError, CheckpointError.
     """
-    weights = read_weights(path)
+    try:
+        weights = read_weights(path)
+    except UsageError as error:
+        if not path.is_file():
+            raise
+        remedy = f"`foreframe import {path} OUT` takes what it does not tell: probe OUT then"
+        raise UsageError(f"{error}; {remedy}") from error
     said = weights.description
     if said.normalisation != Normalisation():
         raise UsageError(f"{path} wants pixels normalised by {said.normalisation}: need {Normalisation()}")

@@ -84,8 +84,9 @@ def names_of(stories: Sequence[Story]) -> list[str]:
 def settings_that_differ(stories: Sequence[Story]) -> dict[str, list[str]]:
     """Dotted keys whose values are not the same in all runs, in the order of the config; "–" where absent."""
     flats = [flatten(story.config.model_dump(mode="json")) for story in stories]
-    keys = dict.fromkeys(key for flat in flats for key in flat)
-    values = {key: [flat.get(key, "–") for flat in flats] for key in keys if key not in ("name", "out")}
+    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if key not in ("name", "out")]
+    as_typed = {"True": "true", "False": "false"}
+    values = {key: [as_typed.get(flat.get(key, "–"), flat.get(key, "–")) for flat in flats] for key in keys}
     return {key: each for key, each in values.items() if len(set(each)) > 1}
 
 

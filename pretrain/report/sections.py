@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 
@@ -75,13 +76,11 @@ def how_it_went(story: Story) -> str:
     """Starts and restarts, rollbacks, skipped steps and samples, how it ended."""
     records = story.records
     said = [_ending(story)]
-    if len(records.attempts) > 1:
-        again = sum(
-            _lost(before, after)
-            for before, after in zip(records.attempts, records.attempts[1:], strict=False)
-        )
+    starts = [each for each in records.attempts if not each.get("node")]  # the others start with the first
+    if len(starts) > 1:
+        again = sum(_lost(before, after) for before, after in itertools.pairwise(starts))
         said.append(
-            f"It was started {len(records.attempts)} times by `foreframe supervise`"
+            f"It was started {len(starts)} times by `foreframe supervise`"
             + (f"; {again:,} steps were taken again." if again else ".")
         )
     if count := num_rollbacks(records.changes):

@@ -154,13 +154,13 @@ def _like(shown: str, value: float) -> str:
 def _differences(stories: Sequence[Story], names: Sequence[str]) -> str:
     """Settings and facts that are not the same in all runs, a column a run."""
     body = ""
-    for caption, found in (
-        ("Settings", settings_that_differ(stories)),
-        ("Data, code and machine", facts_that_differ(stories)),
+    for caption, head, found in (
+        ("Settings", "setting", settings_that_differ(stories)),
+        ("Data, code and machine", "fact", facts_that_differ(stories)),
     ):
         rows = [[Cell(key), *map(Cell, values)] for key, values in found.items()]
         if rows:
-            heads = [(caption.lower(), ""), *((name, "") for name in names)]
+            heads = [(head, ""), *((name, "") for name in names)]
             body += table(heads, rows, caption=f"{caption} that differ", kind="words")
         else:
             body += paragraph(f"{caption}: the same in all.")

@@ -91,6 +91,7 @@ tbody th { font-weight: 400; }
 .words td, .words th { text-align: left; overflow-wrap: break-word; min-width: 4rem; max-width: 30rem; }
 .sort { border-collapse: separate; border-spacing: 0; }
 .sort td, .sort th { padding: .35rem .55rem; }
+.sort thead th:first-child { z-index: 1; }
 .sort th:first-child { position: sticky; left: 0; min-width: 7rem; background: var(--page); padding-left: 0; }
 thead th { font-weight: 600; vertical-align: bottom; }
 thead small { display: block; font-weight: 400; color: var(--soft); }

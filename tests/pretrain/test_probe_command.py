@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import CheckpointError, DataError, UsageError
 from launch.cli import app
 from launch.results import probe_any
 from launch.train import run_train
@@ -123,6 +123,14 @@ def test_exported_weights_are_probed_on_a_data_set_that_is_named(
         tmp_path / "hf", Asked(data=str(labelled_set), kinds=("knn",)), out=tmp_path / "hf-out"
     )
     assert theirs["encoder"]["fingerprint"] == of_run["encoder"]["fingerprint"]
+    shorter, _ = probe_any(run, Asked(frames=4, size=24, kinds=("knn",)), out=tmp_path / "shorter")
+    assert (shorter["preprocessing"]["frames"], shorter["preprocessing"]["size"]) == (4, 24)
+    assert shorter["preprocessing"]["fps"] == FPS
+    with pytest.raises(UsageError, match="--size is 30: need a multiple of 8"):
+        probe_any(run, Asked(size=30), out=tmp_path / "odd")
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    with pytest.raises((UsageError, CheckpointError), match=r"weights\.pt"):
+        probe_any(tmp_path / "weights.pt", Asked(data=str(labelled_set)))
     with pytest.raises(UsageError, match="name one with --data"):
         probe_any(tmp_path / "weights", Asked())
     with pytest.raises(UsageError, match="--step 3"):

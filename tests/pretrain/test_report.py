@@ -240,9 +240,12 @@ def test_a_folder_in_place_of_a_file_is_a_sentence(tmp_path: Path) -> None:
 def test_how_it_went_tells_restarts_rollbacks_and_what_was_skipped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", metrics={"optim/skipped_steps": 2})
     write_troubles(run)
+    attempts = (run / "restarts.jsonl").read_text().replace('"node": 0', '"node": 1')
+    (run / "restarts-node-00001.jsonl").write_text(attempts)
     text = told(run)
     for said in (
-        "It was started 2 times",
+        "It was started 2 times",  # on either of two machines
+        "1, node 1",
         "34 steps were taken again",  # 84 were reached, 50 were saved
         "It was rolled back once; 15 logged steps",
         "2 steps were skipped",

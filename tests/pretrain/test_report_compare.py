@@ -43,6 +43,11 @@ def test_what_differs_is_named_and_nothing_else(runs: list[Path], tmp_path: Path
     assert settings_that_differ(stories) == {"optim.lr": ["0.001", "0.003"]}
     assert facts_that_differ(stories) == {}
     assert is_same_data(stories) is True
+    online = write_run(
+        runs[0].parent / "online", config={"target": {"kind": "online", "stop_gradient": False}}
+    )
+    found = settings_that_differ(tell_all([runs[0], online]))
+    assert found == {"target.kind": ["ema", "online"], "target.stop_gradient": ["true", "false"]}
     other = write_run(tmp_path / "other", name="base", data="0000")
     stories = tell_all([runs[0], other])
     (name, values), *_ = facts_that_differ(stories).items()
