@@ -228,7 +228,7 @@ def test_a_rollback_that_no_tracker_was_told_of_is_made_up_for_at_resume(run: Pa
     assert len(client_of(run).search_runs([experiment])) == 2
 
 
-def test_a_real_run_that_goes_back_twice_has_each_point_once(
+def test_a_real_run_that_goes_back_has_each_point_once(
     small_dataset: Path, tmp_path: Path, shared_store: str
 ) -> None:
     from data_pipeline.errors import CollapsedError
@@ -236,7 +236,7 @@ def test_a_real_run_that_goes_back_twice_has_each_point_once(
     from pretrain.tracking.mlflow import make_client
     from tests.small_dataset import tiny_config
 
-    rollback = {"times": 2, "lr_scale": 0.5}
+    rollback = {"times": 1, "lr_scale": 0.5}
     config = tiny_config(
         small_dataset,
         tmp_path,
@@ -250,14 +250,12 @@ def test_a_real_run_that_goes_back_twice_has_each_point_once(
         run_train(config, quiet=True)
     run, client = tmp_path / "tiny", make_client(shared_store)
     record = json.loads((run / "mlflow_run.json").read_text())
-    found = {each.info.run_name: each for each in client.search_runs([record["experiment_id"]])}
-    assert len(found) >= 2
-    now = next(each for each in found.values() if each.info.run_id == record["run_id"])
+    now = client.get_run(record["run_id"])
     assert (now.info.run_name, now.info.status) == ("tiny", "FAILED")
     assert now.data.tags["verdict"] == "collapsing"
     for key in ("loss", "optim/lr"):
         shown = client.get_metric_history(record["run_id"], "loss/total" if key == "loss" else key)
         assert [(m.step, m.value) for m in shown] == [(line["step"], line[key]) for line in read_metrics(run)]
-    left = [each for each in client.search_runs([record["experiment_id"]]) if each.info.status == "KILLED"]
-    assert len(left) == 2
-    assert {each.info.run_name for each in left} == {"tiny (rolled back at step 10)"}
+    found = client.search_runs([record["experiment_id"]])
+    left = [each.info.run_name for each in found if each.info.status == "KILLED"]
+    assert left == ["tiny (rolled back at step 10)"]
