@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.errors import CheckpointError, UsageError
 from launch.lock import lock_run
 from pretrain.checkpoint.manifest import FOLDER, step_name, step_of
-from pretrain.checkpoint.retention import Retention, healthy_until, read_scores
+from pretrain.checkpoint.retention import Retention, read_scores, sound_until
 from pretrain.checkpoint.store import Listed, Store
 from pretrain.config import RunConfig
 from pretrain.tracking.jsonl import read_metrics
@@ -104,7 +104,7 @@ def judge(store: Store, name: str, listed: Listed) -> tuple[str | None, dict[str
 
 def rule_of(manifest: dict[str, Any]) -> Retention:
     train = RunConfig.model_validate(manifest["config"]).train
-    healthy = healthy_until(manifest)
+    healthy = sound_until(manifest)
     return Retention(train.keep_checkpoints, train.keep_every, train.keep_best, healthy)
 
 

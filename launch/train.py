@@ -59,6 +59,7 @@ from launch.watchdog import Watchdog, watching
 from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
 
+SAVE_WAIT_S = 1.0  # of a save for a tracker: what a server lacks is sent when the run is resumed
 # gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
 LOST_PEER_WORDS = ("by peer", "Connection closed", "NCCL communicator was aborted")
 TIMEOUT_WORDS = ("Timed out waiting", "timed out", "wait timeout")
@@ -285,7 +286,9 @@ def _train(
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
     code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
-    checkpoints = Checkpoints(run, laid_out, world, fingerprint, code, display.say, tracker.flush)
+    checkpoints = Checkpoints(
+        run, laid_out, world, fingerprint, code, display.say, partial(tracker.flush, SAVE_WAIT_S)
+    )
 
     def accept(folder: Path, manifest: dict[str, Any]) -> None:
         refuse_changes(RunConfig.model_validate(manifest["config"]), config, allow_change, folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.model.positions import rotate
 from pretrain.model.vit import Block, Encoder
 
-CHUNK = 256  # queries whose attention is held at a time
+MAX_SCORES = 1 << 24  # that are held at a time, 64 MB: beside a training there is little room
 
 
 class LastAttention:
@@ -67,7 +67,8 @@ class LastAttention:
         """
         q_NHd, k_NHd = self.queries_and_keys()
         by_all = torch.zeros(len(k_NHd), device=k_NHd.device)
-        for rows in q_NHd.split(CHUNK):
+        num_rows = max(1, MAX_SCORES // (len(k_NHd) * k_NHd.shape[1]))
+        for rows in q_NHd.split(num_rows):
             by_all += _shares(rows, k_NHd).sum(0)
         return by_all / len(q_NHd), _shares(q_NHd[query : query + 1], k_NHd)[0]
 

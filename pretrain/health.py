@@ -77,8 +77,18 @@ def moments(features_MD: Tensor, position_M: Tensor, fixed_F: Tensor) -> Moments
         square=zeros.index_add(0, rows, chosen.square()),
         tokens=features.new_full((1,), len(features)),
         sum=features.sum(0),
-        gram=features.T @ features,
+        gram=_gram(features),
     )
+
+
+def _gram(features_MD: Tensor) -> Tensor:
+    """features^T features in float32 proper: TF32, which training takes, would blur small variances."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return features_MD.T @ features_MD
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _variance(count_F: Tensor, total_FD: Tensor, square_FD: Tensor) -> Tensor:
@@ -119,7 +129,10 @@ def ranks(sums: Moments) -> tuple[float, float]:
     if not bool(torch.isfinite(sums.gram).all()):
         return math.nan, math.nan
     both = torch.stack([sums.gram.double(), covariance(sums)])
-    values = torch.linalg.eigvalsh(both).clamp(min=0)
+    try:
+        values = torch.linalg.eigvalsh(both).clamp(min=0)
+    except torch.linalg.LinAlgError:  # did not converge: that is not to end a run
+        return math.nan, math.nan
     singular = values[0].sqrt()
     rankme = _entropy_rank(singular / singular.sum().clamp(min=1e-12) + 1e-7)
     effective = _entropy_rank(values[1] / values[1].sum().clamp(min=1e-300))
@@ -162,13 +175,21 @@ class GuessSums:
         return [self.scalars, self.count, self.total, self.square, self.error]
 
 
+def first_of_each(source_P: Tensor) -> Tensor:
+    """Where each number stands first (P,): a token that several masks hide is one sample, not several."""
+    order = torch.argsort(source_P, stable=True)
+    is_new = torch.ones_like(source_P, dtype=torch.bool)
+    is_new[order[1:]] = source_P[order[1:]] != source_P[order[:-1]]
+    return is_new
+
+
 @torch.no_grad()
 def guess_sums(guess: Guess, fixed_F: Tensor) -> GuessSums:
     said, wanted = guess.prediction_PO.float(), guess.wanted_PO.float()
     losses = torch.stack([loss.float() for loss in guess.losses().values()])
     cosine = torch.nn.functional.cosine_similarity(said, wanted, dim=-1).sum()
     row_P = rows_of(guess.token_P, fixed_F)
-    at_fixed = row_P >= 0
+    at_fixed = (row_P >= 0) & first_of_each(guess.source_P)
     rows, chosen = row_P[at_fixed], wanted[at_fixed]
     zeros = wanted.new_zeros(len(fixed_F), wanted.shape[1])
     error = (said[at_fixed] - chosen).square().sum(-1)

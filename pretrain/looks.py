@@ -85,7 +85,9 @@ class Looks:
         assert self._last is not None
         look, self._last = look_at(self._last, self._fixed), None
         self._engine.world.sum(look.sums)
-        health, norms = look.values(), self._engine.norms()
+        worked_out = look.values()
+        health = dict(zip(worked_out, self._engine.world.as_first([*worked_out.values()]), strict=True))
+        norms = self._engine.norms(applied=progress.skipped_in_row == 0)
         # Pixels are targets that cannot collapse, nor can those of an encoder that never moves.
         order = JUDGED[1:] if self._plan.config.target.kind == "frozen" else JUDGED
         judged = next(name for name in order if name in look.seen)
@@ -146,10 +148,10 @@ class Looks:
                 progress.step, verdict, "rolled back", to_step=found.step, samples=samples, changes=changes
             )
 
-        found = checkpoints.go_back(self._engine, progress.history.healthy_step, note)
+        found = checkpoints.go_back(self._engine, progress.history.sound_step, note)
         if found is None:
             self._is_stuck = True
-            place = f"no checkpoint from step {progress.history.healthy_step} or before to go back to"
+            place = f"no checkpoint from step {progress.history.sound_step} or before to go back to"
             self._say(
                 f"step {progress.step}: {verdict.word}: {verdict.reason}; there is {place}: the run stops"
             )

@@ -62,14 +62,15 @@ class History:
     """What the sentinel remembers.
 
     start: the first reading, before training has changed anything. streaks: looks in a row at which a rule
-    has fired, and healthy_step: the last look at which none had. recent: (step, spread) of late looks.
-    blind: looks in a row at which the mean token would have done as well; has_learned: it once did not.
+    has fired. sound_step: the last look at which no sign of trouble had; a run goes back to it. recent:
+    (step, spread) of late looks. blind: looks in a row at which the mean token would have done as well;
+    has_learned: it once did not.
     """
 
     start: Reading | None = None
     last: Reading | None = None
     streaks: dict[str, int] = field(default_factory=dict)
-    healthy_step: int = 0
+    sound_step: int = 0
     blind: int = 0
     has_learned: bool = False
     recent: list[tuple[int, float]] = field(default_factory=list)
@@ -86,7 +87,7 @@ class History:
             "start": plain(self.start),
             "last": plain(self.last),
             "streaks": dict(self.streaks),
-            "healthy_step": self.healthy_step,
+            "sound_step": self.sound_step,
             "blind": self.blind,
             "has_learned": self.has_learned,
             "recent": [list(pair) for pair in self.recent],
@@ -107,7 +108,7 @@ class History:
             reading(state["start"]),
             reading(state["last"]),
             dict(state["streaks"]),
-            int(state["healthy_step"]),
+            int(state["sound_step"]),
             int(state["blind"]),
             bool(state["has_learned"]),
             recent,
@@ -125,8 +126,8 @@ def judge(history: History, reading: Reading, config: HealthConfig) -> Verdict:
     history.has_learned = history.has_learned or reading.guess < LEARNED * reading.mean_token
     fired = _fired(history, reading, config)
     history.streaks = {name: history.streaks.get(name, 0) + 1 for name in fired}
-    if not fired:
-        history.healthy_step = reading.step
+    if not SIGNS & fired.keys():
+        history.sound_step = reading.step
     return verdict_of(history, config)
 
 
@@ -167,6 +168,9 @@ DECIDES: Mapping[str, Word] = {
     "not finite": "diverged",
     "runaway": "diverged",
 }
+# Of a trouble to come or there: from before them is where a run goes back to. Other warnings may last for
+# long, and are no reason to go far back; a fast fall is none after KEPT_LOOKS.
+SIGNS = frozenset({*DECIDES, "falling"})
 
 
 def _fired(history: History, now: Reading, config: HealthConfig) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pretrain.checkpoint.fragments import StoredFragments
 from pretrain.checkpoint.manifest import FOLDER, FORMAT_VERSION, rank_file, sealed, step_name
 from pretrain.checkpoint.publish import point, publish, remove
 from pretrain.checkpoint.resume import Accept, Found, find
-from pretrain.checkpoint.retention import Retention, clear, doomed, healthy_until, take_out
+from pretrain.checkpoint.retention import Retention, clear, doomed, sound_until, take_out
 from pretrain.checkpoint.sending import Sending
 from pretrain.checkpoint.sharing import find_sharing
 from pretrain.checkpoint.task import Task, patiently, wait_for_all
@@ -278,7 +278,7 @@ class Checkpoints:
         Nothing depends on it: what could not be let go now is at the next save.
         """
 
-        self._rule = self._sending.rule = replace(self._rule, healthy=healthy_until(manifest))
+        self._rule = self._sending.rule = replace(self._rule, healthy=sound_until(manifest))
 
         def let_go(names: list[str]) -> None:
             if self._sharing.is_keeper:

@@ -54,7 +54,7 @@ class _History(_Form):
     start: _Reading | None
     last: _Reading | None
     streaks: dict[str, Count]
-    healthy_step: Count
+    sound_step: Count
     blind: Count
     has_learned: bool
     recent: list[Annotated[list[float], Field(min_length=2, max_length=2)]]

@@ -21,14 +21,14 @@ Scores = Mapping[int, Mapping[str, float]]
 """By step, then by name of the score; higher is better."""
 
 
-def healthy_until(manifest: Mapping[str, Any]) -> int | None:
-    """The last step that a run may have to go back to: of the last look without trouble.
+def sound_until(manifest: Mapping[str, Any]) -> int | None:
+    """The last step that a run may have to go back to: of the last look without a sign of trouble.
 
     None of a run that does not go back by itself, and whose latest look was well.
     """
     history = manifest["progress"]["history"]
     goes_back = manifest["config"]["health"]["on_collapse"] == "rollback"
-    return int(history["healthy_step"]) if history["streaks"] or goes_back else None
+    return int(history["sound_step"]) if history["streaks"] or goes_back else None
 
 
 @dataclass(frozen=True)

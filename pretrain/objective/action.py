@@ -86,6 +86,7 @@ class ActionLatent(Objective):
         guess = Guess(
             taught.detach().flatten(0, 2),
             wanted,
+            torch.arange(len(wanted), device=wanted.device),
             token[1:].flatten().repeat(clips),
             lambda p_PD: (p_PD - wanted).abs().mean(),
             lambda: targets[:, :-1].flatten(0, 2),

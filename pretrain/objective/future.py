@@ -85,6 +85,7 @@ class FutureLatent(Objective):
         guess = Guess(
             said_FD.detach().float(),
             truth,
+            source_F,
             source_F % tokens,
             lambda p_FD: l1_of(p_FD, truth, masks),
             lambda: normed(context)[nearest_kept(masks, self.encoder.grid)],

@@ -19,13 +19,14 @@ from pretrain.model.positions import Grid
 class Guess:
     """Predictions and their targets, token by token, float32, without gradient.
 
-    token_P: where in its clip each stands. loss_of: what the objective would say of other predictions
-    (P, O), as a scalar, regularisers and losses on seen tokens left out. copied: the trivial answer that
-    repeats the target of the nearest token that was seen; of a future, the last frame.
+    source_P: clip * N + token of each; token_P: the token alone. loss_of: what the objective would say of
+    other predictions (P, O), as a scalar, regularisers and losses on seen tokens left out. copied: the
+    trivial answer that repeats the target of the nearest token that was seen; of a future, the last frame.
     """
 
     prediction_PO: Tensor
     wanted_PO: Tensor
+    source_P: Tensor
     token_P: Tensor
     loss_of: Callable[[Tensor], Tensor]
     copied: Callable[[], Tensor]

@@ -99,6 +99,7 @@ class HiddenObjective(Objective):
         return Guess(
             passed.prediction_PO.detach().float(),
             wanted,
+            passed.source_P,
             passed.source_P % masks.num_tokens,
             loss_of,
             lambda: truth[passed.source_M[nearest_kept(masks, self.encoder.grid)]],

@@ -112,7 +112,9 @@ class OnlineProbe:
         """Choose and read the clips, and run the untrained encoder over them where nobody has."""
         reason = ""
         try:
-            self._fixed = self._world.own(lambda: fixed_clips(self._config))
+            chosen: list[Fixed] = []  # a rank's own: its readers cannot be sent to others
+            patiently(self._world, lambda _: chosen.append(fixed_clips(self._config)))
+            self._fixed = chosen[0]
             items = self._fixed.items[self._world.rank :: self._world.size]
             self._held = HeldClips(self._fixed, items, self._config)
             patiently(self._world, self._held.read)
@@ -132,9 +134,9 @@ class OnlineProbe:
         if self._world.any(self._world.is_first and self._baseline is None):
             with torch.random.fork_rng(devices=[]):  # modules draw weights as they are made, before ours
                 encoder = untrained_encoder(self._config)
-            encoder.to(self._world.device)
-            if self._config.train.precision == "bf16":
+            if self._config.train.precision == "bf16":  # before it is moved: half as large on the device
                 encoder.to(torch.bfloat16)
+            encoder.to(self._world.device)
             self._submit(BASELINE, self._features(encoder))
 
     def _share(self) -> None:

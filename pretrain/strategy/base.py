@@ -6,6 +6,7 @@ Model, objective and loop know no rank; what ranks must agree on goes through `W
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -68,6 +69,13 @@ class World:
         tensor = torch.tensor((value + (1 << 63)) % (1 << 64) - (1 << 63), device=self.device)
         self.sum([tensor])
         return f"{int(tensor) % (1 << 64):016x}"
+
+    def as_first(self, values: Sequence[float]) -> list[float]:
+        """Rank 0's values on every rank: what each works out for itself may differ in its last digit."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return [float(value) for value in tensor.tolist()]
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over ranks."""
@@ -183,6 +191,7 @@ class Engine:
         self._backend = backend
         self._modules = [name for name, _ in objective.named_children()]
         self._gradients: Squares = {}
+        self.measure_s = 0.0  # what measuring took before the last step that was measured
         self.ema: ShardedEma | None = None
         if target is None:
             return
@@ -226,23 +235,28 @@ class Engine:
         measure: `norms` will be asked for after it.
         """
         apply_knobs(self._backend.groups, knobs)
-        self._gradients = squares(self._modules, self._backend.shards.gradients()) if measure else {}
+        if measure:
+            began_s = time.perf_counter()
+            self._gradients = squares(self._modules, self._backend.shards.gradients())
+            self.measure_s = time.perf_counter() - began_s
         return self._backend.step()
 
-    def norms(self) -> dict[str, float]:
+    def norms(self, *, applied: bool = True) -> dict[str, float]:
         """Of the step that was measured, over all ranks, by module: the norm of the gradient before it was
         clipped, of the weights, and of what the step added to them; and how far the target is from the
         weights it follows, as a share of their norm. What is not finite is left out.
+
+        applied: False of a step that was skipped, which added nothing.
         """
         shards, groups = self._backend.shards, {group["decays"]: group for group in self._backend.groups}
         group_of = {f.name: groups[f.name in self._backend.decaying] for f in shards.fragments}
         rows = {
             "grad_norm": self._gradients,
             "param_norm": squares(self._modules, owned_weights(shards)),
-            "update_norm": squares(self._modules, steps_taken(shards, group_of)),
+            "update_norm": squares(self._modules, steps_taken(shards, group_of) if applied else ()),
         }
         named = [(f"{what}_{module}", value) for what, row in rows.items() for module, value in row.items()]
-        moves = self.ema is not None and bool(self.ema.pairs())
+        moves = self.ema is not None and self.plan.config.target.kind == "ema"  # the same on every rank
         ema = ema_squares(self.ema) if self.ema is not None and moves else torch.zeros(0)
         total = self.world.total(torch.cat([torch.stack([value for _, value in named]), ema]))
         norms = total.double().clamp(min=0).sqrt().tolist()

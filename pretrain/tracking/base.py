@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from pretrain.config import TrackerConfig
 
+FLUSH_S = 30.0
 Value = float | int | str
 Status = Literal["done", "stopped", "failed"]
 Say = Callable[[str], None]
@@ -100,8 +101,8 @@ class Tracker(Protocol):
     def roll_back(self, to_step: int, note: str) -> None:
         """What came after `to_step` no longer counts; training goes on from there. note: why, in words."""
 
-    def flush(self) -> None:
-        """Bring everything so far to where it survives the process."""
+    def flush(self, longest_s: float = FLUSH_S) -> None:
+        """Bring everything so far to where it survives the process; a server is waited for so long."""
 
     def close(self, status: Status) -> None:
         """Flush, and say how the run ended."""
@@ -133,9 +134,9 @@ class Several:
         for tracker in self.trackers:
             tracker.roll_back(to_step, note)
 
-    def flush(self) -> None:
+    def flush(self, longest_s: float = FLUSH_S) -> None:
         for tracker in self.trackers:
-            tracker.flush()
+            tracker.flush(longest_s)
 
     def close(self, status: Status) -> None:
         for tracker in self.trackers:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.storage import Storage
-from pretrain.tracking.base import RunFacts, Status, Value
+from pretrain.tracking.base import FLUSH_S, RunFacts, Status, Value
 
 METRICS_FILE = "metrics.jsonl"
 ROLLED_BACK_FILE = "rolled_back.jsonl"
@@ -46,7 +46,7 @@ class JsonlTracker:
         self._file.close()  # the one that it writes to is no longer there
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
-    def flush(self) -> None:
+    def flush(self, longest_s: float = FLUSH_S) -> None:
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())

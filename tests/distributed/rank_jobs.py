@@ -134,6 +134,7 @@ def compare_ema(
         "losses": losses,
         "norms": norms,
         "norms_off": max(off),
+        "some_rank_has_no_encoder": world.any(engine.ema is not None and not engine.ema.pairs()),
         "ema_equal": all(rank["equal"] for rank in told),
         "applied": applied,
         "agreed": all(rank["applied"] == applied for rank in told),

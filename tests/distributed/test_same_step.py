@@ -73,6 +73,13 @@ def test_the_sharded_average_equals_a_plain_one_and_losses_equal_one_process(
         assert found["norms_off"] < (2e-2 if "bf16" in name else 1e-3), name
 
 
+def test_norms_are_told_where_a_rank_owns_no_part_of_the_encoder(small_dataset: Path, tmp_path: Path) -> None:
+    """A predictor of most of the weights fills the last partitions alone."""
+    model = {"predictor": {"depth": 6, "width": 96, "heads": 2}}
+    (found,) = on_ranks(3, tmp_path, [job_of(small_dataset, tmp_path, model=model)])
+    assert found["norms_off"] < 1e-3 and found["ema_equal"] and found["some_rank_has_no_encoder"]
+
+
 def test_clipping_each_module_is_the_same_at_every_stage(small_dataset: Path, tmp_path: Path) -> None:
     optim = {"clip_norm": 0.05, "clip_per": "module"}
     cases: list[dict[str, Any]] = [

@@ -97,7 +97,13 @@ def guess_of(said: torch.Tensor, wanted: torch.Tensor) -> GuessSums:
     """(C, N, D) each; the copy answers with zeros."""
     flat = said.flatten(0, 1), wanted.flatten(0, 1)
     tokens = torch.arange(said.shape[1]).repeat(len(said))
-    guess = Guess(*flat, tokens, lambda p: (p - flat[1]).abs().mean(), lambda: torch.zeros_like(flat[1]))
+    guess = Guess(
+        *flat,
+        torch.arange(len(tokens)),
+        tokens,
+        lambda p: (p - flat[1]).abs().mean(),
+        lambda: torch.zeros_like(flat[1]),
+    )
     return guess_sums(guess, fixed_positions(said.shape[1]))
 
 
@@ -110,6 +116,23 @@ def test_what_is_explained_is_the_share_of_the_variance_across_clips() -> None:
     assert explained(guess_of(wanted, wanted)) == pytest.approx(1.0)
     of_place = wanted.mean(0).expand_as(wanted)
     assert explained(guess_of(of_place, wanted)) == pytest.approx(0.0, abs=1e-5), "the same for every clip"
+
+
+def test_a_token_that_several_masks_hide_is_one_sample() -> None:
+    """One clip under two masks cannot be compared with itself; of several clips, copies change nothing."""
+    wanted, said = features(), features() + features().roll(1, 0)
+
+    def twice(x: torch.Tensor, clips: int) -> torch.Tensor:
+        return x[:clips].flatten(0, 1).repeat(2, 1)
+
+    def sums(clips: int) -> GuessSums:
+        source = torch.arange(32 * clips).repeat(2)
+        both = twice(said, clips), twice(wanted, clips)
+        guess = Guess(*both, source, source % 32, lambda p: p.mean(), lambda: both[1])
+        return guess_sums(guess, fixed_positions(32))
+
+    assert math.isnan(explained(sums(1)))
+    assert explained(sums(6)) == pytest.approx(explained(guess_of(said, wanted)), rel=1e-5)
 
 
 def test_trivial_answers_and_alignment() -> None:

@@ -92,7 +92,16 @@ def test_the_last_healthy_look_is_remembered() -> None:
     history = History()
     for step, spread in enumerate([1.0, 0.9, 0.3, 0.05], start=1):
         judge(history, replace(START, step=10 * step, spread=spread), CONFIG)
-    assert history.healthy_step == 20 and history.streaks == {"spread": 1}
+    assert history.sound_step == 20 and history.streaks == {"spread": 1}
+
+
+def test_a_lasting_warning_is_no_reason_to_go_far_back() -> None:
+    history = History()
+    for step in range(1, 200):
+        judge(history, replace(START, step=step), CONFIG)
+    assert history.streaks["blind"] > 100 and history.sound_step == 199
+    judge(history, replace(START, step=200, loss=nan), CONFIG)
+    assert history.sound_step == 199
 
 
 @pytest.mark.parametrize("loss", [0.5, nan, math.inf])

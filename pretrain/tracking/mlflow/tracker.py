@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UsageError
-from pretrain.tracking.base import Finding, RunFacts, Say, Status, Value, without_credentials, without_secrets
+from pretrain.tracking.base import (
+    FLUSH_S,
+    Finding,
+    RunFacts,
+    Say,
+    Status,
+    Value,
+    without_credentials,
+    without_secrets,
+)
 from pretrain.tracking.jsonl import read_metrics
 from pretrain.tracking.mlflow import client as connections
 from pretrain.tracking.mlflow.client import (
@@ -280,10 +289,10 @@ class MlflowTracker:
         assert self._sender is not None, "start() comes first"
         self._sender.put(self._job(send, what))
 
-    def flush(self) -> None:
+    def flush(self, longest_s: float = FLUSH_S) -> None:
         """Waits for a server that answers; one that is away is not waited for."""
         if self._sender is not None and self._sender.away_since is None:
-            self._sender.drain(CLOSE_WAIT_S)
+            self._sender.drain(longest_s)
 
     def close(self, status: Status) -> None:
         if self._sender is None:
