@@ -224,7 +224,7 @@ def test_no_secret_reaches_an_artifact(run: Path) -> None:
         ("id AKIAABCDEFGHIJKLMNOP", "id ***"),
         ("url = github_pat_11ABCDEFG0abcdefghij_0123456789x", "url = ***"),
         ("x = eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN", "x = ***"),
-        ("eyJ is how base64 of {\" begins", "eyJ is how base64 of {\" begins"),
+        ('eyJ is how base64 of {" begins', 'eyJ is how base64 of {" begins'),
         ("-H 'Authorization: Bearer a1b2c3d4e5'", "-H 'Authorization: Bearer ***'"),
         ("curl -H 'authorization: bearer abcdefghijklmnopqrstuv'", "curl -H 'authorization: bearer ***'"),
         ("the bearer authentication of a server", "the bearer authentication of a server"),
