@@ -48,6 +48,6 @@ def _of_keep_best(config: RunConfig) -> list[str]:
     one_in = saves // math.gcd(every, saves)
     return [
         f"train.keep_best is {score!r}: steps are scored every {every} (probe.every) and have a checkpoint "
-        f"every {saves} (train.checkpoint_every), so that only one in {one_in} scored steps can be kept, and "
-        f"the last; probe.every={saves * max(1, round(every / saves))} scores none that has no checkpoint"
+        f"every {saves} (train.checkpoint_every), so that only one in {one_in} scored steps can be kept; "
+        f"probe.every={saves * max(1, round(every / saves))} scores none that has no checkpoint"
     ]
