@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
-from pretrain.config import Plan
+from pretrain.config import Plan, RunConfig
 
 MANY_FORWARDS = 64  # in bf16 sums of 128 were 1.3 % off, of 512 9 %; in float32 those of up to 128 0.6 %
 
@@ -23,4 +24,30 @@ def notes(plan: Plan, action_names: Collection[str]) -> list[str]:
         found.append(
             f"the data has actions ({names}), which the predictor is not told: objective.action_size is 0"
         )
-    return found
+    return found + _of_keep_best(config)
+
+
+def _of_keep_best(config: RunConfig) -> list[str]:
+    """A checkpoint is kept by its score where there are both, at the same step."""
+    score, every = config.train.keep_best, config.probe.every
+    saves, steps = config.train.checkpoint_every, config.train.steps
+    if score is None:
+        return []
+    if every is None or every > steps:
+        why = (
+            "probe.every is null"
+            if every is None
+            else f"probe.every={every} is more than train.steps={steps}"
+        )
+        return [
+            f"train.keep_best is {score!r}, and no step is scored while training, as {why}: only `foreframe "
+            f"probe` gives scores then; probe.every={min(saves, steps)} scores each checkpoint"
+        ]
+    if every % saves == 0:
+        return []
+    one_in = saves // math.gcd(every, saves)
+    return [
+        f"train.keep_best is {score!r}: steps are scored every {every} (probe.every) and have a checkpoint "
+        f"every {saves} (train.checkpoint_every), so that only one in {one_in} scored steps can be kept; "
+        f"probe.every={saves * max(1, round(every / saves))} scores none that has no checkpoint"
+    ]

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ PACKAGES = (
     "numpy",
 )
 MAX_PATCH_CHARS = 200_000
+MAX_UNTRACKED = 200  # names; a data set that lies in the checkout may have millions
 PROVENANCE_FILE, ENVIRONMENT_FILE, PATCH_FILE = "provenance.json", "environment.txt", "code.patch"
 
 
@@ -63,6 +64,7 @@ def _git(*arguments: str) -> str | None:
             cwd=OURS.parent,
             capture_output=True,
             text=True,
+            errors="replace",  # a patch may be of a file in any encoding
             timeout=20,
             check=True,
         )
@@ -73,10 +75,13 @@ def _git(*arguments: str) -> str | None:
 
 def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -> dict[str, Any]:
     """Everything that another person needs to know which code and data made a run."""
-    patch = git("diff", "HEAD")
+    patch, others = git("diff", "HEAD"), untracked()
     return {
         "commit": git("rev-parse", "HEAD"),
-        "patch": without_secrets(patch[:MAX_PATCH_CHARS]) if patch else None,
+        "patch": cleaned(patch) if patch else None,
+        # what the patch says nothing of
+        "untracked": others and [without_credentials(name) for name in others[:MAX_UNTRACKED]],
+        "num_untracked": None if others is None else len(others),
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -86,6 +91,32 @@ def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -
         "hardware": hardware(),
         "datasets": [{**asdict(data), "address": without_credentials(data.address)} for data in datasets],
     }
+
+
+def untracked() -> list[str] | None:
+    """Files of foreframe's source tree that git neither follows nor ignores; None outside a checkout."""
+    found = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
+    return None if found is None else [name for name in found.split("\0") if name]
+
+
+def cleaned(patch: str) -> str:
+    """A patch without secrets; of one that is too long the first lines, and that it was cut."""
+    if len(patch) <= MAX_PATCH_CHARS:
+        return without_secrets(patch)
+    kept = patch[:MAX_PATCH_CHARS]
+    kept = kept.rpartition("\n")[0] or kept
+    said = (
+        f"# cut by foreframe after {len(kept):,} of {len(patch):,} characters: the rest is not written down"
+    )
+    return f"{without_secrets(kept)}\n{said}"
+
+
+def say_uncommitted(facts: Mapping[str, Any]) -> str:
+    """What the commit does not hold, in a few words."""
+    patch = "yes, in code.patch" if facts["patch"] else "none"
+    count = facts.get("num_untracked") or 0
+    files = "1 file" if count == 1 else f"{count:,} files"
+    return f"{patch}; {files} that git does not know, named in {PROVENANCE_FILE}" if count else patch
 
 
 def write_provenance(run: Path, facts: dict[str, Any]) -> list[Path]:

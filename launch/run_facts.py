@@ -14,6 +14,7 @@ from data_pipeline.errors import DataError, StorageError
 from data_pipeline.format import read_info
 from data_pipeline.storage import Storage
 from launch.outline import num_parameters
+from launch.provenance import say_uncommitted
 from launch.run_folder import OPERATIONAL
 from pretrain.config import RunConfig
 from pretrain.config.masks import BlockMaskConfig
@@ -112,7 +113,7 @@ def _tags(config: RunConfig, run: Path, provenance: Mapping[str, Any]) -> dict[s
     stage = f"DeepSpeed ZeRO-{strategy.zero_stage}" if strategy.kind == "deepspeed" else "one process"
     found = {
         "commit": str(provenance["commit"]),
-        "patch": "yes, in code.patch" if provenance["patch"] else "none",
+        "patch": say_uncommitted(provenance),
         "host": str(provenance["host"]),
         "device": str(provenance["device"]),
         "world_size": str(provenance["world_size"]),

@@ -247,6 +247,7 @@ def _train(
     from pretrain.step_pictures import StepPictures
     from pretrain.strategy.base import World
     from pretrain.tracking.base import DatasetFacts, Several, make_tracker
+    from pretrain.tracking.pictures import take_back_pictures
     from pretrain.watch import Watch
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -318,6 +319,8 @@ def _train(
         probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)
         every = config.probe.every
         shows = every is not None and progress.step // every < laid_out.steps // every  # at least once more
+        if world.is_first:  # whether or not any are drawn from now on
+            take_back_pictures(run, after=progress.step)
         pictures = StepPictures(run, laid_out, engine, tracker, display.say) if shows else None
         watch = Watch(
             run,

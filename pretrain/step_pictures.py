@@ -45,7 +45,7 @@ from pretrain.step_drawings import (
 )
 from pretrain.strategy.base import Engine
 from pretrain.tracking.base import Tracker
-from pretrain.tracking.pictures import folder_of_step, step_pictures
+from pretrain.tracking.pictures import folder_of_step, step_pictures, take_back_pictures
 
 SHOWN, QUERIES, NEAREST, POOL = 2, 4, 5, 48
 MAX_BYTES = 200_000
@@ -105,6 +105,20 @@ class StepPictures:
             self._drawings = [each for each in self._drawings if not each.done()]
             self._drawings.append(self._threads.submit(self._draw, step, seen, pooled_CD))
         return time.perf_counter() - began_s
+
+    def go_back(self, step: int) -> None:
+        """Training goes on from this step: draw what is under way, hand it over, take back what came later.
+
+        Comes before the tracker's own rollback, so that those pictures stay with what is left behind.
+        """
+        if not self._engine.world.is_first:
+            return
+        for drawing in self._drawings:
+            drawing.result()
+        self._drawings.clear()
+        self._tracker.flush()  # files that are taken back can no longer be sent
+        take_back_pictures(self._run, step)
+        self._colours = None  # goes on from where those of the step lay
 
     def close(self) -> None:
         """Wait until all are drawn and with the tracker."""

@@ -111,6 +111,8 @@ class Watch:
         if found is None:
             return None
         self._batches.seek(found.step, found.samples)
+        if self._pictures is not None:  # before the tracker: what is still drawn is of the run left behind
+            self._pictures.go_back(found.step)
         self._tracker.roll_back(found.step, f"step {progress.step}: {trouble.word}: {trouble.reason}")
         if self._probe is not None:
             self._probe.go_back(found.step)

@@ -207,10 +207,11 @@ def _looks(seen: Seen) -> Suggestion | None:
 
 
 def _probes(seen: Seen) -> Suggestion | None:
-    share, every = seen.spent.share("probes"), getattr(seen.config.probe, "every", None)
+    share = seen.spent.share("probes") + seen.spent.share("pictures over steps")  # at the same steps
+    every = getattr(seen.config.probe, "every", None)
     if share < PROBES or not isinstance(every, int):
         return None
-    figure = f"{share:.0%} of the training time went into online probes"
+    figure = f"{share:.0%} of the training time went into online probes and pictures over steps"
     return Suggestion(figure, "Half as many cost half.", (f"probe.every={2 * every}",))
 
 

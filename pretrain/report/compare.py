@@ -13,7 +13,7 @@ from pretrain.figures import Axes, Curve, Figure, curve_of, points, said_of_span
 from pretrain.report.learned import MOST_SCORES, probe_tables
 from pretrain.report.records import last_number, numbers
 from pretrain.report.spent import median
-from pretrain.report.story import Progress, Story, datasets_of, tell
+from pretrain.report.story import Progress, Story, datasets_of, is_trained_on, tell, trained_on
 from pretrain.report.verdicts import recent_loss, spread_share
 from pretrain.tracking.base import flatten
 
@@ -103,6 +103,7 @@ def _facts(story: Story) -> dict[str, str]:
     found = {}
     for number, data in enumerate(datasets_of(provenance)):
         name = f"data set {number + 1}" if number else "data set"
+        name += "" if is_trained_on(data) else ", for probes"
         found[name] = f"{data.get('name', '?')}, fingerprint {data.get('fingerprint', '?')}"
         clips = data.get("num_clips")
         found[f"{name}, clips"] = f"{clips:,}" if isinstance(clips, int) else "?"
@@ -118,9 +119,13 @@ def _facts(story: Story) -> dict[str, str]:
 
 
 def is_same_data(stories: Sequence[Story]) -> bool | None:
-    """Whether all read data sets of the same fingerprints; None where a run does not say."""
-    prints = [tuple(str(d.get("fingerprint")) for d in datasets_of(s.records.provenance)) for s in stories]
+    """Whether all were trained on data sets of the same fingerprints; None where a run does not say."""
+    prints = [_fingerprints(story) for story in stories]
     return len(set(prints)) == 1 if all(prints) else None
+
+
+def _fingerprints(story: Story) -> tuple[str, ...]:
+    return tuple(str(data.get("fingerprint")) for data in trained_on(story.records.provenance))
 
 
 def series_of(stories: Sequence[Story]) -> list[Series]:
@@ -129,8 +134,7 @@ def series_of(stories: Sequence[Story]) -> list[Series]:
     for story in stories:
         flat = flatten(story.config.model_dump(mode="json"))
         same = tuple(sorted((k, v) for k, v in flat.items() if k not in OWN))
-        data = tuple(str(d.get("fingerprint")) for d in datasets_of(story.records.provenance))
-        groups.setdefault((same, data), []).append(story)
+        groups.setdefault((same, _fingerprints(story)), []).append(story)
     names = dict(zip(map(id, stories), names_of(stories), strict=True))
     found: list[tuple[str, tuple[Story, ...]]] = []
     for group in groups.values():

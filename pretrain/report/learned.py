@@ -81,17 +81,17 @@ def _rows(given: Any) -> Iterable[Row]:
         yield Row(str(row.get("encoder") or "?"), ", ".join(words), scores_of(row))
 
 
-def say_learned(probe: Record | None, start: str = UNTRAINED) -> str:
+def say_learned(probe: Record | None) -> str:
     """What the probe says first, in a sentence: where training helped, and where it did not."""
     if probe is None:
         return "What the features know has not been probed yet."
-    return next(iter(say_tables(probe, start)), "The probe wrote no scores that can be read.")
+    return next(iter(say_tables(probe)), "The probe wrote no scores that can be read.")
 
 
-def say_tables(probe: Record, start: str = UNTRAINED) -> list[str]:
+def say_tables(probe: Record) -> list[str]:
     """The same for each table of a probe that has a trained row."""
     margin = probe_margin(probe)
-    said = [(table.title, _say_table(table, margin, start)) for table in probe_tables(probe)]
+    said = [(table.title, _say_table(table, margin)) for table in probe_tables(probe)]
     return [
         f"{title.capitalize()}: {told[0].lower()}{told[1:]}" if title else told
         for title, told in said
@@ -99,7 +99,7 @@ def say_tables(probe: Record, start: str = UNTRAINED) -> list[str]:
     ]
 
 
-def _say_table(table: Table, margin: float, start: str) -> str:
+def _say_table(table: Table, margin: float) -> str:
     blind = table.rows[-1].scores if table.rows[-1].encoder not in (TRAINED, UNTRAINED) else {}
     pairs: dict[str, tuple[float, float]] = {}
     for row in table.rows:
@@ -116,10 +116,12 @@ def _say_table(table: Table, margin: float, start: str) -> str:
     worse = [name for name, (after, before) in pairs.items() if before - after > margin]
 
     def listed(names: Sequence[str]) -> str:
-        return ", ".join(f"{n} {pairs[n][0]:.2f} ({start} {pairs[n][1]:.2f})" for n in names)
+        return ", ".join(f"{n} {pairs[n][0]:.2f} ({UNTRAINED} {pairs[n][1]:.2f})" for n in names)
 
     if not better and not worse:
-        return f"The probe finds no difference to the {start} encoder larger than its doubt, {margin:.2f}."
+        return (
+            f"The probe finds no difference to the {UNTRAINED} encoder larger than its doubt, {margin:.2f}."
+        )
     said = [
         f"Read better after training: {listed(better)}."
         if better
@@ -178,8 +180,11 @@ def _logged(line: Mapping[str, Any]) -> Record:
     }
 
 
-def probe_figures(probings: Sequence[Probing], start: str = UNTRAINED) -> list[Figure]:
-    """A figure a score: the trained encoder over the steps, beside the level of the untrained one."""
+def probe_figures(probings: Sequence[Probing]) -> list[Figure]:
+    """A figure a score: the trained encoder over the steps, beside the level of the untrained one.
+
+    That is drawn from the seed, also where `init.weights` loads others.
+    """
     if len(probings) < 2:
         return []
     figures = []
@@ -191,7 +196,7 @@ def probe_figures(probings: Sequence[Probing], start: str = UNTRAINED) -> list[F
         if before:
             ends = np.array([steps[0], steps[-1]])
             level = np.full(2, before[-1][1])
-            curves.append(Curve(start, ends, level, None, is_dashed=True, is_level=True))
+            curves.append(Curve(UNTRAINED, ends, level, None, is_dashed=True, is_level=True))
         said = f"Read from frozen features at {len(steps)} steps of this run, on clips it never trains on."
         figures.append(
             Figure(f"probe-{number + 1}", name, said, (Axes(name, tuple(curves), from_zero=False),))

@@ -21,8 +21,8 @@ from pretrain.report.markup import (
     section,
     table,
 )
-from pretrain.report.records import Record
-from pretrain.report.story import Story, datasets_of
+from pretrain.report.records import Record, is_finite
+from pretrain.report.story import Story, datasets_of, is_trained_on
 from pretrain.report.style import whole_page
 
 # Which figures stand in which section; all others come last.
@@ -74,19 +74,19 @@ def _grid(pictures: dict[str, Picture], names: tuple[str, ...]) -> str:
 def _learned(story: Story, probes: list[Picture]) -> str:
     probe = story.records.probe
     parts = [probe_table(probe, found) for found in probe_tables(probe or {})]
-    parts += [paragraph(sentence) for sentence in (say_tables(probe, story.start)[1:] if probe else [])]
+    parts += [paragraph(sentence) for sentence in (say_tables(probe)[1:] if probe else [])]
     if story.best is not None:
         is_kept = story.best.step in story.kept_steps
         there = "Its checkpoint is kept." if is_kept else "Its checkpoint is not in the run's folder."
         parts.append(paragraph(f"{say_best(story.best)} {there}"))
     if probes:
-        names = "the untrained encoder" if story.start == "untrained" else "the encoder at the start"
-        parts.append(f"<h3>Scores over steps, beside {names}</h3>{grid(figure(p) for p in probes)}")
+        shown = grid(figure(p) for p in probes)
+        parts.append(f"<h3>Scores over steps, beside the untrained encoder</h3>{shown}")
     return "".join(parts)
 
 
 def probe_table(probe: Record | None, found: Table) -> str:
-    """Scores read out of frozen features, with the gain over the encoder before training below each."""
+    """Scores read out of frozen features, with the gain over the untrained encoder below each."""
     probe = probe or {}
     rows = [
         [
@@ -179,6 +179,8 @@ def _provenance(story: Story) -> str:
     versions = provenance.get("versions")
     commit = provenance.get("commit") or "not a git checkout"
     patch = ", with uncommitted changes" if provenance.get("patch") else ""
+    if is_finite(count := provenance.get("num_untracked")) and count:
+        patch += f", {count:,} untracked file" + ("s" if count != 1 else "")
     return facts(
         [
             (
@@ -205,7 +207,8 @@ def say_dataset(data: Record, count: int = 1) -> str:
     weight = (
         f", weight {data['weight']:g}" if count > 1 and isinstance(data.get("weight"), (int, float)) else ""
     )
-    return f"{data.get('name', '?')}, {size}, fingerprint {data.get('fingerprint', '?')}{weight}"
+    use = "" if is_trained_on(data) else ", for probes"
+    return f"{data.get('name', '?')}, {size}, fingerprint {data.get('fingerprint', '?')}{weight}{use}"
 
 
 def _tracker(story: Story) -> str:

@@ -12,7 +12,7 @@ STALLS = {
     "perf/save_stall_ms": "saves",
     "perf/health_ms": "looks at features",
     "perf/probe_ms": "probes",
-    "perf/tracking_ms": "tracking",
+    "perf/pictures_ms": "pictures over steps",
 }
 WAITING, COMPUTE = "waiting for data", "compute"
 

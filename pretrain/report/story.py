@@ -21,6 +21,15 @@ from pretrain.report.spent import Spent, where_time_went
 from pretrain.report.verdicts import Health, Stretch, judge_health, timeline
 from pretrain.tracking.base import run_title, without_credentials
 
+# What was learned, and from what of the clips, by objective.kind.
+LEARNED_BY = {
+    "masked_latent": "A {} learned by predicting the features of hidden parts",
+    "future_latent": "A {} learned by predicting the features of the future from the past",
+    "action_latent": "A predictor on a {} that stayed as it was learned the features of each next frame, "
+    "from frames and actions so far,",
+    "pixel": "A {} learned by predicting the pixels of hidden parts",
+    "contrastive": "A {} learned by telling which features belong to which hidden part",
+}
 MAX_LETTERS = 200
 OLD_FLOOR = 0.1  # of the spread, for runs without a verdict of their own, where the config names none
 
@@ -31,8 +40,8 @@ Progress = Callable[[str, int, int, str], None]
 class Story:
     """All that the page shows, gathered; text is plain and still to be escaped.
 
-    kept_steps: of the checkpoints that are whole. start: what the encoder before training is called:
-    untrained, or "at the start" of loaded weights.
+    kept_steps: of the checkpoints that are whole. start: what features at the first look are called:
+    untrained, or "at the start" of loaded weights. A probe's baseline is untrained in either case.
     """
 
     records: Records
@@ -108,7 +117,7 @@ def tell(run: Path, progress: Progress | None = None, *, with_pictures: bool = T
         health=health,
         stretches=timeline(metrics),
         what=say_what(config, metrics, records.provenance),
-        learned=say_learned(records.probe, start),
+        learned=say_learned(records.probe),
         best=best_checkpoint(probings, metrics, config.train.keep_best),
         kept_steps=kept_steps(run),
         probings=probings,
@@ -132,7 +141,7 @@ def _pictures(
     """Figures of metrics and probes, and pictures of clips; a sentence for each that cannot be had."""
     drawn, missing = draw_pictures(run, progress)
     judged = judged_features(records.metrics, is_frozen=config.target.kind == "frozen")
-    figures = figures_of(records.metrics, judged=judged, start=start) + probe_figures(probings, start)
+    figures = figures_of(records.metrics, judged=judged, start=start) + probe_figures(probings)
     (run / FOLDER).mkdir(exist_ok=True)
     return draw_figures(figures, run / FOLDER) + [p for p in drawn if p.path.suffix != ".svg"], missing
 
@@ -174,16 +183,17 @@ def say_what(config: RunConfig, metrics: Metrics, provenance: Record) -> str:
         if step >= config.train.steps
         else f"{step:,} of {config.train.steps:,} steps so far"
     )
-    known = datasets_of(provenance)
+    known = trained_on(provenance)
     counts = [data["num_clips"] for data in known if is_finite(data.get("num_clips"))]
     clips = f"{sum(counts):,} " if counts else ""
     names = [str(data.get("name", "?")) for data in known] or [
         without_credentials(source.shards) for source in config.data.sources
     ]
     ranks = provenance.get("world_size")
+    who = f"{encoder.preset.replace('_', '-')} encoder (width {width}, {depth} blocks)"
+    what = LEARNED_BY[config.objective.kind].format(who)
     return (
-        f"A {encoder.preset.replace('_', '-')} encoder (width {width}, {depth} blocks) learned by "
-        f"predicting the features of hidden parts of {clips}clips of {' and '.join(names)}, "
+        f"{what} of {clips}clips of {' and '.join(names)}, "
         f"{config.data.frames} frames of {config.data.size} × {config.data.size} at {config.data.fps:g} a "
         f"second, in {done} of {config.train.global_batch} clips"
         + (f" on {ranks} rank{'s' if ranks != 1 else ''}." if ranks else ".")
@@ -194,6 +204,16 @@ def datasets_of(provenance: Record) -> list[Record]:
     """The data sets that a run says it read."""
     found = provenance.get("datasets")
     return [data for data in found if isinstance(data, dict)] if isinstance(found, list) else []
+
+
+def trained_on(provenance: Record) -> list[Record]:
+    """The data sets that it was trained on, without one that only probes read."""
+    return [data for data in datasets_of(provenance) if is_trained_on(data)]
+
+
+def is_trained_on(data: Record) -> bool:
+    """Earlier releases wrote no context: they named what was trained on alone."""
+    return data.get("context", "training") == "training"
 
 
 def dead_letters(shards: str) -> tuple[list[tuple[str, str]], int, list[str]]:

@@ -54,9 +54,7 @@ def write_comparison(
 
 def figures_of_run(story: Story) -> list[Figure]:
     """All figures of a run's numbers."""
-    return figures_of(story.metrics, judged=story.judged, start=story.start) + probe_figures(
-        story.probings, story.start
-    )
+    return figures_of(story.metrics, judged=story.judged, start=story.start) + probe_figures(story.probings)
 
 
 def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:

@@ -31,8 +31,12 @@ _NAMED_SECRET = re.compile(
     r"(?:(['\"])(?!\*\*\*)[^'\"\n]{6,}\2|(?!\*\*\*|null\b|None\b|true\b|false\b)[^\s'\"(){}\[\],]{6,}+(?![\[(]))"
 )
 _KEY_FORMS = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\b(?:hf|ghp|gho|ghs|glpat|xox[bap]|sk)[_-][A-Za-z0-9_-]{16,}"
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\b(?:hf|gh[oprsu]|github_pat|glpat|xox[bap]|sk)[_-][A-Za-z0-9_-]{16,}"
+    r"|\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}"  # a JSON Web Token
 )
+# What follows the word in a header; a digit, or its length, tells it from a word of a sentence.
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[\w.~+/=-]*\d|[\w.~+/=-]{20})[\w.~+/=-]{6,}")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S
 )
@@ -220,7 +224,8 @@ def without_secrets(text: str) -> str:
     'aws_secret_access_key = ***'
     """
     text = _PRIVATE_KEY.sub("***", without_credentials(text))
-    return _KEY_FORMS.sub("***", _NAMED_SECRET.sub(_starred, text))
+    text = _KEY_FORMS.sub("***", _NAMED_SECRET.sub(_starred, text))
+    return _BEARER.sub(r"\1***", text)
 
 
 def _starred(found: re.Match[str]) -> str:

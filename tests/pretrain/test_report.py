@@ -23,7 +23,7 @@ from pretrain.report.learned import probe_tables, probings_of, say_learned, say_
 from pretrain.report.sections import verdict_strip
 from pretrain.report.verdicts import Stretch, recent_loss
 from pretrain.report.write import figures_of_run
-from tests.report_runs import probe, write_lines, write_object, write_run, write_troubles
+from tests.report_runs import probe, provenance, write_lines, write_object, write_run, write_troubles
 
 EVIL = '<script>alert(\'x\')</script>"><img src=x onerror="alert(1)">.mp4'
 SECRET = "http://ann:hunter2@host:5000"
@@ -289,8 +289,21 @@ def test_weights_that_were_loaded_are_not_called_untrained(tmp_path: Path) -> No
     run = write_run(tmp_path / "r", config={"init": {"weights": "runs/first"}})
     text = told(run)
     assert "what it was at the start" in text
+    assert "(untrained 0." in text, "a probe's baseline is drawn from the seed"
+    curves = [
+        curve.name
+        for figure in figures_of_run(story.tell(run, with_pictures=False))
+        for curve in figure.axes[0].curves
+    ]
+    assert curves.count("untrained") == 3 and "at the start" in curves
     assert "untrained encoder&#x27;s" not in text
     assert "untrained encoder's" not in text
+
+
+def test_files_that_git_does_not_know_are_told_with_the_commit(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    write_object(run / "provenance.json", provenance() | {"untracked": ["a.py"], "num_untracked": 1})
+    assert "32402d0b34732ee38c67c148f01b19d65e6c1077, 1 untracked file<" in told(run)
 
 
 def test_the_best_checkpoint_is_by_probe_and_the_loss_would_have_chosen_another(tmp_path: Path) -> None:
@@ -397,7 +410,6 @@ def test_what_was_learned_names_gains_and_leaves_out_what_is_at_chance() -> None
     said = say_learned({"kind": "states", "rows": rows, "num_eval_clips": 100})
     assert "position 0.75 (untrained 0.62)" in said
     assert "shape" not in said
-    assert "at the start 0.62" in say_learned({"rows": rows, "num_eval_clips": 100}, "at the start")
 
 
 def test_a_probe_without_gain_says_so() -> None:

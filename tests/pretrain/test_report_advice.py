@@ -70,6 +70,12 @@ def test_nothing_is_suggested_where_nothing_is_wrong() -> None:
             ["train.save_in_background=true"],
             "went into saves",
         ),
+        (
+            # neither alone would be enough
+            lambda: seen({"perf/probe_ms": 7.0, "perf/pictures_ms": 7.0}, {"probe": {"every": 20}}),
+            ["probe.every=40"],
+            "went into online probes and pictures over steps",
+        ),
         (lambda: seen({"perf/health_ms": 20.0}), ["health.every=100"], "looks at the features"),
         (lambda: seen(word="diverged"), ["optim.lr=0.00033"], "said"),
         (lambda: seen(word="collapsing", collapses=True), ["optim.lr=0.00033"], "spread is 1%"),

@@ -24,7 +24,7 @@ from pretrain.report.compare import (
     tell_all,
 )
 from pretrain.report.spent import median
-from tests.report_runs import write_lines, write_run
+from tests.report_runs import provenance, write_lines, write_object, write_run
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,15 @@ def test_what_differs_is_named_and_nothing_else(runs: list[Path], tmp_path: Path
     assert name == "data set"
     assert [value.rpartition(" ")[2] for value in values] == ["52f4fa5ed730a587", "0000"]
     assert is_same_data(stories) is False
+    same = write_run(tmp_path / "same", name="base")
+    found_there = provenance()
+    found_there["datasets"] += [
+        {"name": "held-out", "fingerprint": "beef", "num_clips": 9, "context": "probe"}
+    ]
+    write_object(same / "provenance.json", found_there)
+    stories = tell_all([runs[0], same])
+    assert is_same_data(stories) is True, "probes of other clips teach nothing"
+    assert list(facts_that_differ(stories)) == ["data set 2, for probes", "data set 2, for probes, clips"]
     (other / "provenance.json").unlink()
     assert is_same_data(tell_all([runs[0], other])) is None
 

@@ -27,7 +27,7 @@ from pretrain.step_pictures import MAX_BYTES, StepPictures, pool_indices, read_h
 from pretrain.strategy.base import Engine, World
 from pretrain.tracking.base import Several
 from pretrain.tracking.jsonl import read_metrics
-from pretrain.tracking.pictures import step_pictures
+from pretrain.tracking.pictures import folder_of_step, step_pictures, take_back_pictures
 from tests.small_dataset import tiny_config
 
 NAMES = {"clip-masks", "clip-features", "clip-attention", "clip-neighbours"}
@@ -242,3 +242,53 @@ def test_colours_go_on_from_those_of_an_earlier_process(
     with np.load(tmp_path / "pictures" / "steps" / "00000006" / "colours.npz") as kept:
         np.testing.assert_allclose(kept["scores"].astype(float), -scores, atol=5e-3)
     assert json.dumps(sorted({step for step, _ in step_pictures(tmp_path)})) == "[5, 6]"
+
+
+def test_pictures_of_steps_that_come_again_are_taken_back(tmp_path: Path) -> None:
+    for step in (2, 5, 12):
+        folder_of_step(tmp_path, step).mkdir(parents=True)
+        (folder_of_step(tmp_path, step) / "clip-masks.png").touch()
+    take_back_pictures(tmp_path, after=5)
+    assert [step for step, _ in step_pictures(tmp_path)] == [2, 5]
+    assert not folder_of_step(tmp_path, 12).exists()
+    take_back_pictures(tmp_path / "nothing", after=0)
+
+
+def test_a_rollback_waits_for_what_is_drawn_and_takes_it_back(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.build import build_engine
+
+    there: list[list[int]] = []
+
+    class Flushed(Recording):
+        def flush(self) -> None:
+            there.append(sorted({step for step, _ in step_pictures(tmp_path)}))
+
+    config, tracker = tiny_config(small_dataset, tmp_path), Flushed()
+    laid_out = plan(config, 1)
+    engine = build_engine(laid_out, World(0, 1, torch.device("cpu")))
+    pictures = StepPictures(tmp_path, laid_out, engine, tracker, pytest.fail)
+    for step in (2, 4, 6):
+        pictures.take(step)
+    pictures.go_back(3)
+    assert there == [[2, 4, 6]], "all are drawn, and sent while they are there"
+    assert {step for _, step in tracker.pictures} == {2, 4, 6}
+    assert {step for step, _ in step_pictures(tmp_path)} == {2}
+    with np.load(folder_of_step(tmp_path, 2) / "colours.npz") as kept:
+        scores = kept["scores"].astype(float)
+    np.savez(folder_of_step(tmp_path, 2) / "colours.npz", scores=-scores)
+    pictures.take(4)
+    pictures.close()
+    with np.load(folder_of_step(tmp_path, 4) / "colours.npz") as kept:
+        np.testing.assert_allclose(kept["scores"].astype(float), -scores, atol=5e-3)
+
+
+def test_a_run_that_is_resumed_has_no_pictures_of_later_steps(small_dataset: Path, tmp_path: Path) -> None:
+    run = run_train(tiny_config(small_dataset, tmp_path, train={"steps": 2}), quiet=True).run
+    for step in (2, 3):
+        folder_of_step(run, step).mkdir(parents=True)
+        (folder_of_step(run, step) / "clip-masks.png").touch()
+    again = tiny_config(small_dataset, tmp_path, train={"steps": 3})
+    run_train(again, quiet=True, allow_change=["train.steps"])
+    assert [step for step, _ in step_pictures(run)] == [2]

@@ -293,6 +293,67 @@ def test_a_file_that_is_gone_or_damaged_holds_no_later_point_up(
     assert "left out in MLflow: the picture cut.png" in said[1]
 
 
+@pytest.mark.parametrize(
+    ("status", "is_hopeless"),
+    [(403, True), (413, True), (404, True), (408, False), (429, False), (500, False), (503, False)],
+)
+def test_what_a_server_refuses_is_left_out_and_what_it_cannot_take_now_is_kept(
+    status: int, is_hopeless: bool
+) -> None:
+    import requests
+    from mlflow.utils.rest_utils import augmented_raise_for_status
+
+    from pretrain.tracking.mlflow.client import named_errors
+    from pretrain.tracking.sender import AwayError, LeftOutError
+
+    answer = requests.Response()
+    answer.status_code, answer._content = status, b"<html>no"
+    with pytest.raises(LeftOutError if is_hopeless else AwayError, match=str(status)), named_errors():
+        augmented_raise_for_status(answer)  # what sends MLflow's files
+
+
+def test_points_that_are_too_large_for_a_proxy_are_refused() -> None:
+    import requests
+    from mlflow.utils.rest_utils import verify_rest_response
+
+    from pretrain.tracking.mlflow.client import named_errors
+    from pretrain.tracking.sender import AwayError, LeftOutError
+
+    answer = requests.Response()
+    answer._content = b"<html>no"
+    for status, kind in ((413, LeftOutError), (502, AwayError)):
+        answer.status_code = status
+        with pytest.raises(kind), named_errors():
+            verify_rest_response(answer, "/api/2.0/mlflow/runs/log-batch")
+
+
+def test_a_file_that_the_server_refuses_holds_no_later_point_up(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import requests
+    from mlflow import MlflowClient
+
+    from pretrain.tracking import mlflow as ours
+
+    answer = requests.Response()
+    answer.status_code = 413
+
+    def refuse(*_: Any, **__: Any) -> None:
+        answer.raise_for_status()
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    monkeypatch.setattr(ours.tracker, "CLOSE_WAIT_S", 5.0)
+    (run / "large.html").write_text("x")
+    said: list[str] = []
+    tracker = ours.MlflowTracker(run, None, said.append)
+    tracker.start(FACTS)
+    tracker.log_file(run / "large.html")
+    log_steps(tracker, range(1, 4))
+    tracker.close("done")
+    assert _history(run, "loss/total") == [1, 2, 3]
+    assert len(said) == 1 and "left out in MLflow: the file large.html" in said[0]
+
+
 def test_what_nobody_foresaw_is_said_once_and_no_flush_waits_for_it(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

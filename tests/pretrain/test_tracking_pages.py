@@ -158,7 +158,7 @@ def test_a_finding_is_a_run_below_with_its_data_set_and_files(run: Path) -> None
     tracker.start(FACTS)
     log_steps(tracker, range(1, 4))
     tracker.close("done")
-    (run / "probe.json").write_text("{}")
+    (run / "probe.json").write_text('{"api_key": "hunter2hunter2"}')
     finding = Finding(
         "probe at step 3",
         {"kind": "states", "clips": "160"},
@@ -183,6 +183,8 @@ def test_a_finding_is_a_run_below_with_its_data_set_and_files(run: Path) -> None
     assert below.inputs.dataset_inputs[0].tags[0].value == "probe"
     assert "pw" not in below.inputs.dataset_inputs[0].dataset.source
     assert [file.path for file in client.list_artifacts(below.info.run_id)] == ["probe.json"]
+    kept = [path.read_text() for path in (run / "mlartifacts").rglob("probe.json")]
+    assert kept == ['{"api_key": "***"}']
     assert above.data.metrics["probe/trained/position"] == 0.5
 
 
@@ -220,6 +222,12 @@ def test_no_secret_reaches_an_artifact(run: Path) -> None:
         ('{"api_key": "abcdef123456"}', '{"api_key": "***"}'),
         ("export HF=hf_abcdefghijklmnopqrst", "export HF=***"),
         ("id AKIAABCDEFGHIJKLMNOP", "id ***"),
+        ("url = github_pat_11ABCDEFG0abcdefghij_0123456789x", "url = ***"),
+        ("x = eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmN", "x = ***"),
+        ('eyJ is how base64 of {" begins', 'eyJ is how base64 of {" begins'),
+        ("-H 'Authorization: Bearer a1b2c3d4e5'", "-H 'Authorization: Bearer ***'"),
+        ("curl -H 'authorization: bearer abcdefghijklmnopqrstuv'", "curl -H 'authorization: bearer ***'"),
+        ("the bearer authentication of a server", "the bearer authentication of a server"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\nx", "***\nx"),
         ("secret: null", "secret: null"),
         ("def tokens(secret: Callable[[], str])", "def tokens(secret: Callable[[], str])"),

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pretrain.config import TrackerConfig
 from pretrain.tracking.base import make_tracker
 from pretrain.tracking.jsonl import JsonlTracker, read_lines, read_metrics
-from pretrain.tracking.pictures import folder_of_step
+from pretrain.tracking.pictures import folder_of_step, take_back_pictures
 from tests.pretrain.tracked_run import FACTS, log_steps
 
 NOTE = "step 8: collapsing: the spread fell to 4 %; lr 1e-3 → 5e-4"
@@ -226,6 +227,83 @@ def test_a_rollback_that_no_tracker_was_told_of_is_made_up_for_at_resume(run: Pa
     assert client_of(run).get_run(left).data.tags["foreframe.rolled_back"] == "at step 8 to 5"
     experiment = json.loads((run / "mlflow_run.json").read_text())["experiment_id"]
     assert len(client_of(run).search_runs([experiment])) == 2
+
+
+def test_a_record_that_is_damaged_in_mid_run_holds_no_rollback_up(run: Path) -> None:
+    said: list[str] = []
+    tracker = make_tracker(TrackerConfig(), run, say=said.append)
+    tracker.start(dataclasses.replace(FACTS, rollbacks=((4, 2, "before"),)), 0)
+    log_steps(tracker, range(1, 9))
+    tracker.flush()
+    left = run_id(run)
+    (run / "mlflow_run.json").write_text('{"run_id": ')
+    tracker.roll_back(5, NOTE)
+    log_steps(tracker, range(6, 10))
+    tracker.close("done")
+    assert len(said) == 1 and "mlflow_run.json is damaged" in said[0] and "written anew" in said[0]
+    assert run_id(run) != left
+    assert [step for step, _ in points(run, run_id(run))] == list(range(1, 10))
+    assert json.loads((run / "mlflow_run.json").read_text())["rollbacks"] == 2, "none is told again at resume"
+
+
+def test_each_picture_of_a_step_comes_once_after_a_kill(run: Path) -> None:
+    """Of 2 and 6 the server has them, of 4 it has nothing; the run goes on from 4 and draws 6 again."""
+
+    def draw(step: int, colour: str) -> Path:
+        path = folder_of_step(run, step) / "clip-masks.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(path)
+        return path
+
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    log_steps(tracker, range(1, 8))
+    for step, colour in ((2, "red"), (4, "green"), (6, "blue")):
+        path = draw(step, colour)
+        if step != 4:
+            tracker.log_picture(path, step)
+    tracker.flush()  # and no close
+    take_back_pictures(run, after=4)
+    resumed = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    resumed.start(FACTS, 4)
+    log_steps(resumed, range(5, 8))
+    resumed.log_picture(draw(6, "navy"), 6)
+    resumed.close("done")
+    images = [file.path for file in client_of(run).list_artifacts(run_id(run), "images")]
+    assert sorted(path.split("+")[2] for path in images if path.endswith(".png")) == ["2", "4", "6"]
+    assert len(images) == 6, "each whole and small"
+    (shown,) = (run / "mlartifacts").rglob("pictures/clip-masks.png")
+    with Image.open(shown) as newest:
+        assert newest.getpixel((0, 0)) == (0, 0, 128), "the newest, as it was drawn last"
+
+
+def test_a_list_of_images_that_is_refused_doubles_none_of_before(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    path = folder_of_step(run, 2) / "clip-masks.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(path)
+    tracker = make_tracker(TrackerConfig(), run, say=pytest.fail)
+    tracker.start(FACTS)
+    log_steps(tracker, range(1, 4))
+    tracker.log_picture(path, 2)
+    tracker.close("stopped")
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("this store lists nothing")
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "list_artifacts", refuse)
+        resumed = make_tracker(TrackerConfig(), run, say=said.append)
+        resumed.start(FACTS, 3)
+        log_steps(resumed, range(4, 6))
+        resumed.close("done")
+    assert len(said) == 1 and "left out in MLflow: a look at what pictures there are" in said[0]
+    assert [step for step, _ in points(run, run_id(run))] == list(range(1, 6))
+    assert len(client_of(run).list_artifacts(run_id(run), "images")) == 2
 
 
 def test_a_real_run_that_goes_back_has_each_point_once(

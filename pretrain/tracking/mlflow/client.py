@@ -22,6 +22,9 @@ ARTIFACTS_FOLDER = "mlartifacts"
 
 # Answers that another attempt will not change.
 HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "PERMISSION_DENIED"}
+# Of the statuses from 400 to 499 those that another attempt may change: too slow, too many at once.
+WORTH_ANOTHER = {408, 429}
+TOO_LARGE = "failed with error code 413 "  # how MLflow tells of a proxy's answer, for which it has no code
 
 
 def user_name() -> str:
@@ -83,9 +86,20 @@ def named_errors() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = without_credentials(" ".join(str(error).split("[SQL:")[0].split()))[:300]
-        if isinstance(error, MlflowException) and error.error_code in HOPELESS:
+        if is_refused(error):
             raise LeftOutError(f"MLflow refused it: {reason}") from error
         # A lost connection is an OSError too, but only one about a file of this machine has a file's name.
         if isinstance(error, OSError) and error.filename is not None:
             raise LeftOutError(reason) from error
         raise AwayError(reason) from error
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether a server answered, and will answer the same the next time."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in HOPELESS or TOO_LARGE in str(error)
+    # Files go by requests, whose HTTPError is an OSError that holds the answer.
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in WORTH_ANOTHER

@@ -18,8 +18,11 @@ from pretrain.tracking.sender import LeftOutError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+Shown = set[tuple[str, int]]  # (file name without its ending, step)
+
 FOLDER, GROUP = "images", "pictures"  # among the artifacts; the section of the charts
 SHOWN_TAG = "mlflow.loggedImages"  # tells the page that there are pictures to ask for
+SMALL = "+compressed.webp"  # is sent last: a picture that has it is whole
 MAX_SIDE = 1200
 
 
@@ -32,7 +35,7 @@ def log_image(client: MlflowClient, run_id: str, path: Path, step: int) -> None:
 
     name = f"{GROUP}~{path.stem}+step+{step}+timestamp+{now_ms()}+{uuid.uuid4()}"
     with tempfile.TemporaryDirectory(prefix="foreframe-picture-") as folder:
-        whole, small = Path(folder, f"{name}.png"), Path(folder, f"{name}+compressed.webp")
+        whole, small = Path(folder, f"{name}.png"), Path(folder, f"{name}{SMALL}")
         try:
             data = path.read_bytes()
             with Image.open(path) as picture:
@@ -45,3 +48,12 @@ def log_image(client: MlflowClient, run_id: str, path: Path, step: int) -> None:
         for file in (whole, small):
             client.log_artifact(run_id, str(file), FOLDER)
     client.set_tag(run_id, SHOWN_TAG, "true")
+
+
+def shown_images(client: MlflowClient, run_id: str) -> Shown:
+    """The pictures of steps that a run has already, as their names say."""
+    found = (Path(file.path).name for file in client.list_artifacts(run_id, FOLDER))
+    parts = [name.removeprefix(f"{GROUP}~").split("+") for name in found if name.endswith(SMALL)]
+    return {
+        (part[0], int(part[2])) for part in parts if len(part) > 2 and part[1] == "step" and part[2].isdigit()
+    }

@@ -152,17 +152,22 @@ def create(client: MlflowClient, place: Place, facts: RunFacts, tags: dict[str, 
     if facts.group is not None:
         all_tags |= {PARENT: group_parent(client, experiment, facts.group), "group": facts.group}
     created = client.create_run(experiment, run_name=run_title(place.run, facts.name), tags=all_tags)
-    _take_over(place, facts.experiment, created)
+    _take_over(place, facts, created)
     return str(created.info.run_id)
 
 
-def _take_over(place: Place, experiment: str, found: Run) -> None:
+def _take_over(place: Place, facts: RunFacts, found: Run) -> None:
+    """The run's folder has this MLflow run from now on."""
+    try:
+        known = (read_record(place.run) or {}).get("rollbacks", 0)
+    except UsageError:  # it is written anew here, and said where the run is told of it
+        known = len(facts.rollbacks)
     record = {
         "run_id": found.info.run_id,
-        "experiment": experiment,
+        "experiment": facts.experiment,
         "experiment_id": str(found.info.experiment_id),
         "address": place.address,
-        "rollbacks": (read_record(place.run) or {}).get("rollbacks", 0),
+        "rollbacks": known,
     }
     write_record(place.run, record)
 
@@ -233,7 +238,7 @@ def go_on_anew(client: MlflowClient, place: Place, facts: RunFacts, old_id: str,
     found = client.search_runs([old.info.experiment_id], f"tags.`{GOES_ON_FROM}` = '{key}'")
     if found:
         new_id = str(found[0].info.run_id)
-        _take_over(place, facts.experiment, found[0])
+        _take_over(place, facts, found[0])
     else:
         told = f"rolled back {rollback.in_words}: {rollback.note}"
         link = f"[what was left behind](#/experiments/{old.info.experiment_id}/runs/{old_id})"

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import ForeframeError, UsageError
 from pretrain.tracking.base import (
     FLUSH_S,
     Finding,
@@ -36,7 +36,7 @@ from pretrain.tracking.mlflow.client import (
     quieten,
 )
 from pretrain.tracking.mlflow.findings import Begun, log_finding
-from pretrain.tracking.mlflow.images import log_image
+from pretrain.tracking.mlflow.images import Shown, log_image, shown_images
 from pretrain.tracking.mlflow.page import VERDICT, describe, numbers
 from pretrain.tracking.mlflow.runs import (
     RUN_FILE,
@@ -75,6 +75,7 @@ class MlflowTracker:
         self._client: MlflowClient | None = None
         self._sender: Sender | None = None
         self._last_steps: dict[str, int] = {}  # what the server has, by the sender's thread alone
+        self._shown: Shown = set()  # pictures that the server has, by the sender's thread alone
         self._newest_step = 0
         self._files: dict[tuple[Path, str], None] = {}  # in the order in which they were logged
         self._verdict: list[Value | None] = []
@@ -108,7 +109,10 @@ class MlflowTracker:
         def unsent() -> list[Job]:
             # MLflow orders points by time: those of before come first
             jobs = self._jobs_up_to(resumed_at, started_ms)
-            return [*jobs, *self._picture_jobs(resumed_at)] if untold and resumed_at else jobs
+            if not resumed_at:
+                return jobs
+            look = self._job(partial(self._look_at_images, resumed_at), "a look at what pictures there are")
+            return [*jobs, look, *self._picture_jobs(resumed_at)]
 
         started_ms = now_ms()
         is_begun = resumed_at > 0 or (self.run / RUN_FILE).exists()
@@ -211,14 +215,16 @@ class MlflowTracker:
         self._files[path, folder] = None
         self._put(lambda client: self._send_file(client, path, folder), f"the file {path.name}")
 
-    def _send_file(self, client: MlflowClient, path: Path, folder: str) -> None:
+    def _send_file(self, client: MlflowClient, path: Path, folder: str = "", run_id: str = "") -> None:
+        """run_id: of another run than this one."""
+        of = run_id or self.run_id
         with path.open("rb") as file:  # MLflow may say of a missing file whatever its store says
             data = file.read() if path.suffix in TEXT else b""
         text = data.decode(errors="replace")
         if (clean := without_secrets(text)) != text:
-            client.log_text(self.run_id, clean, f"{folder}/{path.name}" if folder else path.name)
+            client.log_text(of, clean, f"{folder}/{path.name}" if folder else path.name)
         else:
-            client.log_artifact(self.run_id, str(path), folder or None)
+            client.log_artifact(of, str(path), folder or None)
 
     def log_picture(self, path: Path, step: int) -> None:
         if self._sender is None:  # a run that failed is closed while its last pictures are still drawn
@@ -226,23 +232,42 @@ class MlflowTracker:
         for job in self._picture(path, step):
             self._sender.put(job)
 
-    def _picture_jobs(self, up_to: int) -> list[Job]:
-        """Again those of steps that still count, for a run that has none of them."""
-        found = step_pictures(self.run)
-        return [job for step, path in found if step <= up_to for job in self._picture(path, step)]
+    def _look_at_images(self, resumed_at: int, client: MlflowClient) -> None:
+        """A process that was killed may have sent pictures of steps that come again, or not all of before."""
+        # should the list be refused, those of before count as sent
+        self._shown = {(path.stem, step) for step, path in step_pictures(self.run) if step <= resumed_at}
+        self._shown = shown_images(client, self.run_id)
 
-    def _picture(self, path: Path, step: int) -> list[Job]:
-        """As a file it is shown whole, the newest of its name; as an image of a step it can be followed."""
+    def _picture_jobs(self, up_to: int) -> list[Job]:
+        """Those of steps that still count; what the server has is left out at sending."""
+        found = [(step, path) for step, path in step_pictures(self.run) if step <= up_to]
+        newest = {path.name: step for step, path in found}
+        return [
+            job
+            for step, path in found
+            for job in self._picture(path, step, as_file=newest[path.name] == step, once=True)
+        ]
+
+    def _picture(self, path: Path, step: int, *, as_file: bool = True, once: bool = False) -> list[Job]:
+        """As a file it is shown whole, the newest of its name; as an image of a step it can be followed.
+
+        once: send no file either where the image is there. Pictures that were taken back are passed over.
+        """
+
+        def is_shown() -> bool:
+            return (path.stem, step) in self._shown
 
         def send_file(client: MlflowClient) -> None:
-            self._send_file(client, path, "pictures")
+            if path.exists() and not (once and is_shown()):
+                self._send_file(client, path, "pictures")
 
         def send_image(client: MlflowClient) -> None:
-            log_image(client, self.run_id, path, step)
+            if path.exists() and not is_shown():
+                log_image(client, self.run_id, path, step)
 
         what = f"the picture {path.name}"
         image = [self._job(send_image, what)] if path.suffix == ".png" else []
-        return [self._job(send_file, what), *image]
+        return [self._job(send_file, what), *image] if as_file else image
 
     def log_finding(self, finding: Finding, step: int, files: Sequence[Path] = ()) -> None:
         """A run of its own below this one, with these files."""
@@ -252,7 +277,7 @@ class MlflowTracker:
             log_finding(client, self.run_id, finding, step, begun)
 
         def send_file(path: Path, client: MlflowClient) -> None:
-            client.log_artifact(begun.run_id, str(path))
+            self._send_file(client, path, run_id=begun.run_id)
 
         self._put(send, finding.name)
         for path in files:
@@ -261,12 +286,18 @@ class MlflowTracker:
     def roll_back(self, to_step: int, note: str) -> None:
         """The MLflow run ends, and another goes on, with all points up to `to_step`."""
         rollback = Rollback(self._newest_step, to_step, note, now_ms())
-        note_rollback(self.run, rollback)
+        known = (*self._facts.rollbacks, (rollback.at_step, to_step, note))
+        self._facts = replace(self._facts, rollbacks=known)
+        try:
+            note_rollback(self.run, rollback)
+        except ForeframeError as error:  # on this rank alone: the others would wait for it in vain
+            file, reason = self.run / RUN_FILE, error.__cause__ or error
+            self._say(f"{file} is damaged ({reason}); it is written anew once MLflow knows of the rollback")
         facts = replace(self._facts, tags={**self._facts.tags, "rollback": rollback.in_words})
 
         def go_on(client: MlflowClient) -> None:
             self.run_id = go_on_anew(client, self.place, facts, self.run_id, rollback)
-            self._last_steps = {}
+            self._last_steps, self._shown = {}, set()
             describe(client, self.run_id, facts, to_step)
 
         self._put(go_on, f"the rollback {rollback.in_words}")
