@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.errors import CheckpointError
 from data_pipeline.storage import Storage
 from pretrain.progress import Changes, Progress
 from pretrain.sentinel import Verdict
+from pretrain.tracking.jsonl import HEALTH_FILE as EVENTS_FILE
+from pretrain.tracking.jsonl import read_lines
 
-EVENTS_FILE = "health.jsonl"
 Response = Literal["noted", "warned", "stopped", "rolled back"]
 
 
@@ -84,24 +86,25 @@ class Events:
 
 def read_events(run: Path) -> list[dict[str, Any]]:
     """All lines in order; those that a crash left half-written are not among them."""
-    path = run / EVENTS_FILE
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            found.append(row)
-    return found
+    return read_lines(run / EVENTS_FILE)
 
 
 def last_void(run: Path) -> Void | None:
-    """What the run's last rollback has made void; None where there was none."""
+    """What the run's last rollback has made void; None where there was none.
+
+    Raises: CheckpointError when its line is damaged: without it, what counts cannot be told.
+    """
     rows = [row for row in read_events(run) if row.get("response") == "rolled back"]
     if not rows:
         return None
-    changes = Changes(**rows[-1]["changes"])
-    return Void(changes.rollbacks, rows[-1]["to_step"], rows[-1]["samples"], changes)
+    to_step, samples = rows[-1].get("to_step"), rows[-1].get("samples")
+    try:
+        plain = rows[-1]["changes"]
+        changes = Changes(int(plain["rollbacks"]), float(plain["lr_scale"]), float(plain["momentum"]))
+        count = None if samples is None else int(samples)
+        return Void(changes.rollbacks, int(to_step or 0), count, changes)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{run / EVENTS_FILE}: the line of the rollback at step {rows[-1]['step']} is damaged ({error}), "
+            f"so which checkpoints count cannot be told; mend it, or remove it and the checkpoints after it"
+        ) from error

@@ -52,7 +52,8 @@ class Looks:
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
         self._last: Output | None = None
         self._events = Events(run, progress.step) if engine.world.is_first else None
-        self._is_stuck = False  # no checkpoint to go back to, or it went back as often as it may
+        # no checkpoint to go back to, or it went back as often as it may, in this start or before
+        self._is_stuck = progress.changes.rollbacks >= self._config.rollback.times
         self._is_over = False  # whatever on_collapse says: no step is taken any more
         self.verdict = verdict_of(progress.history, self._config)
 

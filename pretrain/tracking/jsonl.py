@@ -13,6 +13,7 @@ from pretrain.tracking.base import FLUSH_S, RunFacts, Status, Value
 
 METRICS_FILE = "metrics.jsonl"
 ROLLED_BACK_FILE = "rolled_back.jsonl"
+HEALTH_FILE = "health.jsonl"  # its lines are of pretrain/events.py
 
 
 class JsonlTracker:
@@ -24,6 +25,9 @@ class JsonlTracker:
         self._file: IO[str] | None = None
 
     def start(self, facts: RunFacts, resumed_at: int = 0) -> None:
+        """Lines after `resumed_at` go; aside, where a rollback was cut short before it could do so."""
+        if (to_step := untold_rollback(self.run)) is not None:
+            set_aside_after(self.run, min(to_step, resumed_at))
         truncate_after(self.run, resumed_at)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
@@ -63,19 +67,22 @@ def _plain(value: Value) -> Value | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def parse_line(line: str) -> dict[str, Any] | None:
+    """The object with a step of a line; None of half a line, as a crash leaves it, or of anything else."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):  # the latter of a line that is nested without end
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return found if isinstance(step, int) and 0 <= step < 1 << 63 else None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects with a step of such a file, as they were written; what a crash left half-written is not."""
     if not path.exists():
         return []
-    lines: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            lines.append(found)
-    return lines
+    lines = map(parse_line, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [line for line in lines if line is not None]
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -100,10 +107,8 @@ def cut_lines_after(path: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     """The step of a line; of half a line, as a crash leaves it, infinity."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return float("inf")
+    found = parse_line(line)
+    return float("inf") if found is None else float(found["step"])
 
 
 def truncate_after(run: Path, step: int) -> int:
@@ -114,13 +119,28 @@ def truncate_after(run: Path, step: int) -> int:
     return len(kept)
 
 
+def last_set_aside(lines: list[dict[str, Any]]) -> int:
+    """The number of the last rollback among the lines of rolled_back.jsonl."""
+    numbers = [line.get("rollback") for line in lines]
+    return max((number for number in numbers if isinstance(number, int)), default=0)
+
+
+def untold_rollback(run: Path) -> int | None:
+    """The step that the last rollback went back to, where it was killed before its lines were set aside."""
+    events = [line for line in read_lines(run / HEALTH_FILE) if line.get("response") == "rolled back"]
+    if len(events) <= last_set_aside(read_lines(run / ROLLED_BACK_FILE)):
+        return None
+    to_step = events[-1].get("to_step")
+    return to_step if isinstance(to_step, int) else None
+
+
 def set_aside_after(run: Path, step: int) -> int:
     """Move the lines of steps after `step` to rolled_back.jsonl with `rollback`, its number; that number.
 
     Those that go are written down before they are taken away, so a crash in between loses none.
     """
     lines, before = read_lines(run / METRICS_FILE), read_lines(run / ROLLED_BACK_FILE)
-    number = 1 + max((line.get("rollback", 0) for line in before), default=0)
+    number = 1 + last_set_aside(before)
     gone = [line | {"rollback": number} for line in lines if line["step"] > step]
     if gone:
         _publish(run, ROLLED_BACK_FILE, [*before, *gone])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import CollapsedError, DivergedError
+from data_pipeline.errors import CheckpointError, CollapsedError, DivergedError
 from launch.train import run_train
 from pretrain.checkpoint.whole import step_folders
 from pretrain.config import RollbackConfig, RunConfig
@@ -95,6 +95,7 @@ def test_a_rollback_that_was_cut_short_is_finished_by_the_next_start(
 
     relaxed = config.model_copy(update={"health": config.health.model_copy(update={"on_collapse": "note"})})
     run_train(relaxed, quiet=True)
+    assert [line["step"] for line in rolled_back(run)] == list(range(2, 11)), "set aside, though late"
     lines = {line["step"]: line for line in read_metrics(run)}
     assert sorted(lines) == list(range(1, 13))
     assert lines[3]["optim/lr"] == pytest.approx(config.optim.lr / 2), "taken again, at half the rate"
@@ -150,6 +151,27 @@ def test_steps_that_are_not_finite_are_gone_back_from_too(
     )
     with pytest.raises(DivergedError, match="3 steps in a row"):
         run_train(stopping, quiet=True)
+
+
+def test_a_damaged_line_of_a_rollback_is_a_sentence_and_others_are_passed_over(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    config = config_of(small_dataset, tmp_path, rollback={"times": 1})
+    with pytest.raises(CollapsedError):
+        run_train(config, quiet=True)
+    run = tmp_path / "tiny"
+    for name in ("health.jsonl", "metrics.jsonl", "rolled_back.jsonl"):
+        with (run / name).open("a") as file:
+            file.write(f'{"[" * 100_000}\n{{"step": {"9" * 5000}}}\n{{"step": "x", "rollback": "y"}}\n{{"st')
+    with pytest.raises(CollapsedError):
+        run_train(config, quiet=True)
+    assert len([row for row in read_events(run) if row["response"] == "rolled back"]) == 1, (
+        "no more than times"
+    )
+    text = (run / "health.jsonl").read_text()
+    (run / "health.jsonl").write_text(text.replace('"rollbacks": 1', '"rollbackz": 1'))
+    with pytest.raises(CheckpointError, match=r"health.jsonl: the line .* at step 10 is damaged"):
+        run_train(config, quiet=True)
 
 
 def test_changes_add_up() -> None:
