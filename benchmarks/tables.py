@@ -213,6 +213,53 @@ def collapse_table() -> str:
     return "\n".join(lines)
 
 
+def health_table() -> str:
+    """What looks at features take of the time."""
+    found = json.loads((RESULTS / "health.json").read_text())
+    config = found["config"]
+    lines = [
+        "| looks at features | ms a look | ms a step | share of the time (from, to) |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        share = f"{row['ours']:.2g} % ({row['min']:.2g}, {row['max']:.2g})"
+        lines.append(f"| {row['case']} | {row['look_ms']:.0f} | {row['reference']:.0f} | {share} |")
+    loads = config["busy_with_other_work"]
+    lines += [
+        "",
+        f"A look every 50 steps, the default; {config['turns']} turns, medians. {found['device']}, up to "
+        f"{100 * max(loads):.0f} % of it busy with other work when a case began; on a GPU not measured. "
+        f"Commit {found['commit'][:10]}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def tracking_table() -> str:
+    """What tracking takes of a training step."""
+    found = json.loads((RESULTS / "tracking.json").read_text())
+    config, rows = found["config"], found["rows"]
+    lines = [
+        "| a line every step | steps a second, of those without a tracker (from, to) | ms a call | share of "
+        "the step in calls |",
+        "|---|---:|---:|---:|",
+    ]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        speed, call, share = (row for row in rows if row["case"] == case)
+        lines.append(
+            f"| {case} | {speed['ratio']:.3f} ({speed['min']:.3f}, {speed['max']:.3f}) | {call['ours']:.2g} | "
+            f"{100 * share['ours']:.2g} % |"
+        )
+    lines += [
+        "",
+        f"`{config['file']}` on one process, {config['values_a_line']} values a line, a line every step, where "
+        f"a run has one in 10 or 20; blocks of {config['steps_a_block']} steps with and without in turns, "
+        f"{config['pairs']} pairs, medians; the server and the sender's thread share the cores. "
+        f"{found['device']}, up to {100 * max(config['loads']):.0f} % of it busy with other work when a block "
+        f"began. Commit {found['commit'][:10]}, {found['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def probes_table() -> str:
     """What probes cost: a probing while training in steps of the same run, and settings side by side."""
     found = json.loads((RESULTS / "probe.json").read_text())
@@ -242,6 +289,8 @@ TABLES = {
     "loader": loader_table,
     "memory": memory_table,
     "collapse": collapse_table,
+    "health": health_table,
+    "tracking": tracking_table,
     "probe": probes_table,
 }
 PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md")

@@ -29,7 +29,7 @@ from pretrain.strategy.base import World
 from pretrain.tracking.base import RunFacts, Several, Tracker, Value, make_tracker
 
 RECIPE = Path(__file__).parents[1] / "configs" / "train" / "tiny-cpu.yaml"
-BLOCK, PAIRS = 20, 12  # steps a block; pairs of blocks, with and without
+BLOCK, PAIRS = 20, 5  # steps a block; pairs of blocks, with and without
 KEYS = 60  # values of a logged step: as many as a run with health and probes has
 
 
