@@ -246,13 +246,13 @@ def tracking_table() -> str:
     for case in dict.fromkeys(row["case"] for row in rows):
         speed, call, share = (row for row in rows if row["case"] == case)
         lines.append(
-            f"| {case} | {speed['ratio']:.3f} ({speed['min']:.3f}, {speed['max']:.3f}) | {call['ours']:.2g} | "
-            f"{100 * share['ours']:.2g} % |"
+            f"| {case} | {speed['ratio']:.3f} ({speed['min']:.3f}, {speed['max']:.3f}) | "
+            f"{call['ours']:.2g} | {100 * share['ours']:.2g} % |"
         )
     lines += [
         "",
-        f"`{config['file']}` on one process, {config['values_a_line']} values a line, a line every step, where "
-        f"a run has one in 10 or 20; blocks of {config['steps_a_block']} steps with and without in turns, "
+        f"`{config['file']}` on one process, {config['values_a_line']} values a line, a line every step, "
+        f"where a run has one in 10 or 20; blocks of {config['steps_a_block']} steps with and without in turns, "
         f"{config['pairs']} pairs, medians; the server and the sender's thread share the cores. "
         f"{found['device']}, up to {100 * max(config['loads']):.0f} % of it busy with other work when a block "
         f"began. Commit {found['commit'][:10]}, {found['date']}.",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.objective.base import Output, Seen
+from pretrain.objective.base import Output, Seen, normed
 from pretrain.objective.guess import Guess
 
 NUM_POSITIONS = 16
@@ -254,9 +254,14 @@ class Look:
 
 
 def look_at(output: Output, fixed_F: Tensor) -> Look:
-    """One rank's sums of a forward's features and guess."""
+    """One rank's sums of a forward's features and guess.
 
-    def sums(found: Seen) -> Moments:
-        return moments(found.features_MD, found.token_M, fixed_F)
+    The context's are layer-normed, as targets are: how large an encoder makes its features is no spread.
+    """
 
-    return Look({name: sums(found) for name, found in output.seen.items()}, guess_sums(output.guess, fixed_F))
+    def sums(name: str, found: Seen) -> Moments:
+        features = normed(found.features_MD) if name == "context" else found.features_MD
+        return moments(features, found.token_M, fixed_F)
+
+    seen = {name: sums(name, found) for name, found in output.seen.items()}
+    return Look(seen, guess_sums(output.guess, fixed_F))
