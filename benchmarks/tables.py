@@ -252,10 +252,10 @@ def tracking_table() -> str:
     lines += [
         "",
         f"`{config['file']}` on one process, {config['values_a_line']} values a line, a line every step, "
-        f"where a run has one in 10 or 20; blocks of {config['steps_a_block']} steps with and without in turns, "
-        f"{config['pairs']} pairs, medians; the server and the sender's thread share the cores. "
-        f"{found['device']}, up to {100 * max(config['loads']):.0f} % of it busy with other work when a block "
-        f"began. Commit {found['commit'][:10]}, {found['date']}.",
+        f"where a run has one in 10 or 20; blocks of {config['steps_a_block']} steps with and without in "
+        f"turns, {config['pairs']} pairs, medians; server and sender share the cores. {found['device']}, up "
+        f"to {100 * max(config['loads']):.0f} % of it busy with other work when a block began. Commit "
+        f"{found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
 
