@@ -55,7 +55,11 @@ HEALTHY: Mapping[str, tuple[str, ...]] = {
     "learning rate × 2": ("optim.lr=2e-3",),
     "learning rate × 0.3": ("optim.lr=3e-4",),
 }
-SEEDS = {**dict.fromkeys(PLANTED, 5), **dict.fromkeys(HEALTHY, 2), "as in the demo": 5}
+SEEDS = {
+    **dict.fromkeys(PLANTED, 5),
+    **dict.fromkeys(HEALTHY, 1),
+    **{"as in the demo": 5, "future_latent": 2, "contrastive": 2, "tubes": 2},
+}
 RULES = ("falling", "spread", "rank", "blind", "large step", "runaway", "not finite")
 
 
