@@ -24,6 +24,7 @@ from launch.lock import LOCK_FILE
 from launch.panel import DASH, Cell, View, panel_lines, verdict_of
 from launch.run_files import METRICS_FILE, Folder, Reader, finite
 from launch.run_state import State, state_of
+from launch.unread import is_unread
 from pretrain.config import RunConfig
 
 EVERY_S = 2.0
@@ -230,7 +231,10 @@ def table(statuses: Sequence[Status]) -> Table:
 
 
 def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) -> None:
-    """Print how the runs are, once or until Ctrl-C. Raises: UsageError when one is no run."""
+    """Print how the runs are, once, or until Ctrl-C or nobody reads it any more.
+
+    Raises: UsageError when one is no run.
+    """
 
     def drawn(width: int) -> RenderableType:
         found = [read_status(run) for run in runs]
@@ -245,10 +249,10 @@ def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) 
 
     if not watch or as_json or not takes_panel(console):
         say()
-        while watch:
+        while watch and not is_unread():
             time.sleep(EVERY_S if as_json else LINE_EVERY_S)
             say()
         return
     with LinesLive(drawn, console, 1 / EVERY_S):
-        while True:
+        while not is_unread():
             time.sleep(EVERY_S)
