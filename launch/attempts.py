@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from data_pipeline.storage import open_regular
+
 RESTARTS_FILE = "restarts.jsonl"
 TAIL_BYTES = 1 << 16
 
@@ -46,7 +48,7 @@ def newest_step(run: Path) -> int:
 def last_logged(run: Path) -> int:
     """The last step of metrics.jsonl; 0 without one."""
     try:
-        with (run / "metrics.jsonl").open("rb") as file:
+        with open_regular(run / "metrics.jsonl") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
@@ -54,7 +56,7 @@ def last_logged(run: Path) -> int:
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue  # half-written by a crash, or cut by the seek
     return 0
 

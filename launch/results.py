@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,16 +75,18 @@ def probe_any(
             for name, score in row["scores"].items()
             if score is not None
         }
-        add_results(
-            config.tracker,
-            path,
-            step=found["step"],
-            scores=scores,
-            files=[path / "probe.json"],
-            finding=finding_of(
-                found, scores, asked.data or config.probe.data or config.data.sources[0].shards
-            ),
-        )
+        data = asked.data or config.probe.data or config.data.sources[0].shards
+        try:
+            add_results(
+                config.tracker,
+                path,
+                step=found["step"],
+                scores=scores,
+                files=[path / "probe.json"],
+                finding=finding_of(found, scores, data),
+            )
+        except UsageError as error:  # probe.json is there all the same
+            logging.getLogger("foreframe").warning("MLflow has not got the scores: %s", error)
     return found, folder
 
 
@@ -112,7 +115,10 @@ def report_run(
     path = write_report(run, out=out, progress=progress, figures=figures)
     found = (run / "pictures").iterdir()  # those over steps, in a folder of their own, are there already
     pictures = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
-    add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
+    try:
+        add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
+    except UsageError as error:  # the page is there all the same
+        logging.getLogger("foreframe").warning("MLflow has not got the report: %s", error)
     return path
 
 
