@@ -95,6 +95,18 @@ def _copy(source: IO[bytes], target: IO[bytes], moved: Moved) -> None:
         moved(len(block))
 
 
+def check_takes(folder: Path, name: str = "") -> None:
+    """Find out before long work whether its result can be written; the folder is made where there is none.
+
+    name: of the file that will be written into it. Raises: OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name and (folder / name).is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    with tempfile.NamedTemporaryFile(prefix=f".{name}.", suffix=".part", dir=folder):
+        pass
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a file of a folder that others write to: a pipe or a device there may never end.
 

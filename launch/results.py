@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import UsageError, why
 from data_pipeline.scratch import scratch_folder
+from data_pipeline.storage import check_takes
 from launch.config import CONFIG_FILE, read_config
 from launch.console import Report
 from pretrain.config import RunConfig
@@ -47,6 +48,7 @@ def probe_any(
     Raises: UsageError for a path that is neither, CheckpointError, DataError.
     """
     from pretrain.probe.offline import run_probe
+    from pretrain.probe.result import PROBE_FILE
     from pretrain.probe.subject import of_run, of_weights
 
     is_run = (path / CONFIG_FILE).is_file()
@@ -64,6 +66,10 @@ def probe_any(
         )
     else:
         subject, folder = of_weights(path, asked.data), out or Path(f"probe-{path.stem}")
+    try:
+        check_takes(folder, PROBE_FILE)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written, choose another --out: {why(error)}") from error
     with scratch_folder() as scratch:
         found = run_probe(subject, folder, asked, scratch=scratch, progress=progress)
     if is_run and folder == path:
