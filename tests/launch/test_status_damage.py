@@ -12,7 +12,7 @@ from rich.console import Console
 from launch.attempts import last_logged
 from launch.status import block, plain, read_status, show
 from tests.damage import DAMAGES, FILES, KEYS, NUMBERS, in_time, with_value
-from tests.launch.test_status import add, make_run
+from tests.launch.test_status import add, attempt, make_run
 
 EVIL = "\x1b[31m\x1b]0;title\x07\x9b2Jred\ud800"
 LINES = ("metrics.jsonl", "health.jsonl", "probes.jsonl")
@@ -68,3 +68,18 @@ def test_nothing_of_a_file_acts_on_the_terminal(count: int, tmp_path: Path) -> N
     assert not {"\x9b", "\x07", "\ud800"} & set(said)
     assert "\x1b[31m" not in said
     assert "\x1b]0" not in said
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, "[1]", "null", "{}"])
+def test_an_attempt_with_a_value_of_another_kind_is_left_out(value: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    attempt(run)
+    whole = (run / "restarts.jsonl").read_text()
+    for key in json.loads(whole):
+        (run / "restarts.jsonl").write_text(whole)
+        with_value(run / "restarts.jsonl", key, value)
+        (run / "restarts.jsonl").write_text((run / "restarts.jsonl").read_text() + whole)
+        found = read_status(run)
+        json.dumps(plain(found), allow_nan=False)
+        assert block(found, 80)
+        assert found.folder.attempts

@@ -13,7 +13,7 @@ from pretrain.probe.result import read_probe
 from pretrain.report import one, story
 from pretrain.report.write import figures_of_run
 from tests.damage import DAMAGES, FILES, KEYS, NUMBERS, in_time, with_value
-from tests.report_runs import write_run
+from tests.report_runs import write_run, write_troubles
 
 OBJECTS = ("probe.json", "provenance.json", "result.json", "mlflow_run.json")
 
@@ -73,3 +73,11 @@ def test_the_largest_numbers_that_are_taken_can_be_drawn(tmp_path: Path) -> None
     for figure in figures_of(metrics):
         draw(figure, tmp_path / f"{figure.name}.svg")
         assert (tmp_path / f"{figure.name}.svg").stat().st_size
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_an_attempt_of_any_length_is_on_the_page(value: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=60)
+    write_troubles(run)
+    with_value(run / "restarts.jsonl", "seconds", value)
+    assert "Attempts" in one.page(story.tell(run))
