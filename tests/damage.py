@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DEEP = "[" * 100_000
+DEEP = "[" * 20_000
 HUGE, LONG = "9" * 400, "9" * 5000  # beyond a float; beyond what Python reads as a whole number
 
 
@@ -34,7 +34,7 @@ def _pipe(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "NUL": _put(b"\0" * 4096),
     "nested": _put(DEEP),
-    "nested object": _put('{"step": 1, "scores": ' * 50_000 + "1" + "}" * 50_000),
+    "nested object": _put('{"step": 1, "scores": ' * 20_000 + "1" + "}" * 20_000),
     "long": _put(f'{{"step": {LONG}, "run_id": {LONG}}}\n\n'),
     "folder": _folder,
     "pipe": _pipe,

@@ -54,19 +54,18 @@ def test_a_report_that_cannot_be_written_does_not_begin(run: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a file", "data", "run"]
 
 
-@pytest.mark.parametrize("ending", ["svg", "pdf"])
 def test_on_a_full_disk_a_figure_is_the_old_one_or_none(
-    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (figure,) = figures_of([{"step": step, "loss": 1.0 / step} for step in range(1, 5)])
-    path = tmp_path / f"loss.{ending}"
+    path = tmp_path / "loss.pdf"
     draw(figure, path)
     whole = path.read_bytes()
     monkeypatch.setattr("os.fsync", full)  # what was written is only now refused
-    for target in (path, tmp_path / f"new.{ending}"):
+    for target in (path, tmp_path / "new.pdf"):
         with pytest.raises(OSError, match="No space left"):
             draw(figure, target)
     assert path.read_bytes() == whole

@@ -19,31 +19,34 @@ LINES = ("metrics.jsonl", "health.jsonl", "probes.jsonl")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_a_sentence_and_the_rest_is_shown(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_sentence_and_the_rest_is_shown(damage: str, tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    DAMAGES[damage](run / name)
-    with in_time():
-        found = read_status(run)
-        last_logged(run)
-    told = plain(found)
-    assert json.loads(json.dumps(told))["state"] == "failed"
-    assert block(found, 80)
-    is_whole = damage in ("folder", "pipe", "long")
-    if name == "config.yaml" or (name in LINES and is_whole):
-        assert any(name in trouble for trouble in found.folder.troubles)
-    if name != "metrics.jsonl":
-        assert found.figures.step == 100
-    if name != "config.yaml":
-        assert found.steps == 200
+    for name in FILES:
+        file = run / name
+        before = file.read_bytes() if file.exists() else None
+        DAMAGES[damage](file)
+        with in_time():
+            found = read_status(run)
+            last_logged(run)
+        assert json.loads(json.dumps(plain(found)))["state"] == "failed"
+        assert block(found, 80)
+        if name == "config.yaml" or (name in LINES and damage in ("folder", "pipe", "long")):
+            assert any(name in trouble for trouble in found.folder.troubles)
+        assert found.figures.step == (0 if name == "metrics.jsonl" else 100)
+        assert found.steps == (None if name == "config.yaml" else 200)
+        file.rmdir() if file.is_dir() else file.unlink()
+        if before is not None:
+            file.write_bytes(before)
 
 
 @pytest.mark.parametrize("value", NUMBERS)
 def test_numbers_that_cannot_be_are_left_out(value: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for number in range(11, 31):  # enough lines that a trend is reckoned
+        add(run, "metrics.jsonl", {"step": 10 * number, "loss": 0.5, "perf/clips_per_s": 4.0})
+    whole = (run / "metrics.jsonl").read_bytes()
     for key in KEYS:
-        run = make_run(tmp_path / key)
-        for number in range(11, 31):  # enough lines that a trend is reckoned
-            add(run, "metrics.jsonl", {"step": 10 * number, "loss": 0.5, "perf/clips_per_s": 4.0})
+        (run / "metrics.jsonl").write_bytes(whole)
         with_value(run / "metrics.jsonl", key, value)
         found = read_status(run)
         json.dumps(plain(found), allow_nan=False)
@@ -70,7 +73,7 @@ def test_nothing_of_a_file_acts_on_the_terminal(count: int, tmp_path: Path) -> N
     assert "\x1b]0" not in said
 
 
-@pytest.mark.parametrize("value", [*NUMBERS, "[1]", "null", "{}"])
+@pytest.mark.parametrize("value", [NUMBERS[0], "null", "{}"])
 def test_an_attempt_with_a_value_of_another_kind_is_left_out(value: str, tmp_path: Path) -> None:
     run = make_run(tmp_path)
     attempt(run)
