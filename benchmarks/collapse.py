@@ -58,7 +58,10 @@ HEALTHY: Mapping[str, tuple[str, ...]] = {
 SEEDS = {
     **dict.fromkeys(PLANTED, 5),
     **dict.fromkeys(HEALTHY, 1),
-    "as in the demo": 5, "future_latent": 2, "contrastive": 2, "tubes": 2,
+    "as in the demo": 5,
+    "future_latent": 2,
+    "contrastive": 2,
+    "tubes": 2,
 }
 RULES = ("falling", "spread", "rank", "blind", "large step", "runaway", "not finite")
 

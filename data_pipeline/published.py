@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +36,14 @@ class Entry:
     label: str
     split: str | None = None
     span_s: tuple[float, float] | None = None
+
+
+class EntryError(ValueError):
+    """What makes a file none of its layout. line: or entry, from 1; 0 for the whole file."""
+
+    def __init__(self, line: int, reason: object) -> None:
+        super().__init__(str(reason))
+        self.line = line
 
 
 @dataclass(frozen=True)
@@ -68,14 +78,15 @@ def convert(
 
     names: ssv2's labels.json, diving48's vocabulary. split: for all lines; None: as the file says.
     is_untrimmed: of kinetics, a file named by its id alone is the whole video, and the times are cut out.
-    Raises: DataError when the file is not of that layout; UsageError when none of its videos is there.
+    Raises: DataError when a file is not of that layout, naming the line or entry; UsageError when none of its
+    videos is there, or `out` is a file that is read.
     """
+    for given in (source, names):
+        if given is not None and is_same_file(given, out):
+            raise UsageError(f"{out} is {given} itself, which would be lost: name another file to write")
     text = _text(source)
-    try:
-        known = json.loads(_text(names)) if names is not None else None
-        found = list(FORMATS[layout](text, known))
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f"{source} is no file of labels as {layout} publishes them: {error}") from error
+    known = None if names is None else _names(names, layout)
+    found = list(_entries(source, layout, text, known))
     files = by_stem(videos)
     lines, missing, passed = [], [], []
     for entry in found:
@@ -107,6 +118,66 @@ def convert(
     return Told(len(lines), len({line[1] for line in lines}), tuple(missing), tuple(passed))
 
 
+def is_same_file(source: Path, out: Path) -> bool:
+    """Whether two paths lead to one file, also over links."""
+    try:
+        return source.samefile(out)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _entries(source: Path, layout: str, text: str, known: Any) -> Iterator[Entry | Passed]:
+    """What a file lists. Raises: DataError that names the line or entry."""
+    place = "line" if layout in ("kinetics", "paths") else "entry"
+    try:
+        for found in FORMATS[layout](text, known):
+            if isinstance(found, Entry):
+                _check(found)
+            yield found
+    except EntryError as error:
+        where = f" at {place} {error.line}" if error.line else ""
+        raise DataError(
+            f"{source} is no file of labels as {layout} publishes them{where}: {error}"
+        ) from error
+
+
+def _check(entry: Entry) -> None:
+    if not _is_text(entry.label):
+        raise EntryError(
+            entry.line, f"its label is {entry.label[:60]!r}: need text without control characters"
+        )
+    if entry.span_s is not None and not 0 <= entry.span_s[0] < entry.span_s[1]:
+        begin, end = entry.span_s
+        raise EntryError(
+            entry.line, f"it is from {begin:g} to {end:g} s: need 0 or more, and an end after the begin"
+        )
+
+
+def _is_text(text: str) -> bool:
+    """Whether a list, a table and a terminal can take it: no NUL, no line break, no half of a letter."""
+    return not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+
+
+def _names(path: Path, layout: str) -> Any:
+    """The names of the labels: of ssv2 an object by name, of diving48 a list. Raises: DataError."""
+    try:
+        known = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} holds no names of labels: {error}") from error
+    if layout == "ssv2" and not isinstance(known, dict):
+        raise DataError(f"{path} holds no names of labels: need an object of them, as ssv2's labels.json")
+    if layout == "diving48":
+        rows = known if isinstance(known, list) else [None]
+        for number, words in enumerate(rows):
+            parts = words if isinstance(words, list) else [words]
+            if not parts or not all(isinstance(part, str) and _is_text(part) for part in parts):
+                raise DataError(
+                    f"{path}, label {number}: {str(words)[:60]!r} is no name: need a list of "
+                    f"words, or of lists of words, as diving48's vocabulary"
+                )
+    return known
+
+
 def by_stem(videos: Path) -> dict[str, list[str]]:
     """Videos below a folder, relative to it, by their names without ending. Raises: UsageError."""
     if not videos.is_dir():
@@ -123,15 +194,21 @@ def by_stem(videos: Path) -> dict[str, list[str]]:
 def kinetics(text: str, _: Any = None) -> Iterator[Entry | Passed]:
     """`label,youtube_id,time_start,time_end,split`: a file is ID_000012_000022, or ID."""
     rows = csv.DictReader(io.StringIO(text))
-    missing = {"label", "youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
+    try:
+        missing = {"label", "youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
+        numbered = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise EntryError(rows.reader.line_num, error) from error
     if missing:
-        raise ValueError(f"its head has no column {', '.join(sorted(missing))}")
-    for line, row in enumerate(rows, 2):
-        begin, end = float(row["time_start"]), float(row["time_end"])
+        raise EntryError(1, f"its head has no column {', '.join(sorted(missing))}")
+    for line, row in numbered:
+        begin, end = _seconds(row["time_start"], line), _seconds(row["time_end"], line)
         word, label = (row.get("split") or "").strip(), (row["label"] or "").strip()
         if not label or word not in (*SPLIT_WORDS, ""):
             yield Passed(line, f"its split is {word}" if label else "it has no label")
             continue
+        if not row["youtube_id"]:
+            raise EntryError(line, "it has no youtube_id")
         stems = f"{row['youtube_id']}_{round(begin):06d}_{round(end):06d}", row["youtube_id"]
         yield Entry(line, stems, label, SPLIT_WORDS.get(word), (begin, end))
 
@@ -155,26 +232,61 @@ def ssv2(text: str, known: Mapping[str, Any] | None = None) -> Iterator[Entry | 
         elif known is not None and label not in known:
             yield Passed(line, f"{label!r} is not among the labels")
         else:
-            yield Entry(line, (str(video["id"]),), label)
+            yield Entry(line, (_told(video, "id", line),), label)
 
 
 def diving48(text: str, known: Sequence[Any] | None = None) -> Iterator[Entry | Passed]:
     """`[{"vid_name": …, "label": 7}]`: the label is its number, or with the vocabulary its words."""
     for line, video in enumerate(_objects(text), 1):
-        number = int(video["label"])
+        number = _number(video.get("label"), line)
         if known is not None and not 0 <= number < len(known):
             yield Passed(line, f"its label {number} is not among the {len(known)} of the vocabulary")
             continue
         words = number if known is None else known[number]
         label = " ".join(map(str, words)) if isinstance(words, list) else str(words)
-        yield Entry(line, (str(video["vid_name"]),), label)
+        yield Entry(line, (_told(video, "vid_name", line),), label)
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError("it is no JSON list of objects")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EntryError(0, error) from error
+    if not isinstance(found, list):
+        raise EntryError(0, "it is no JSON list of objects")
+    for line, one in enumerate(found, 1):
+        if not isinstance(one, dict):
+            raise EntryError(line, f"{str(one)[:60]} is no object")
     return found
+
+
+def _seconds(text: str | None, line: int) -> float:
+    try:
+        found = float(text or "")
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise EntryError(line, f"{text!r} is no time in seconds")
+    return found
+
+
+def _number(value: object, line: int) -> int:
+    """A label's number, also as text or as 7.0."""
+    try:
+        found = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if isinstance(value, bool) or not found.is_integer():
+        raise EntryError(line, f"its label is {str(value)[:60]!r}: need a whole number")
+    return int(found)
+
+
+def _told(video: Mapping[str, Any], key: str, line: int) -> str:
+    """The name of a video."""
+    found = video.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
+        raise EntryError(line, f"its {key} is {str(found)[:60]!r}: need the name of its video")
+    return str(found)
 
 
 def _text(path: Path) -> str:

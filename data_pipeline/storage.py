@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -91,6 +93,40 @@ def _copy(source: IO[bytes], target: IO[bytes], moved: Moved) -> None:
     while block := source.read(COPY_BYTES):
         target.write(block)
         moved(len(block))
+
+
+def check_takes(folder: Path, name: str = "") -> None:
+    """Find out before long work whether its result can be written; the folder is made where there is none.
+
+    name: of the file that will be written into it. Raises: OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name and (folder / name).is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    with tempfile.NamedTemporaryFile(prefix=f".{name}.", suffix=".part", dir=folder):
+        pass
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file of a folder that others write to: a pipe or a device there may never end.
+
+    Raises: OSError, also for what is no regular file.
+    """
+    # Without O_NONBLOCK the opening of a pipe waits for somebody who writes to it.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        reason = os.strerror(code) if stat.S_ISDIR(mode) else "it is no regular file"
+        raise OSError(code, reason, str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """What a regular file holds. Raises: OSError, also for what is none."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def write_whole(target: Path, data: bytes | Path, moved: Moved = _unseen) -> None:

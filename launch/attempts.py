@@ -10,8 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
+from data_pipeline.storage import open_regular
+
 RESTARTS_FILE = "restarts.jsonl"
 TAIL_BYTES = 1 << 16
+LARGEST = 2**53  # beyond it float64 does not tell whole numbers apart
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def newest_step(run: Path) -> int:
 def last_logged(run: Path) -> int:
     """The last step of metrics.jsonl; 0 without one."""
     try:
-        with (run / "metrics.jsonl").open("rb") as file:
+        with open_regular(run / "metrics.jsonl") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
@@ -54,7 +57,7 @@ def last_logged(run: Path) -> int:
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue  # half-written by a crash, or cut by the seek
     return 0
 
@@ -81,10 +84,25 @@ def read_attempts(run: Path, node: int | None = None) -> list[Attempt]:
         for line in text.splitlines():
             try:
                 plain: dict[str, Any] = json.loads(line)
-                found.append(Attempt(**plain))
+                attempt = Attempt(**plain)
             except (ValueError, TypeError, RecursionError):
                 continue
+            if _is_whole(attempt):
+                found.append(attempt)
     return sorted(found, key=lambda attempt: (attempt.began, attempt.node))
+
+
+def _is_whole(attempt: Attempt) -> bool:
+    """Whether each value is of its kind: a damaged file may hold anything."""
+    counts = (attempt.attempt, attempt.node, attempt.from_step, attempt.to_step, attempt.reached)
+    codes = () if attempt.exit_code is None else (attempt.exit_code,)
+    words = (attempt.began, attempt.kind, attempt.sentence, attempt.next, attempt.signal or "")
+    return (
+        all(isinstance(count, int) and abs(count) <= LARGEST for count in (*counts, *codes))
+        and isinstance(attempt.seconds, int | float)
+        and 0 <= attempt.seconds <= LARGEST
+        and all(isinstance(word, str) for word in words)
+    )
 
 
 def attempts_table(run: Path, attempts: list[Attempt]) -> Table:

@@ -105,7 +105,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A small table: the first column to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None)
     for number, column in enumerate(columns):

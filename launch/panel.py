@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from textwrap import wrap
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from launch.attempts import duration, without_advice
 from launch.figures import Figures, left, memory, percent, speed, troubles
-from launch.run_files import Folder, Probed, Saved, finite
+from launch.run_files import Folder, Probed, Saved, finite, printable
 
 INDENT, LABEL = 2, 8
 MOST_LINES = 3  # of a sentence that is long
@@ -187,6 +187,7 @@ def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
 
     A figure that is too long is cut: the others must not move from one moment to the next.
     """
+    cells = [replace(cell, text=_printable(cell.text)) for cell in cells]
     narrow = [cell for cell in cells if not cell.is_wide]
     rows: list[Text] = []
     if width < TWO_COLUMNS:
@@ -202,6 +203,11 @@ def _laid_out(cells: Sequence[Cell], width: int) -> list[Text]:
     for cell in (cell for cell in cells if cell.is_wide):
         rows += _folded(cell, width)
     return rows
+
+
+def _printable(text: Text) -> Text:
+    """The same without what a damaged file, or somebody, put there to act on the terminal."""
+    return text if text.plain.isprintable() else Text(printable(text.plain), text.style)
 
 
 def _folded(cell: Cell, width: int) -> list[Text]:

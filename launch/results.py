@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import UsageError, why
 from data_pipeline.scratch import scratch_folder
+from data_pipeline.storage import check_takes
 from launch.config import CONFIG_FILE, read_config
 from launch.console import Report
 from pretrain.config import RunConfig
@@ -46,6 +48,7 @@ def probe_any(
     Raises: UsageError for a path that is neither, CheckpointError, DataError.
     """
     from pretrain.probe.offline import run_probe
+    from pretrain.probe.result import PROBE_FILE
     from pretrain.probe.subject import of_run, of_weights
 
     is_run = (path / CONFIG_FILE).is_file()
@@ -63,6 +66,10 @@ def probe_any(
         )
     else:
         subject, folder = of_weights(path, asked.data), out or Path(f"probe-{path.stem}")
+    try:
+        check_takes(folder, PROBE_FILE)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written, choose another --out: {why(error)}") from error
     with scratch_folder() as scratch:
         found = run_probe(subject, folder, asked, scratch=scratch, progress=progress)
     if is_run and folder == path:
@@ -74,16 +81,18 @@ def probe_any(
             for name, score in row["scores"].items()
             if score is not None
         }
-        add_results(
-            config.tracker,
-            path,
-            step=found["step"],
-            scores=scores,
-            files=[path / "probe.json"],
-            finding=finding_of(
-                found, scores, asked.data or config.probe.data or config.data.sources[0].shards
-            ),
-        )
+        data = asked.data or config.probe.data or config.data.sources[0].shards
+        try:
+            add_results(
+                config.tracker,
+                path,
+                step=found["step"],
+                scores=scores,
+                files=[path / "probe.json"],
+                finding=finding_of(found, scores, data),
+            )
+        except UsageError as error:  # probe.json is there all the same
+            logging.getLogger("foreframe").warning("MLflow has not got the scores: %s", error)
     return found, folder
 
 
@@ -112,7 +121,10 @@ def report_run(
     path = write_report(run, out=out, progress=progress, figures=figures)
     found = (run / "pictures").iterdir()  # those over steps, in a folder of their own, are there already
     pictures = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
-    add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
+    try:
+        add_results(config.tracker, run, step=last_step(run), scores={}, pictures=pictures, files=[path])
+    except UsageError as error:  # the page is there all the same
+        logging.getLogger("foreframe").warning("MLflow has not got the report: %s", error)
     return path
 
 

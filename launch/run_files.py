@@ -6,18 +6,20 @@ What is half-written, damaged or not to be read is left out and named. Imports n
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import why
+from data_pipeline.storage import open_regular, read_regular
 from launch.attempts import Attempt, read_attempts
 
 TAIL_BYTES = 1 << 19  # some hundred lines of metrics.jsonl
 RUN_FILE, METRICS_FILE, PROBES_FILE = "mlflow_run.json", "metrics.jsonl", "probes.jsonl"
 HEALTH_FILE = "health.jsonl"
+LAST_STEP = 2**53  # beyond it float64 does not tell steps apart
+LARGEST = 1e100  # beyond any number of float32; sums and squares of what is smaller stay finite
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Reader:
         rows = text.split("\n")
         for place, row in enumerate(rows):
             plain = _object(row)
-            if plain is not None and isinstance(plain.get("step"), int):
+            if plain is not None and _is_step(plain.get("step")):
                 found.append(plain)
             elif row.strip() and place < len(rows) - 1:
                 damaged += 1
@@ -107,7 +109,7 @@ class Reader:
     def document(self, name: str) -> dict[str, Any] | None:
         """A file that holds one object; None without it, or when it cannot be read."""
         try:
-            data = (self.run / name).read_bytes()
+            data = read_regular(self.run / name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -161,16 +163,16 @@ class Reader:
         plain = self.document(RUN_FILE)
         if plain is None:
             return None
-        address = str(plain.get("address", ""))
+        address = printable(str(plain.get("address", ""))).replace(" ", "")
         if address.startswith(("http://", "https://")):
-            place = f"experiments/{plain.get('experiment_id')}/runs/{plain.get('run_id')}"
-            return f"{address.rstrip('/')}/#/{place}"
+            place = printable(f"experiments/{plain.get('experiment_id')}/runs/{plain.get('run_id')}")
+            return f"{address.rstrip('/')}/#/{place.replace(' ', '')}"
         return f"foreframe ui {self.run}"
 
     def _tail(self, path: Path) -> str | None:
         """The end of a file, from the begin of a line on; None without it."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - TAIL_BYTES))
                 data = file.read()
@@ -185,19 +187,27 @@ class Reader:
 
 
 def finite(value: object) -> float | None:
-    """A finite number, else None: a crash or another program may have left anything."""
+    """A number that can be reckoned with, else None: a crash or another program may have left anything."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if -LARGEST <= value <= LARGEST else None
 
 
 def numbers(plain: object) -> dict[str, float]:
     """The finite numbers of an object by name; {} of anything else."""
     found = {str(name): finite(value) for name, value in plain.items()} if isinstance(plain, dict) else {}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def printable(text: str) -> str:
+    """Without what would act on a terminal, such as ESC; each kind of space and line break a space."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "" for sign in text)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LAST_STEP
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED
+from data_pipeline.storage import open_regular
 from launch.attempts import Attempt, duration, without_advice
 from launch.failure import FAILURE_FILE
 from launch.lock import LOCK_FILE
@@ -63,7 +64,8 @@ class Lock:
 def read_lock(path: Path, locks: Path = LOCKS) -> Lock:
     """What is known of a lock without trying to take it, which could refuse it to a run that starts."""
     try:
-        written, facts = path.read_text(errors="replace").split(), path.stat()
+        with open_regular(path) as file:
+            written, facts = file.read().decode(errors="replace").split(), os.fstat(file.fileno())
     except OSError:
         return Lock(None, None, False)
     pid = int(written[0]) if written and written[0].isdecimal() else None

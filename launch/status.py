@@ -14,7 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.errors import DivergedError, ForeframeError, UsageError
+from data_pipeline.errors import DivergedError, ForeframeError, UsageError, why
+from data_pipeline.storage import open_regular
 from launch.attempts import duration
 from launch.config import CONFIG_FILE, read_config
 from launch.console import LINE_EVERY_S, make_table
@@ -22,8 +23,9 @@ from launch.figures import Figures
 from launch.live import LinesLive, takes_panel
 from launch.lock import LOCK_FILE
 from launch.panel import DASH, Cell, View, panel_lines, verdict_of
-from launch.run_files import METRICS_FILE, Folder, Reader, finite
+from launch.run_files import METRICS_FILE, Folder, Reader, finite, printable
 from launch.run_state import State, state_of
+from launch.unread import is_unread
 from pretrain.config import RunConfig
 
 EVERY_S = 2.0
@@ -114,11 +116,15 @@ def _read_config(path: Path, _: int) -> RunConfig:
 def _config(reader: Reader) -> RunConfig | None:
     path = reader.run / CONFIG_FILE
     try:
+        open_regular(path).close()
         return _read_config(path, path.stat().st_mtime_ns)
     except ForeframeError as error:
         reader.troubles.append(f"{CONFIG_FILE}: {str(error).splitlines()[0]}")
-    except (OSError, ValueError, RecursionError) as error:
-        reader.troubles.append(f"{CONFIG_FILE}: {error}")
+    except FileNotFoundError:
+        reader.troubles.append(f"{CONFIG_FILE}: it is not there")
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
+        reason = why(error) if isinstance(error, OSError) else error
+        reader.troubles.append(f"{CONFIG_FILE}: {reason}")
     return None
 
 
@@ -215,11 +221,11 @@ def table(statuses: Sequence[Status]) -> Table:
         of = f"{figures.step:,}" if each.steps is None else f"{figures.step:,}/{each.steps:,}"
         rows.append(
             [
-                str(each.run),
+                Text(printable(str(each.run))),
                 each.state.word,
                 of,
                 DASH if figures.loss is None else f"{figures.loss:.4f}",
-                DASH if each.verdict is None else each.verdict[0],
+                DASH if each.verdict is None else Text(printable(each.verdict[0])),
                 DASH if figures.clips_per_s is None else f"{figures.clips_per_s:.1f}",
                 DASH if figures.left_s is None else duration(figures.left_s),
                 DASH if each.state.seen_s is None else f"{duration(each.state.seen_s)} ago",
@@ -230,7 +236,10 @@ def table(statuses: Sequence[Status]) -> Table:
 
 
 def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) -> None:
-    """Print how the runs are, once or until Ctrl-C. Raises: UsageError when one is no run."""
+    """Print how the runs are, once, or until Ctrl-C or nobody reads it any more.
+
+    Raises: UsageError when one is no run.
+    """
 
     def drawn(width: int) -> RenderableType:
         found = [read_status(run) for run in runs]
@@ -245,10 +254,10 @@ def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) 
 
     if not watch or as_json or not takes_panel(console):
         say()
-        while watch:
+        while watch and not is_unread():
             time.sleep(EVERY_S if as_json else LINE_EVERY_S)
             say()
         return
     with LinesLive(drawn, console, 1 / EVERY_S):
-        while True:
+        while not is_unread():
             time.sleep(EVERY_S)

@@ -86,8 +86,9 @@ def read_document(path: Path) -> Document:
     except UnicodeDecodeError as error:
         need = f"a YAML file in UTF-8 (byte {error.start} is not)"
         raise ConfigError("the file", need=need, file=file) from error
-    loader = Loader(text)
+    loader: Loader | None = None
     try:
+        loader = Loader(text)  # refuses letters that YAML does not allow, such as NUL
         node = loader.get_single_node()
         if node is None:
             raise ConfigError("the file", need="settings, at least `name:`; it is empty", file=file)
@@ -105,9 +106,17 @@ def read_document(path: Path) -> Document:
         said = error.problem or error.context or "cannot be read"
         raise ConfigError("the file", need=f"valid YAML ({said})", file=line) from error
     except yaml.YAMLError as error:
-        raise ConfigError("the file", need=f"valid YAML ({error})", file=file) from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError("the file", need=f"valid YAML ({reason})", file=file) from error
+    except RecursionError as error:
+        raise ConfigError(
+            "the file", need="sections in a few levels; it is nested too deeply", file=file
+        ) from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ConfigError("the file", need=f"values that can be read ({error})", file=file) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _walk(node: yaml.Node, prefix: str, document: Document, above: frozenset[int]) -> list[Problem]:

@@ -6,12 +6,14 @@ words, so that a page can set them in its own type. For paper, `ink` is dark.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.storage import write_whole
 from pretrain.envelope import smoothed as smoothed
 from pretrain.figures import Axes, Curve, Figure, Metrics, figures_of
 
@@ -52,7 +54,10 @@ def draw_figures(figures: Sequence[Figure], folder: Path) -> list[Picture]:
 
 
 def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
-    """Write a figure as its file's ending says: .svg, or .pdf with its fonts inside."""
+    """Write a figure as its file's ending says: .svg, or .pdf with its fonts inside; whole or not at all.
+
+    Raises: OSError.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -92,9 +97,11 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         every[-1].xaxis.set_major_formatter(_step)
         canvas.align_ylabels(every)
         nothing = ("CreationDate", "Producer") if path.suffix == ".pdf" else ("Date", "Format", "Type")
+        drawn = io.BytesIO()
         canvas.savefig(
-            path, format=path.suffix[1:], transparent=True, metadata=dict.fromkeys(("Creator", *nothing))
+            drawn, format=path.suffix[1:], transparent=True, metadata=dict.fromkeys(("Creator", *nothing))
         )
+    write_whole(path, drawn.getvalue())
 
 
 def _step(step: float, _: object) -> str:

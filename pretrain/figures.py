@@ -15,6 +15,7 @@ import numpy as np
 from pretrain.envelope import MOST_POINTS, SPANS, Floats, in_spans, smoothed
 
 Metrics = Sequence[Mapping[str, Any]]
+LARGEST = 1e100  # beyond any number of float32; sums and squares of what is smaller stay finite
 STARTS = ("_start", "_untrained")  # ends of keys that hold a value before training; the second of older runs
 
 
@@ -275,12 +276,11 @@ PLATES = (
 def points(metrics: Metrics, key: str) -> tuple[Floats, Floats]:
     """Steps and values of a metric (N,); one that was not finite is nan, words and lists are left out."""
     rows = [
-        (line["step"], math.nan if line[key] is None else line[key])
+        (line["step"], line[key] if is_finite(line[key]) else math.nan)
         for line in metrics
         if key in line and (line[key] is None or _is_number(line[key]))
     ]
     found = np.array(rows, dtype=np.float64).reshape(-1, 2)
-    found[~np.isfinite(found[:, 1]), 1] = math.nan
     return found[:, 0], found[:, 1]
 
 
@@ -309,7 +309,7 @@ def value_at_start(metrics: Metrics, key: str) -> float | None:
     for end in STARTS:
         for line in metrics:
             found = line.get(key + end)
-            if _is_number(found):
+            if is_finite(found):
                 return float(found)
     return None
 
@@ -378,6 +378,11 @@ def said_of_spans(axes: Sequence[Axes]) -> str:
     if most <= MOST_POINTS:
         return ""
     return f" Drawn from {most:,} logged steps: means of spans, in a band from the lowest to the highest."
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that can be drawn, compared and summed."""
+    return _is_number(value) and -LARGEST <= value <= LARGEST
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from data_pipeline.errors import CheckpointError, DataError
+from data_pipeline.errors import CheckpointError, DataError, why
+from data_pipeline.storage import read_regular
 from pretrain.checkpoint import load_encoder, read_run_config, untrained_encoder
 from pretrain.config import RunConfig
 from pretrain.config.masks import BlockMaskConfig, FutureMaskConfig, MaskConfig
@@ -71,8 +71,10 @@ def config_of(run: Path) -> RunConfig:
     if not file.exists():
         return read_run_config(run)
     try:
-        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        return RunConfig.model_validate(yaml.safe_load(read_regular(file).decode()))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {why(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{file} is no config of this release: {error}") from error
 
 

@@ -255,7 +255,8 @@ def _forget_lines(run: Path, step: int) -> None:
         try:
             plain = json.loads(line)
             return plain.get("kind") != "online" or int(plain["step"]) <= step
-        except (ValueError, KeyError, TypeError, AttributeError):  # half a line, as a crash leaves it
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            # half a line, as a crash leaves it
             return False
 
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.storage import read_regular
 
 PROBE_FILE = "probe.json"
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, note
@@ -37,10 +38,10 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path))
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
     return found
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from data_pipeline.errors import why
+from data_pipeline.storage import open_regular, read_regular
 from pretrain.figures import Metrics
+from pretrain.figures import is_finite as is_finite
 from pretrain.tracking.jsonl import METRICS_FILE, read_metrics
 
 Record = dict[str, Any]
+LAST_STEP = 2**53  # beyond it float64 does not tell steps apart
 
 
 @dataclass
@@ -58,10 +60,7 @@ def read_records(run: Path) -> Records:
         (line for lines in each for line in lines if isinstance(line.get("began"), str)),
         key=lambda line: (line["began"], str(line.get("node", 0))),
     )
-    try:
-        found.metrics = read_metrics(run)
-    except OSError as error:
-        found.troubles.append(f"{run / METRICS_FILE} cannot be read ({why(error)}): no curves")
+    found.metrics = _metrics(found)
     return found
 
 
@@ -75,11 +74,6 @@ def last_number(metrics: Metrics, key: str) -> float | None:
     return next((float(line[key]) for line in reversed(metrics) if is_finite(line.get(key))), None)
 
 
-def is_finite(value: object) -> TypeGuard[float]:
-    """Whether it is a number that can be drawn or compared."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def scores_of(record: Record, key: str = "scores") -> dict[str, float]:
     """The scores of a probing that are numbers, by name."""
     found = record.get(key)
@@ -88,18 +82,35 @@ def scores_of(record: Record, key: str = "scores") -> dict[str, float]:
 
 def _by_step(lines: Sequence[Record]) -> list[Record]:
     """Those that name their step, in the order of the file."""
-    return [line for line in lines if is_finite(line.get("step"))]
+    return [line for line in lines if is_finite(step := line.get("step")) and step <= LAST_STEP]
+
+
+def _metrics(found: Records) -> Metrics:
+    """The logged steps, without those whose number no step can have."""
+    path = found.run / METRICS_FILE
+    try:
+        if path.exists():
+            open_regular(path).close()
+        lines = read_metrics(found.run)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = why(error) if isinstance(error, OSError) else str(error)
+        found.troubles.append(f"{path} cannot be read ({reason}): no curves")
+        return ()
+    whole = [line for line in lines if 0 <= line["step"] <= LAST_STEP]
+    if len(whole) < len(lines):
+        found.troubles.append(f"{path}: {len(lines) - len(whole)} steps have no number of a step, left out")
+    return whole
 
 
 def _object(found: Records, name: str, remedy: str) -> Record | None:
     path = found.run / name
-    if not path.exists():
-        return None
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(read_regular(path).decode())
         if isinstance(plain, dict):
             return plain
         reason = "it holds no object"
+    except FileNotFoundError:
+        return None
     except OSError as error:
         reason = why(error)
     except (ValueError, RecursionError) as error:
@@ -112,10 +123,10 @@ def _lines(found: Records, name: str) -> list[Record]:
     """An object a line. The last one may be half-written, as a crash leaves it; others that are not whole
     are counted and said."""
     path = found.run / name
-    if not path.exists():
-        return []
     try:
-        rows = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = read_regular(path).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
     except OSError as error:
         found.troubles.append(f"{path} cannot be read ({why(error)}): the report does without")
         return []

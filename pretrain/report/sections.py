@@ -9,7 +9,7 @@ from collections import Counter
 from pretrain.curves import COLOURS
 from pretrain.figures import THREE
 from pretrain.report.markup import Cell, chip, esc, facts, listed, number, paragraph, table, tone
-from pretrain.report.records import numbers
+from pretrain.report.records import is_finite, numbers
 from pretrain.report.spent import Spent, duration, memory_and_load
 from pretrain.report.story import Story
 from pretrain.report.verdicts import (
@@ -154,7 +154,7 @@ def _attempts(story: Story) -> str:
             [
                 Cell(str(each.get("attempt", "?")) + (f", node {each['node']}" if each.get("node") else "")),
                 Cell(str(each["began"]).replace("T", " ")[:19]),
-                Cell(duration(float(seconds)) if isinstance(seconds, (int, float)) else "–"),
+                Cell(duration(float(seconds)) if is_finite(seconds) else "–"),
                 Cell(f"{first} → {last}"),
                 Cell(f"{ended}: {sentence}" if sentence else ended),
                 Cell(str(each.get("next") or "")),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import DEAD_LETTERS_FILE
-from data_pipeline.storage import Storage
+from data_pipeline.storage import Storage, read_regular
 from pretrain.config import RunConfig
 from pretrain.curves import Picture, draw_figures
 from pretrain.figures import Metrics, figures_of, judged_features
@@ -169,7 +169,7 @@ def kept_steps(run: Path) -> frozenset[int]:
 def _config_text(run: Path, config: RunConfig) -> str:
     file = run / "config.yaml"
     if file.exists():
-        return file.read_text(encoding="utf-8", errors="replace")
+        return read_regular(file).decode(errors="replace")
     return json.dumps(config.model_dump(mode="json"), indent=2)
 
 
@@ -232,7 +232,7 @@ def dead_letters(shards: str) -> tuple[list[tuple[str, str]], int, list[str]]:
     for line in text.splitlines():
         try:
             letter = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(letter, dict):
             found.append(_letter(letter))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError, UsageError, why
-from data_pipeline.storage import Storage
+from data_pipeline.storage import Storage, check_takes
 from pretrain.curves import INK, draw
 from pretrain.figures import Figure, figures_of
 from pretrain.report import one, several
@@ -27,10 +27,12 @@ def write_report(
     figures: a folder that takes every figure as SVG and PDF, for paper.
     Raises: CheckpointError when the folder is no run of this release, UsageError where it cannot write.
     """
+    path = out or run / REPORT_FILE
+    _check(run, path, figures)
     story = _drawn(run, progress)
     if figures is not None:
         write_figures(figures_of_run(story), figures)
-    return _publish(out or run / REPORT_FILE, one.page(story))
+    return _publish(path, one.page(story))
 
 
 def write_comparison(
@@ -44,12 +46,14 @@ def write_comparison(
 
     Raises: CheckpointError when a folder is no run of this release, UsageError where it cannot write.
     """
+    path = out or Path(os.path.commonpath([run.absolute().parent for run in runs])) / COMPARISON_FILE
+    for run in runs:
+        _check(run, path, figures)
     stories = tell_all(runs, progress)
     drawn = overlaid(stories)
     if figures is not None:
         write_figures(drawn, figures)
-    folder = Path(os.path.commonpath([run.absolute().parent for run in runs]))
-    return _publish(out or folder / COMPARISON_FILE, several.page(stories, drawn))
+    return _publish(path, several.page(stories, drawn))
 
 
 def figures_of_run(story: Story) -> list[Figure]:
@@ -70,6 +74,20 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"{folder} cannot be written, choose another --figures: {why(error)}") from error
     return paths
+
+
+def _check(run: Path, page: Path, figures: Path | None) -> None:
+    """Find out before all is drawn what cannot be written; of what is no run nothing is made."""
+    if not run.is_dir():
+        return
+    asked = [("--out", page.absolute().parent, page.name)]
+    asked += [("--figures", figures, "")] if figures is not None else []
+    for option, folder, name in asked:
+        try:
+            check_takes(folder, name)
+        except OSError as error:
+            place = folder / name
+            raise UsageError(f"{place} cannot be written, choose another {option}: {why(error)}") from error
 
 
 def _drawn(run: Path, progress: Progress | None) -> Story:

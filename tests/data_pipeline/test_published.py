@@ -142,6 +142,71 @@ def test_a_file_of_another_layout_is_a_sentence(videos: Path, tmp_path: Path, la
         convert(told(text, tmp_path), tmp_path / "list.csv", layout, videos)
 
 
+KINETICS_HEAD = "label,youtube_id,time_start,time_end\n\nfine,a,0,10\n"
+DIVE = '{"vid_name": "a", "label": 1}'
+
+
+@pytest.mark.parametrize(
+    ("layout", "text", "where"),
+    [
+        ("kinetics", KINETICS_HEAD + "x,y,inf,10\n", "at line 4: 'inf' is no time"),
+        ("kinetics", KINETICS_HEAD + "x,y,0\n", "at line 4: None is no time"),
+        ("kinetics", KINETICS_HEAD + "x,y,10,10\n", "at line 4: it is from 10 to 10 s"),
+        ("kinetics", KINETICS_HEAD + "x,y,-5,10\n", "at line 4: it is from -5 to 10 s"),
+        ("kinetics", KINETICS_HEAD + "x\0,y,0,10\n", "at line 4: its label is 'x.x00'"),
+        ("kinetics", KINETICS_HEAD + "x" * 200_000 + ",y,0,10\n", "at line 4: field larger"),
+        ("paths", "a.mp4 3\nb.mp4 3\0\n", "at line 2: its label is '3.x00'"),
+        ("ssv2", "[" * 20_000, ": maximum recursion"),
+        ("ssv2", '[{"id": "a", "template": "x"}, 7]', "at entry 2: 7 is no object"),
+        ("ssv2", '[{"id": "a", "template": "x\\u0000"}]', "at entry 1: its label is"),
+        ("ssv2", '[{"id": "a", "template": "x\\ud800"}]', "at entry 1: its label is"),
+        ("ssv2", '[{"id": {}, "template": "x"}]', "at entry 1: its id is"),
+        ("diving48", f'[{DIVE}, {{"vid_name": "a", "label": Infinity}}]', "at entry 2: its label is 'inf'"),
+        ("diving48", f'[{DIVE}, {{"vid_name": "a", "label": 1e400}}]', "at entry 2: its label is 'inf'"),
+        ("diving48", f'[{{"vid_name": "a", "label": {"9" * 400}}}]', "at entry 1: its label is '999"),
+        ("diving48", f'[{DIVE}, {{"label": 1}}]', "at entry 2: its vid_name is 'None'"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_its_place(
+    layout: str, text: str, where: str, videos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"labels\.file is no file of labels as {layout} .*{where}"):
+        convert(told(text, tmp_path), tmp_path / "list.csv", layout, videos)
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("ssv2", '["x"]'),
+        ("ssv2", "[" * 20_000),
+        ("ssv2", "x"),
+        ("diving48", '{"0": "x"}'),
+        ("diving48", '[["Back"], 7]'),
+        ("diving48", '[["Back"], [7]]'),
+        ("diving48", '[["Back"], []]'),
+    ],
+)
+def test_names_of_another_content_are_named(layout: str, names: str, videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(names)
+    text = '[{"id": "78687", "template": "x", "vid_name": "78687", "label": 0}]'
+    with pytest.raises(DataError, match=r"names\.json(, label \d: | holds no names)"):
+        convert(told(text, tmp_path), tmp_path / "l.csv", layout, videos, names=tmp_path / "names.json")
+
+
+def test_a_list_is_never_written_over_what_it_is_made_from(videos: Path, tmp_path: Path) -> None:
+    source = told("78687.webm 3\n", tmp_path)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    for out in (source, tmp_path / "videos" / ".." / source.name, tmp_path / "link", tmp_path / "hard"):
+        with pytest.raises(UsageError, match="name another file"):
+            convert(source, out, "paths", videos)
+    names = tmp_path / "names.json"
+    names.write_text("{}")
+    with pytest.raises(UsageError, match="name another file"):
+        convert(source, names, "paths", videos, names=names)
+    assert (source.read_text(), names.read_text()) == ("78687.webm 3\n", "{}")
+
+
 def test_the_command_says_what_is_missing_and_what_comes_next(videos: Path, tmp_path: Path) -> None:
     given = [str(told(KINETICS, tmp_path)), str(tmp_path / "list.csv"), "--videos", str(videos)]
     done = CliRunner().invoke(app, ["labels", *given, "--format", "kinetics"])

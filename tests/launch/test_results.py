@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.errors import UsageError
 from launch.results import compare_runs, last_step, report_run
 from launch.train import run_train
+from tests.damage import DAMAGES
 from tests.report_runs import write_run
 from tests.small_dataset import tiny_config
 
@@ -62,3 +63,15 @@ def test_several_runs_are_compared_and_what_is_no_run_is_refused(tmp_path: Path)
     assert compare_runs(made) == tmp_path / "compare.html"
     with pytest.raises(UsageError, match="is no run's folder"):
         compare_runs([*made, tmp_path])
+
+
+@pytest.mark.parametrize("damage", ["NUL", "folder"])
+def test_what_mlflow_cannot_be_told_is_said_and_the_page_stays(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pretrain.report.story.draw_figures", lambda *_: [])
+    run = write_run(tmp_path / "run", steps=20, config={"tracker": {"kind": "mlflow"}})
+    DAMAGES[damage](run / "mlflow_run.json")
+    assert report_run(run).is_file()
+    assert "MLflow has not got the report" in caplog.text
+    assert "mlflow_run.json cannot be read" in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UsageError
-from data_pipeline.storage import Storage
+from data_pipeline.storage import Storage, read_regular
 from pretrain.tracking.base import RunFacts, Say, run_title
 from pretrain.tracking.mlflow.client import now_ms, user_name
 from pretrain.tracking.mlflow.page import NOTE, shortened
@@ -65,9 +65,9 @@ def read_record(run: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(read_regular(file))
         str(found["run_id"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{file} cannot be read ({error}): remove it, and the run gets a new page in MLflow when "
             f"`foreframe train` is given it again"
