@@ -22,7 +22,7 @@ from pretrain.report.markup import (
     table,
 )
 from pretrain.report.records import Record, is_finite
-from pretrain.report.story import Story, datasets_of, is_trained_on
+from pretrain.report.story import ATTENTION, Story, datasets_of, is_trained_on
 from pretrain.report.style import whole_page
 
 # Which figures stand in which section; all others come last.
@@ -44,7 +44,7 @@ def page(story: Story) -> str:
     by_name = {picture.path.stem: picture for picture in story.pictures}
     probes = [p for name, p in by_name.items() if name.startswith("probe-")]
     masks = [p for name, p in by_name.items() if name.startswith("masks-")]
-    clips = [by_name[name] for name in ("features", "neighbours") if name in by_name]
+    clips = [by_name[name] for name in ("features", ATTENTION, "neighbours") if name in by_name]
     placed = {*OF_HEALTH, *OF_TIME, *(p.path.stem for p in (*probes, *masks, *clips))}
     rest = [picture for name, picture in by_name.items() if name not in placed]
     parts = [

@@ -20,6 +20,7 @@ from pretrain.report.records import Record, Records, is_finite, read_records
 from pretrain.report.spent import Spent, where_time_went
 from pretrain.report.verdicts import Health, Stretch, judge_health, timeline
 from pretrain.tracking.base import run_title, without_credentials
+from pretrain.tracking.pictures import step_pictures
 
 # What was learned, and from what of the clips, by objective.kind.
 LEARNED_BY = {
@@ -30,6 +31,7 @@ LEARNED_BY = {
     "pixel": "A {} learned by predicting the pixels of hidden parts",
     "contrastive": "A {} learned by telling which features belong to which hidden part",
 }
+ATTENTION = "clip-attention"  # of pretrain/step_pictures.py
 MAX_LETTERS = 200
 OLD_FLOOR = 0.1  # of the spread, for runs without a verdict of their own, where the config names none
 
@@ -143,7 +145,21 @@ def _pictures(
     judged = judged_features(records.metrics, is_frozen=config.target.kind == "frozen")
     figures = figures_of(records.metrics, judged=judged, start=start) + probe_figures(probings)
     (run / FOLDER).mkdir(exist_ok=True)
-    return draw_figures(figures, run / FOLDER) + [p for p in drawn if p.path.suffix != ".svg"], missing
+    of_clips = [p for p in drawn if p.path.suffix != ".svg"] + last_attention(run)
+    return draw_figures(figures, run / FOLDER) + of_clips, missing
+
+
+def last_attention(run: Path) -> list[Picture]:
+    """What the encoder attended to in held-out clips, as drawn last while training; none where it was not."""
+    found = [(step, path) for step, path in step_pictures(run) if path.name == f"{ATTENTION}.png"]
+    if not found:
+        return []
+    step, path = found[-1]
+    caption = (
+        f"What the last block attends to at step {step:,}: all tokens together, and the one that is framed "
+        f"in red; what is lit has the weight. Other steps are in {path.parent.parent.relative_to(run)}."
+    )
+    return [Picture(path, "Attention in held-out clips", caption)]
 
 
 def _absent(records: Records) -> list[str]:

@@ -37,3 +37,17 @@ def test_what_was_run_is_told_by_its_objective(kind: str, words: str) -> None:
     known["datasets"] = [known["datasets"][0] | {"context": "training"}, probed]
     said = story.say_what(config, [], known)
     assert words in said and "held-out" not in said, "it was not trained on what probes read"
+
+
+def test_the_attention_drawn_last_is_on_the_page(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from pretrain.report.story import last_attention
+
+    assert last_attention(tmp_path) == []
+    for step in (200, 1000):
+        folder = tmp_path / "pictures" / "steps" / f"{step:08d}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "clip-attention.png")
+    (found,) = last_attention(tmp_path)
+    assert found.path.parent.name == "00001000" and "at step 1,000" in found.caption
