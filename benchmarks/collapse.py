@@ -63,7 +63,7 @@ SEEDS = {
     "contrastive": 2,
     "tubes": 2,
 }
-RULES = ("falling", "spread", "rank", "blind", "large step", "runaway", "not finite")
+RULES = ("falling", "spread", "rank", "volume", "blind", "large step", "runaway", "not finite")
 
 
 def name_of(case: str, seed: int) -> str:

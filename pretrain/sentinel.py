@@ -17,6 +17,7 @@ from pretrain.config import HealthConfig
 Word = Literal["healthy", "warning", "collapsing", "diverged"]
 KEPT_LOOKS = 40  # how far back the run's own past is looked at
 FALLEN = 0.35  # share of its own recent best below which the spread has fallen fast
+VOLUME = 0.03  # of spread and dimensions together, each as a share of that at the start
 RUNAWAY = 2.0  # times the loss at the start, or that of the trivial answer, from which a loss has run away
 LARGE_STEP = 0.1  # share of the weights' norm that one step may move them
 LEARNED = 0.8  # share of the mean token's loss below which predictions have told clips or places apart
@@ -165,6 +166,7 @@ ORDER: tuple[Word, ...] = ("healthy", "warning", "collapsing", "diverged")
 DECIDES: Mapping[str, Word] = {
     "spread": "collapsing",
     "rank": "collapsing",
+    "volume": "collapsing",
     "not finite": "diverged",
     "runaway": "diverged",
 }
@@ -199,6 +201,12 @@ def _fired(history: History, now: Reading, config: HealthConfig) -> dict[str, st
         found["rank"] = (
             f"features use {now.rank:.1f} dimensions (RankMe), {now.rank / start.rank:.0%} of the "
             f"{start.rank:.0f} at the start"
+        )
+    spread_share, rank_share = now.spread / max(start.spread, 1e-12), now.rank / max(start.rank, 1e-12)
+    if not found.keys() & {"spread", "rank"} and spread_share * rank_share < VOLUME:
+        found["volume"] = (
+            f"features vary across clips by {spread_share:.0%} of what they did at the start, in "
+            f"{rank_share:.0%} of the dimensions"
         )
     if now.step > start.step and math.isfinite(now.loss):
         ceiling = RUNAWAY * max(start.loss, now.mean_token if math.isfinite(now.mean_token) else 0.0)

@@ -49,6 +49,14 @@ def test_few_dimensions_decide_though_the_spread_is_whole() -> None:
     assert "6.0 dimensions (RankMe), 8% of the 80" in found[-1].reason and "2 looks" in found[-1].reason
 
 
+def test_little_spread_in_few_dimensions_decides_though_neither_is_gone() -> None:
+    found = verdicts(
+        [replace(START, spread=s, rank=r) for s, r in [(1.0, 16.0), (0.4, 60.0), *[(0.2, 10.0)] * 2]]
+    )
+    assert [verdict.word for verdict in found] == ["healthy", "healthy", "warning", "collapsing"]
+    assert "20% of what they did at the start, in 12% of the dimensions" in found[-1].reason
+
+
 def test_what_is_not_finite_or_runs_away_has_diverged() -> None:
     assert words([replace(START, loss=nan)] * 3) == ["warning", "diverged", "diverged"]
     assert words([replace(START, skipped=1)] * 2) == ["warning", "diverged"]
