@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,12 @@ def steadfast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def impatient(steadfast: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that stays broken is told of within seconds."""
     monkeypatch.setattr("data_pipeline.s3.requests.RETRY_FOR_S", 1.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path, empty_store: Path) -> Path:
+    """A run's folder with an MLflow store in it: to make one anew takes seconds."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return folder

@@ -12,27 +12,9 @@ import pytest
 
 from pretrain.config import TrackerConfig
 from pretrain.tracking.base import DatasetFacts, Finding, add_results, make_tracker, without_secrets
-from tests.pretrain.tracked_run import FACTS, log_steps
+from tests.pretrain.tracked_run import FACTS, client_of, get_run, log_steps
 
 GROUPS = {"loss", "health", "optim", "data", "perf", "probe", "system"}
-
-
-@pytest.fixture
-def run(tmp_path: Path, empty_store: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return folder
-
-
-def client_of(run: Path) -> Any:
-    from pretrain.tracking.mlflow import local_uri, make_client
-
-    return make_client(local_uri(run))
-
-
-def get_run(run: Path) -> Any:
-    return client_of(run).get_run(json.loads((run / "mlflow_run.json").read_text())["run_id"])
 
 
 def test_every_metric_is_in_a_group(run: Path) -> None:

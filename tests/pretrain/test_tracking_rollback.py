@@ -14,27 +14,9 @@ from pretrain.config import TrackerConfig
 from pretrain.tracking.base import make_tracker
 from pretrain.tracking.jsonl import JsonlTracker, read_lines, read_metrics
 from pretrain.tracking.pictures import folder_of_step, take_back_pictures
-from tests.pretrain.tracked_run import FACTS, log_steps
+from tests.pretrain.tracked_run import FACTS, client_of, log_steps, run_id
 
 NOTE = "step 8: collapsing: the spread fell to 4 %; lr 1e-3 → 5e-4"
-
-
-@pytest.fixture
-def run(tmp_path: Path, empty_store: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    return folder
-
-
-def client_of(run: Path) -> Any:
-    from pretrain.tracking.mlflow import local_uri, make_client
-
-    return make_client(local_uri(run))
-
-
-def run_id(run: Path) -> str:
-    return str(json.loads((run / "mlflow_run.json").read_text())["run_id"])
 
 
 def points(run: Path, of: str, key: str = "loss/total") -> list[tuple[int, float]]:
