@@ -1,4 +1,4 @@
-"""Bytes of activations that a rank holds during a step, by objective: what autograd saves, and what works on it.
+"""Bytes of activations that a rank holds during a step: what autograd saves, and what works on it.
 
 A step's memory is at its most in one of a few moments: the target encoder reads; the forward has just ended;
 the loss, the predictor's last block, or the context encoder's last block goes backward; all gradients are
@@ -159,7 +159,7 @@ def _read(config: RunConfig, row: Row, clips: int, tokens: int, how: Pass) -> fl
 def _encoder(config: RunConfig, row: Row, embedded: float, how: Pass) -> float:
     """What the context encoder saves. embedded: tokens whose pixels are; `row` of them go through blocks."""
     stack, encoder = encoder_stack(config), config.model.encoder
-    levels = 2 * FLOAT * row.tokens * (encoder.num_levels - 1)
+    levels: float = 2 * FLOAT * row.tokens * (encoder.num_levels - 1)
     if how.residual != how.width:  # else a level's norm saves what the next block does
         levels += (encoder.num_levels - 1) * row.tokens * stack.width * FLOAT
     return saved(stack, row, how) + embedded * _pixels(config) * how.width + INDEX * row.tokens + levels
@@ -214,7 +214,7 @@ def _hidden(config: RunConfig, masks: Masks, how: Pass) -> _Alive:
     copies = clips * tokens * given * FLOAT + (0 if is_pixel else present.tokens * outer.width * FLOAT)
     said = hidden * given * (FLOAT + w + rounded) + says_context * kept * given * w
     places = INDEX * (2 * kept + 3 * hidden + (0 if is_pixel else present.tokens))
-    held = copies + said + kept * outer.width * levels * w + places
+    held: float = copies + said + kept * outer.width * levels * w + places
 
     kinds = config.model.predictor.mask_tokens or len(objective.masks)
     asked = hidden * (inner.width + kinds) * w + says_context * kept * inner.width * w

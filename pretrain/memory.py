@@ -1,5 +1,6 @@
-"""Bytes that a rank holds for weights, gradients, optimizer and target, by strategy and ZeRO stage; and all of
-a step at once, with activations (activations.py).
+"""Bytes that a rank holds for weights, gradients, optimizer and target, by strategy and ZeRO stage.
+
+`at_once` adds activations (activations.py): all of a step, moment by moment.
 
 P weights are trained, E are the target's, N ranks share; w is 2 in bf16, 4 in float32. What is sharded over
 ranks counts for the rank that has most of it.
@@ -21,6 +22,11 @@ REPLICATED_BUCKET = 500_000_000  # elements that DeepSpeed's ZeRO-0 reduces at a
 def bucket_size(trained: int) -> int:
     """Elements of the buffer in which gradients are reduced, and of weights that ZeRO-3 gathers at a time."""
     return max(1, min(BUCKET, trained))
+
+
+def checkpoint_bytes(trained: int, target: int) -> int:
+    """Of a checkpoint, over all ranks: masters and AdamW's two averages, and the target's average."""
+    return 3 * FLOAT * trained + FLOAT * target
 
 
 def adds_in_float32(plan: Plan) -> bool:

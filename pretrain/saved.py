@@ -1,8 +1,8 @@
 """Bytes that autograd saves in a stack of blocks, and what a backward through one of them takes beside.
 
-Read off pretrain/model/vit.py: what each operation's gradient asks for. Attention saves its inputs, its output
-and a number a row (fused kernels, FlashAttention, arXiv:2205.14135): never a square of tokens. The sum a
-token and width, 34 bytes in bf16, is that of arXiv:2205.05198, eq. 2, without its dropouts.
+Read off pretrain/model/vit.py: what each operation's gradient asks for. Attention saves its inputs, its
+output and a number a row (fused kernels, FlashAttention, arXiv:2205.14135): never a square of tokens. The sum
+a token and width is that of arXiv:2205.05198, eq. 2, without its dropouts and with what positions turn.
 
 Shapes: M tokens of all sequences together, D width, H heads.
 """
@@ -102,7 +102,7 @@ def worked(stack: Stack, row: Row, how: Pass) -> float:
 def read(stack: Stack, row: Row, how: Pass) -> float:
     """What a block takes at its most where nothing is saved: in its MLP.
 
-    What goes into the first block, into this one and out of its attention is alive beside query, key and value.
+    What goes into the first block, into this one and out of attention is alive beside query, key and value.
     """
     alive = 9 if how.rotates else 7
     angles = 2 * row.tokens * (stack.width // stack.heads) if how.rotates else 0

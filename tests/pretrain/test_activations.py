@@ -158,8 +158,8 @@ def test_so_they_do_for_other_models_lengths_and_micro_batches(
 
 
 def test_a_block_saves_what_is_published_for_bf16_on_a_gpu() -> None:
-    """arXiv:2205.05198, eq. 2: 34 bytes a token and width beside the square of scores, which no fused attention
-    saves. Two are masks of dropouts, which there are none of; rotary positions make 4 of turned query and key.
+    """arXiv:2205.05198, eq. 2: 34 bytes a token and width beside the square of scores, which fused attention
+    does not save. Two are masks of dropouts, which are not here; 4 are query and key that positions turned.
     """
     how = pass_of(config_of("masked", "bf16", recomputes=False), "cuda")
     tokens, width, heads = 1000, 1024, 16
