@@ -218,7 +218,7 @@ def _hidden(config: RunConfig, masks: Masks, how: Pass) -> _Alive:
 
     kinds = config.model.predictor.mask_tokens or len(objective.masks)
     asked = hidden * (inner.width + kinds) * w + says_context * kept * inner.width * w
-    between = (2 * kept * outer.width if levels > 1 else 0) * w
+    between: float = (2 * kept * outer.width if levels > 1 else 0) * w
     if encoder.pictures == "own":
         between += 2 * (kept + whole.tokens) * w
     predictor = saved(inner, whole, how) + asked + between + 2 * INDEX * whole.tokens

@@ -18,8 +18,8 @@ BYTES = {"mp4": 123_564.0, "jpeg": 1_323_140.0}  # shard.json: size
 
 @dataclass(frozen=True)
 class Loading:
-    """Of one encoding. cores: that all ranks together keep busy. clips_per_s: that the configured workers of a
-    rank deliver at most; bytes_per_s: read by all.
+    """Of one encoding. cores: that all ranks together keep busy. clips_per_s: that a rank's workers, as
+    configured, deliver at most; bytes_per_s: read by all.
     """
 
     encoding: str

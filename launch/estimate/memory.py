@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from launch.estimate.stated import Stated
@@ -26,8 +27,8 @@ class Column:
     """One way to train the run. is_own: the one that its config names.
 
     activations: at their most. moments: bytes of a rank's device at each moment of a step, all together.
-    micro_batch: the largest that fits and divides a rank's clips, with blocks computed again and without; 0
-    where none does.
+    micro_batch: the largest that fits and divides a rank's clips, 0 where none does; room: clips that would
+    fit; *_recomputing: with blocks computed again.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Column:
     moments: dict[str, float]
     micro_batch: int
     micro_batch_recomputing: int
+    room: int
+    room_recomputing: int
 
     @property
     def most(self) -> float:
@@ -73,9 +76,8 @@ def moments_of(laid_out: Plan, weights: Weights, a_clip: Activations) -> dict[st
 
 def with_micro_batch(config: RunConfig, ranks: int, micro_batch: int) -> Plan:
     """The run laid out with another micro-batch, one that divides a rank's clips."""
-    train = config.train.model_copy(update={"micro_batch": micro_batch})
     forwards = config.train.global_batch // (ranks * micro_batch)
-    return Plan(config.model_copy(update={"train": train}), ranks, forwards)
+    return Plan(_with_clips(config, micro_batch), ranks, forwards)
 
 
 def largest_micro_batch(
@@ -93,6 +95,28 @@ def largest_micro_batch(
         if max(moments_of(laid_out, weights, a_clip).values()) <= usable:
             return micro_batch
     return 0
+
+
+def clips_that_fit(laid_out: Plan, usable: float, weights: Weights, a_clip: Activations) -> int:
+    """Of a forward; bytes grow by as much with every clip."""
+    none, one = (
+        moments_of(
+            Plan(_with_clips(laid_out.config, clips), laid_out.world_size, laid_out.micro_batches),
+            weights,
+            a_clip,
+        )
+        for clips in (0, 1)
+    )
+    fit = (
+        (usable - none[moment]) / (one[moment] - none[moment])
+        for moment in none
+        if one[moment] > none[moment]
+    )
+    return max(0, math.floor(min(fit))) if max(none.values()) <= usable else 0
+
+
+def _with_clips(config: RunConfig, clips: int) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": clips})})
 
 
 def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, ...]:
@@ -116,6 +140,15 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
             each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, a_clip[each])
             for each in (False, True)
         }
+        room = {
+            each: clips_that_fit(
+                Plan(recomputing(way, each), ranks, laid_out.micro_batches),
+                stated.usable,
+                weights,
+                a_clip[each],
+            )
+            for each in (False, True)
+        }
         found.append(
             Column(
                 name,
@@ -125,6 +158,8 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 moments_of(other, weights, a_clip[again]),
                 largest[False],
                 largest[True],
+                room[False],
+                room[True],
             )
         )
     return tuple(found)

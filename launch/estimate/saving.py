@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launch.estimate.stated import HOST_COPY, RESTART_S, Stated
+from launch.estimate.stated import AGREE_S, HOST_COPY, RESTART_S, Stated
 
 DAY_S = 86_400.0
 
@@ -50,7 +50,7 @@ def lost_share(every_s: float, held_up_s: float, written_s: float, between_failu
 def saving(size: float, stated: Stated, step_s: float, steps: int, own_every: int, *, beside: bool) -> Saving:
     """size: of a checkpoint, over all ranks. beside: it is written while training goes on."""
     written_s = size / stated.storage
-    held_up_s = size / stated.ranks / HOST_COPY if beside else written_s
+    held_up_s = size / stated.ranks / HOST_COPY + AGREE_S if beside else written_s
     rate = stated.failures * stated.nodes / DAY_S
     between_s = 1 / rate if rate > 0 else math.inf
     whole_s = steps * step_s

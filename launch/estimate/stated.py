@@ -10,7 +10,8 @@ from launch.estimate.gpus import Gpu
 MFU = 0.4
 LINE_SHARE = 0.8  # of a link's rate that a collective gets
 FREE_SHARE = 0.1  # of a GPU's memory left to CUDA, NCCL and what an allocator cannot use
-HOST_COPY = 20e9  # bytes a second from a GPU to its host
+HOST_COPY = 15e9  # bytes a second of a rank's copy to host memory: measured on CPU, docs/decisions/0012
+AGREE_S = 0.1  # that a save holds ranks up besides: metrics out, all agreed
 STORAGE = 10e9  # bytes a second of the shared storage, all nodes together
 RESTART_S = 300.0  # from a failure until the run trains again: seen, met, started, a checkpoint read
 # Llama 3 (arXiv:2407.21783, sec. 3.3.4, table 5): 419 unexpected interruptions in 54 days of 16,384 H100s in

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from launch.estimate.gpus import ASSUMED_NETWORK
-from launch.estimate.stated import FAILURES, FREE_SHARE, HOST_COPY, LINE_SHARE, RESTART_S
-from launch.estimate.units import bytes_of, duration, operations, percent
+from launch.estimate.saving import DAY_S
+from launch.estimate.stated import AGREE_S, FAILURES, FREE_SHARE, HOST_COPY, LINE_SHARE, RESTART_S
+from launch.estimate.units import bytes_of, duration, operations, percent, short
 from launch.estimate.whole import Estimate
 
 PARTS = {
@@ -61,14 +62,18 @@ def _head(found: Estimate) -> Iterator[str]:
     stated = found.stated
     yield (
         f"{found.name}: {found.weights.trained / 1e6:,.1f} M weights trained, "
-        f"{found.weights.target / 1e6:,.1f} M in the target; {found.precision}, {_count(found.ranks, 'rank')}, "
-        f"{_count(found.forwards, 'forward')} a step"
+        f"{found.weights.target / 1e6:,.1f} M in the target; {found.precision}, "
+        f"{_count(found.ranks, 'rank')}, {_count(found.forwards, 'forward')} a step"
     )
-    yield (
-        f"on {_count(stated.nodes, 'node')} × {stated.gpus_per_node} {stated.gpu.name}; {found.clips:,} clips a "
-        f"step = {_count(found.ranks, 'rank')} × {_count(found.forwards, 'forward')} × "
-        f"{_count(found.micro_batch, 'clip')}. On paper: nothing was run."
+    split = " × ".join(
+        (
+            _count(found.ranks, "rank"),
+            _count(found.forwards, "forward"),
+            _count(found.micro_batch, "clip"),
+        )
     )
+    where = f"{_count(stated.nodes, 'node')} × {stated.gpus_per_node} {stated.gpu.name}"
+    yield f"on {where}; {found.clips:,} clips a step = {split}. On paper: nothing was run."
 
 
 def _work(found: Estimate) -> Iterator[str]:
@@ -124,7 +129,7 @@ def _memory(found: Estimate) -> Iterator[str]:
     whole, share = found.checkpoint / divisor, found.checkpoint / found.ranks / divisor
     yield f"* as configured. A checkpoint is {whole:.2f} {unit} over all ranks; while it is"
     yield f"written each rank holds its share, {share:.2f} {unit}, in host memory once more."
-    yield "Gradients and activations are not at their most in the same moment: the sum is less than the parts."
+    yield "Gradients and activations are not at their most in the same moment."
 
 
 def _size(number: float) -> str:
@@ -142,15 +147,18 @@ def _micro_batches(found: Estimate) -> Iterator[str]:
         return f"{number:,}" if number else "none fits"
 
     clips = found.clips // found.ranks
-    heads = ["largest micro-batch", *(column.name for column in found.columns)]
+    columns = found.columns
+    heads = ["largest micro-batch", *(column.name for column in columns)]
     yield from table(
         heads,
         [
-            ["  all activations kept", *(cell(column.micro_batch) for column in found.columns)],
-            ["  blocks computed again", *(cell(column.micro_batch_recomputing) for column in found.columns)],
+            ["  all activations kept", *(cell(column.micro_batch) for column in columns)],
+            ["    clips that would fit", *(f"{column.room:,}" for column in columns)],
+            ["  blocks computed again", *(cell(column.micro_batch_recomputing) for column in columns)],
+            ["    clips that would fit", *(f"{column.room_recomputing:,}" for column in columns)],
         ],
     )
-    yield f"of those that divide the {_count(clips, 'clip')} of a rank a step (train.micro_batch)."
+    yield f"The largest train.micro_batch that fits and divides the {_count(clips, 'clip')} of a rank a step."
 
 
 def _network(found: Estimate) -> Iterator[str]:
@@ -158,17 +166,14 @@ def _network(found: Estimate) -> Iterator[str]:
         yield "One rank sends nothing."
         return
     heads = ["a rank sends a step", *(column.name for column in found.columns)]
-    rows = [
-        [
-            f"  {label}",
-            *(bytes_of(getattr(each, part)) if getattr(each, part) else "—" for each in found.sends),
-        ]
-        for part, label in (
-            ("gradients", "gradients, summed"),
-            ("weights", "weights, gathered"),
-            ("target", "target, gathered"),
-        )
-    ]
+    rows = []
+    for part, label in (
+        ("gradients", "gradients, summed"),
+        ("weights", "weights, gathered"),
+        ("target", "target, gathered"),
+    ):
+        numbers = [float(getattr(each, part)) for each in found.sends]
+        rows.append([f"  {label}", *(bytes_of(number) if number else "—" for number in numbers)])
     rows.append(["all", *(bytes_of(each.total) for each in found.sends)])
     rows.append(["takes", *(duration(each.network_s) for each in found.speeds)])
     rows.append(["computing takes", *(duration(each.compute_s) for each in found.speeds)])
@@ -177,8 +182,8 @@ def _network(found: Estimate) -> Iterator[str]:
     stated = found.stated
     where = "inside a node" if stated.nodes == 1 else "between nodes"
     yield (
-        f"At {stated.bandwidth / 1e9:.3g} GB/s a GPU {where}, {LINE_SHARE:.0%} of the line rate (assumed); latency "
-        f"not counted."
+        f"At {stated.bandwidth / 1e9:.3g} GB/s a GPU {where}, {percent(LINE_SHARE)} of the line rate "
+        f"(assumed); latency is not counted."
     )
 
 
@@ -196,11 +201,11 @@ def _loading(found: Estimate) -> Iterator[str]:
     yield from table(heads, rows)
     most = found.loadings[0].clips_per_s
     yield (
-        f"For {found.speed.clips_per_s:,.4g} clips/s. The {_count(found.workers, 'worker')} of a rank (data.workers) "
-        f"decode {most:,.3g} mp4 clips/s; it takes {found.speed.clips_per_s / ranks:,.3g}."
+        f"For {found.speed.clips_per_s:,.4g} clips/s, {found.speed.clips_per_s / ranks:,.3g} a rank, whose "
+        f"{_count(found.workers, 'worker')} (data.workers) could decode {short(most)} of mp4."
     )
-    yield "CPU and bytes measured on an AMD EPYC: benchmarks/results/loader.json, shard.json; taken to grow with"
-    yield "a clip's seconds and pixels. What lies in a cache on the node's disk is read from the network once."
+    yield "CPU and bytes were measured on an AMD EPYC (benchmarks/results/loader.json, shard.json), and are"
+    yield "taken to grow with a clip's seconds and pixels."
 
 
 def _run(found: Estimate) -> Iterator[str]:
@@ -209,23 +214,24 @@ def _run(found: Estimate) -> Iterator[str]:
         f"A step takes {duration(own.step_s)}: {own.clips_per_s:,.4g} clips/s, "
         f"{own.clips_per_s / found.ranks:,.3g} a rank. What binds: {own.binds}."
     )
-    seen = found.flops_a_step / found.ranks / own.step_s / stated.gpu.peak(found.precision)
+    peak = stated.gpu.peak(found.precision)
+    seen = found.flops_a_step / found.ranks / own.step_s / peak
     yield (
-        f"MFU {stated.mfu:.0%} of {stated.gpu.peak(found.precision) / 1e12:,.4g} TFLOP/s while it computes (assumed, "
-        f"--mfu); {percent(seen)} over the whole step."
+        f"While it computes it gets {percent(stated.mfu)} of {peak / 1e12:,.4g} TFLOP/s (assumed, --mfu); "
+        f"over the whole step {percent(seen)}."
     )
     cost = "" if found.cost is None else f", ${found.cost:,.0f} at ${stated.price:g} a GPU hour"
     yield (
-        f"{_count(found.steps, 'step')} take {found.days:,.3g} days, {found.gpu_hours:,.0f} GPU hours{cost}, with "
-        f"what failures and saves cost."
+        f"{_count(found.steps, 'step')} take {duration(DAY_S * found.days)}, {short(found.gpu_hours)} GPU "
+        f"hours{cost}, failures and saves in it."
     )
 
 
 def _saving(found: Estimate) -> Iterator[str]:
     saves, stated = found.saving, found.stated
     yield (
-        f"A checkpoint, {bytes_of(saves.size)}, holds training up for {duration(saves.held_up_s)} and is whole after "
-        f"{duration(saves.written_s)}, at {bytes_of(stated.storage)}/s of shared storage (--storage)."
+        f"A checkpoint of {bytes_of(saves.size)} holds training up for {duration(saves.held_up_s)} and is "
+        f"written in {duration(saves.written_s)}, at {bytes_of(stated.storage)}/s (--storage)."
     )
     if math.isinf(saves.between_failures_s):
         yield "No failures are expected (--failures 0)."
@@ -235,14 +241,15 @@ def _saving(found: Estimate) -> Iterator[str]:
         f"{_count(stated.nodes, 'node')} (--failures)."
     )
     yield (
-        f"Least is lost by saving every {duration(saves.every_s)}, train.checkpoint_every={saves.every_steps}: "
-        f"{percent(saves.lost)} of the time; as configured ({found.saves_every:,} steps) {percent(saves.lost_own)}."
+        f"Least is lost, {percent(saves.lost)} of the time, by saving every {duration(saves.every_s)}: "
+        f"train.checkpoint_every={saves.every_steps}."
     )
+    yield f"At {found.saves_every:,}, as configured, {percent(saves.lost_own)} are lost."
 
 
 def _what_if(found: Estimate) -> Iterator[str]:
     priced = found.stated.price is not None
-    heads = ["GPUs, the same global batch", "clips a forward", "a step", "clips/s", "days", "GPU hours"]
+    heads = ["GPUs, the same global batch", "clips a forward", "a step", "clips/s", "the run", "GPU hours"]
     heads += ["$"] * priced + ["lost", "binds"]
     rows = []
     for each in found.what_if:
@@ -255,13 +262,13 @@ def _what_if(found: Estimate) -> Iterator[str]:
             f"{each.micro_batch:,}",
             duration(each.step_s or 0.0),
             f"{each.clips_per_s:,.4g}",
-            f"{each.days:,.3g}",
-            f"{each.gpu_hours:,.0f}",
+            duration(DAY_S * (each.days or 0.0)),
+            short(each.gpu_hours or 0.0),
         ]
-        row += [f"{each.cost:,.0f}"] * priced
+        row += [f"{each.cost:,.0f}"] if each.cost is not None else []
         rows.append([*row, percent(each.lost or 0.0), each.binds or ""])
     yield from table(heads, rows)
-    yield "With failures and saves as often as is best; the micro-batch as configured, or the largest that fits."
+    yield "With failures, and saves as often as is best. A forward's clips as configured, or what fits."
 
 
 def _assumed(found: Estimate) -> Iterator[str]:
@@ -269,10 +276,11 @@ def _assumed(found: Estimate) -> Iterator[str]:
     device = stated.gpu.device
     yield "Stated or assumed, not measured here:"
     if device == "cuda":
-        yield f"  {FREE_SHARE:.0%} of a GPU's memory is left to CUDA, NCCL and the allocator."
-        yield f"  A GPU copies to its host at {bytes_of(HOST_COPY)}/s."
+        yield f"  {percent(FREE_SHARE)} of a GPU's memory is left to CUDA, NCCL and the allocator."
+    yield f"  A save copies at {bytes_of(HOST_COPY)}/s to host memory, ranks agree in {duration(AGREE_S)}."
     network = "assumed" if stated.gpu.name in ASSUMED_NETWORK else "the maker's"
     yield f"  {stated.gpu.name}: {bytes_of(stated.gpu.network)}/s to other nodes ({network}; --network)."
-    yield f"  A restart takes {RESTART_S:.0f} s. {FAILURES:.4f} failures of a node a day: Llama 3, arXiv:2407.21783."
-    yield "Activations agree with live tensors within 10 % on CPU (tests/pretrain/test_activations.py); on a GPU"
+    yield f"  A restart takes {RESTART_S:.0f} s. Failures: {FAILURES:.4f} of a node a day is Llama 3's,"
+    yield "  419 in 54 days of 2,048 nodes (arXiv:2407.21783, sec. 3.3.4)."
+    yield "Memory agrees with live tensors within 10 % on CPU (tests/pretrain/test_activations.py); on a GPU"
     yield "not measured. Not counted: what libraries and allocators take for themselves."

@@ -17,7 +17,7 @@ def bytes_of(count: float) -> str:
     """Such as 124 kB, 3.2 GB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= 0.9995 * size:
-            return f"{_short(count / size)} {unit}"
+            return f"{short(count / size)} {unit}"
     return f"{count:.0f} B"
 
 
@@ -28,8 +28,8 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 172_800.0), ("h", 5_400.0), ("min", 120.0), ("s", 1.0)):
         if seconds >= size:
             divisor = {"days": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}[unit]
-            return f"{_short(seconds / divisor)} {unit}"
-    return f"{_short(1000 * seconds)} ms"
+            return f"{short(seconds / divisor)} {unit}"
+    return f"{short(1000 * seconds)} ms"
 
 
 def percent(share: float) -> str:
@@ -38,5 +38,6 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.2g} %"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Three digits, or all before the point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

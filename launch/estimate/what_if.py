@@ -56,7 +56,7 @@ def _on(
     flops_a_clip: float,
 ) -> WhatIf:
     if config.train.global_batch % gpus:
-        return WhatIf(gpus, f"{config.train.global_batch:,} clips do not divide by it")
+        return WhatIf(gpus, "does not divide the batch")
     each = min(gpus, max(stated.gpus_per_node, 1))
     there = replace(stated, nodes=-(-gpus // each), gpus_per_node=each)
     if there.ranks != gpus:
@@ -65,7 +65,7 @@ def _on(
         config = of_stage(config, 0 if config.train.precision == "fp32" else 1)
     fits = largest_micro_batch(config, gpus, there.usable, weights, a_clip, at_most=config.train.micro_batch)
     if not fits:
-        return WhatIf(gpus, "memory: not one clip fits", binds="memory")
+        return WhatIf(gpus, "memory: no clip fits", binds="memory")
     laid_out = with_micro_batch(config, gpus, fits)
     found = speed(config, there, flops_a_clip, sent(laid_out, weights))
     saves = saving(
