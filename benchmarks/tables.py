@@ -161,7 +161,7 @@ def memory_table() -> str:
         f"{config['model']}: {sum(weights.values()) / 1e6:.0f} M weights trained, "
         f"{weights['encoder'] / 1e6:.0f} M in the target; {config['ranks']} ranks, the one that takes most; "
         f"growth of its process since before the engine was built. Measured is {min(ratios):.2f} to "
-        f"{max(ratios):.2f} times the formula, one small clip's activations included. {found['device']}. "
+        f"{max(ratios):.2f} times the formula, activations included. {found['device']}. "
         f"Commit {found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
