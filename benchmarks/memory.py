@@ -1,9 +1,9 @@
 """Memory of a rank at every ZeRO stage, beside what `foreframe estimate` says: `python -m benchmarks.memory`.
 
-Two real ranks over gloo train two steps of a ViT-B with its target on one small clip a rank, and of a ViT-S on
-four clips of 16 frames, whose activations are most of it. What the engine takes is the growth of the process (PSS: its own pages, and its share of those that others have too) since
-the moment before it was built, between steps and, at its most, during the last backward. On a GPU: its
-allocator's own counts.
+Two real ranks over gloo train two steps of a ViT-B with its target on one small clip a rank, and of a ViT-S
+on four clips of 16 frames, whose activations are most of it. What the engine takes is the growth of the
+process (PSS: its own pages, and its share of those that others have too) since the moment before it was
+built, between steps and, at its most, during the last backward. On a GPU: its allocator's own counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BACKWARD = ("loss", "predictor", "encoder", "first", "kept")  # moments of `at_o
 
 
 class Case(NamedTuple):
-    """One way to train. offloads: the optimizer is on the host. long: clips whose activations are most of it."""
+    """One way to train. offloads: the optimizer is on the host. long: on clips of mostly activations."""
 
     stage: int
     precision: str
