@@ -101,9 +101,9 @@ def memory_table() -> str:
     table = markdown([*heads, "clips that fit, again", "clips that fit, kept"], rows)
     own, saves = published.speed, published.hardware_flops / published.flops
     words = (
-        f"\n\n{published.stated.usable / 1e9:.0f} GB of 80 are counted as usable. Computing blocks again takes "
-        f"{percent(saves - 1)} more operations: a GPU that does as many a second either way needs "
-        f"{duration(own.compute_s / saves)} instead of {duration(own.compute_s)} without."
+        f"\n\n{published.stated.usable / 1e9:.0f} GB of 80 are counted as usable. Computing blocks again "
+        f"takes {percent(saves - 1)} more operations: a GPU that does as many a second either way computes "
+        f"for {duration(own.compute_s / saves)} without it, for {duration(own.compute_s)} with it."
     )
     return table + words
 
@@ -185,8 +185,8 @@ def failures_table() -> str:
     words = (
         f"\n\nA checkpoint is {bytes_of(found.saving.size)}, {bytes_of(found.saving.size / found.ranks)} a "
         f"rank; it holds training up for {duration(found.saving.held_up_s)} and is written in "
-        f"{duration(found.saving.written_s)} at {bytes_of(found.stated.storage)}/s. A restart is taken to cost "
-        f"{RESTART_S:.0f} s."
+        f"{duration(found.saving.written_s)} at {bytes_of(found.stated.storage)}/s. A restart is taken to "
+        f"cost {RESTART_S:.0f} s."
     )
     return markdown(heads, rows) + words
 

@@ -15,6 +15,7 @@ from pretrain.config import RunConfig
 from pretrain.memory import checkpoint_bytes
 
 MOST_GPUS = 1024
+NODE_GPUS = 8
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class WhatIf:
 def what_if(
     config: RunConfig, stated: Stated, weights: Weights, a_clip: Activations, flops_a_clip: float
 ) -> Iterator[WhatIf]:
-    """1, 2, 4 … 1,024 GPUs, nodes filled first. a_clip: activations of a clip, as configured."""
+    """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is.
+
+    a_clip: activations of a clip, as configured.
+    """
     gpus = 1
     while gpus <= MOST_GPUS:
         yield _on(gpus, config, stated, weights, a_clip, flops_a_clip)
@@ -57,7 +61,7 @@ def _on(
 ) -> WhatIf:
     if config.train.global_batch % gpus:
         return WhatIf(gpus, "does not divide the batch")
-    each = min(gpus, max(stated.gpus_per_node, 1))
+    each = min(gpus, NODE_GPUS if stated.ranks == 1 else stated.gpus_per_node)
     there = replace(stated, nodes=-(-gpus // each), gpus_per_node=each)
     if there.ranks != gpus:
         return WhatIf(gpus, f"no whole nodes of {each}")
