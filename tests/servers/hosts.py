@@ -6,6 +6,7 @@ are shared, as by hosts that mount the same folders; the keys and settings of ss
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ from tests.servers.process import READY_WITHIN_S, die_with_parent
 LINK = "ffnet"  # the interface's name on either host
 ADDRESSES = ("10.99.0.10", "10.99.0.11")
 ENDED_WITHIN_S = 30.0
+CLONE_NEWNET = 0x40000000  # of linux/sched.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Host:
     def pids(self) -> list[int]:
         return [int(pid) for pid in _ip("netns", "pids", self.name).split()]
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread, and what it starts, is on this host until the end of the block."""
+        with open("/proc/thread-self/ns/net") as own, open(f"/run/netns/{self.name}") as there:
+            _set_network(there.fileno())
+            try:
+                yield
+            finally:
+                _set_network(own.fileno())
+
     def end_all(self) -> None:
         """SIGKILL to whatever runs on it, until nothing does."""
         deadline_s = time.monotonic() + ENDED_WITHIN_S
@@ -55,6 +68,11 @@ class Host:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+
+
+def _set_network(namespace: int) -> None:
+    if _LIBC.setns(namespace, CLONE_NEWNET) != 0:  # os.setns comes with Python 3.12
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _ip(*words: str) -> str:
