@@ -11,6 +11,7 @@ import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
+from launch.cli_doctor import doctor
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_submit import submit
@@ -183,6 +184,7 @@ app.command(
     epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
 )(submit)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
+app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )
