@@ -17,14 +17,12 @@ def doctor(
     config: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONFIG]", help="A train or data config, or a run's folder: what it needs is checked too."
+            metavar="CONFIG", help="A train or data config, or a run's folder: what it needs is checked too."
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Settings laid over the file, such as data.workers=8."
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Settings laid over the file, such as data.workers=8."),
     ] = None,
     hosts: Annotated[
         str | None,
@@ -53,18 +51,26 @@ def doctor(
     import json
     import sys
 
-    from launch.config import KINDS, kind_of, read_config
+    from data_pipeline.config import DataConfig
+    from launch.config import kind_of, read_config
     from launch.console import make_console
     from launch.doctor.check import is_one_running
     from launch.doctor.hosts import ASKED_VARIABLE, examine_hosts, hosts_in
     from launch.doctor.link import end_with_reader
     from launch.doctor.local import examine
     from launch.doctor.show import show
+    from pretrain.config import RunConfig
 
     if os.environ.get(ASKED_VARIABLE):
         end_with_reader()
     given = [config, *(overrides or [])] if config is not None else []
-    settings = None if config is None else read_config(config, overrides or [], KINDS[kind_of(config)])
+    settings: RunConfig | DataConfig | None = None
+    if config is not None:
+        settings = (
+            read_config(config, overrides or [], RunConfig)
+            if kind_of(config) == "train"
+            else read_config(config, overrides or [], DataConfig)
+        )
     names = None if hosts is None else hosts_in(hosts)
     console, telling = make_console(), make_console(stderr=True)
     with telling.status("looking") if telling.is_terminal else nullcontext() as status:

@@ -141,7 +141,10 @@ def _torch_line(num_gpus: int, seen: Seen | None) -> Check:
         return Check("torch on GPUs", "fail", f"a CPU build of torch beside {num_gpus} GPUs", remedy)
     found = f"sees {seen.count} of {num_gpus or seen.count}, built for CUDA {seen.built_for}"
     if seen.count == 0:
-        remedy = "the driver is too old for this build (`nvidia-smi` shows the CUDA it takes), or CUDA_VISIBLE_DEVICES is empty"
+        remedy = (
+            "the driver is too old for this build (`nvidia-smi` shows the CUDA that it takes), or "
+            "CUDA_VISIBLE_DEVICES is empty"
+        )
         return Check("torch on GPUs", "fail", found, remedy)
     if seen.count < num_gpus:
         return Check("torch on GPUs", "warn", found, "see CUDA_VISIBLE_DEVICES, unless a scheduler set it")

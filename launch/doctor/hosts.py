@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
-from launch.doctor.check import Check, Group, Report, report_of
+from launch.doctor.check import Check, Group, Report, State, report_of
 from launch.doctor.link import Link, Plan
 from launch.doctor.local import Doing
 from launch.doctor.network import RENDEZVOUS
@@ -38,6 +38,7 @@ PASSED_ON = ("GLOO_", "NCCL_")
 MUST_AGREE = ("code", "foreframe", "python", "torch", "deepspeed", "ray", "cuda")
 SHOULD_AGREE = ("xformers", "mlflow", "num_gpus", "gpus", "driver")
 OF_HERE = ("code", "foreframe")
+TOLD = ("warn", "fail")
 NAMES = {"num_gpus": "number of GPUs", "code": "foreframe's code"}
 
 
@@ -61,16 +62,24 @@ class HostsReport:
         }
 
     def told(self) -> list[Group]:
-        """The groups that a person reads: of each host what did not pass."""
-        found = []
+        """The groups that a person reads: what did not pass, once for all hosts where it is the same."""
+        hosts_by_check: dict[Check, list[str]] = {}
         for host, report in self.reports.items():
-            checks = () if report is None else tuple(each for each in report.checks if each.state in TOLD)
-            if checks:
-                found.append(Group(host, checks))
+            for check in report.checks if report is not None else ():
+                if check.state in TOLD:
+                    hosts_by_check.setdefault(check, []).append(host)
+        checks_by_hosts: dict[tuple[str, ...], list[Check]] = {}
+        for check, hosts in hosts_by_check.items():
+            checks_by_hosts.setdefault(tuple(hosts), []).append(check)
+        found = [
+            Group(_named(hosts, len(self.reports)), tuple(checks))
+            for hosts, checks in checks_by_hosts.items()
+        ]
         return [*found, *self.lines]
 
 
-TOLD = ("warn", "fail")
+def _named(hosts: Sequence[str], count: int) -> str:
+    return f"on all {count} hosts" if len(hosts) == count > 1 else f"on {_listed(hosts)}"
 
 
 def hosts_in(text: str) -> list[str]:
@@ -119,14 +128,18 @@ def examine_hosts(
         doing(f"links between {len(able)} hosts")
         between += try_links(able, reached, is_quick=is_quick, ssh_config=ssh_config)
     else:
-        between.append(Check("links", "skipped", "fewer than two hosts that could be examined and have torch"))
+        between.append(
+            Check("links", "skipped", "fewer than two hosts that could be examined and have torch")
+        )
     return HostsReport(reports, (Group("hosts", tuple(lines)), Group("between hosts", tuple(between))))
 
 
 def there(words: Sequence[str]) -> str:
     """A shell command that runs this very code on another machine, under the same paths."""
     passed = {
-        name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) and value.isprintable()
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PASSED_ON) and value.isprintable()
     }
     variables = {**passed, "PYTHONPATH": path_for_code(), ASKED_VARIABLE: "1"}
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
@@ -166,6 +179,8 @@ def read(ran: Ran) -> tuple[Report | None, Check]:
     gpus = facts.get("num_gpus", 0)
     what = f"{gpus} GPUs" if gpus else "no GPU"
     told = f"{facts.get('host', '?')}, {what}, code {facts.get('code')}: {summary(report.checks).plain}"
+    if report.num_failed:
+        return report, Check(host, "fail", told, f"see the lines that fail on {host}")
     return report, Check(host, "pass", told)
 
 
@@ -190,7 +205,7 @@ def differences(facts: dict[str, dict[str, Any]], here: dict[str, Any]) -> list[
             continue
         groups = sorted(hosts_by_value.items(), key=lambda item: -len(item[1]))
         found = "; ".join(f"{value or 'none'} on {_listed(hosts)}" for value, hosts in groups)
-        state = "fail" if differ and key in MUST_AGREE else "warn"
+        state: State = "fail" if differ and key in MUST_AGREE else "warn"
         name = NAMES.get(key, key)
         if key in SHOULD_AGREE:
             remedy = "one job runs at the speed of its slowest machine"
@@ -251,7 +266,9 @@ def _run(hosts: Sequence[str], plan: Plan, ssh_config: Path | None) -> tuple[lis
     links = [link for host in hosts for link in links_in(ran[host].out)]
     remedy = "see whether it is still up; nothing is left running there"
     lost = [
-        Check(host, "fail", f"during the round trip: {(found.problem or '').removeprefix(f'{host}: ')}", remedy)
+        Check(
+            host, "fail", f"during the round trip: {(found.problem or '').removeprefix(f'{host}: ')}", remedy
+        )
         for host, found in ran.items()
         if found.problem is not None
     ]

@@ -13,9 +13,10 @@ from launch.doctor.check import Check
 from launch.doctor.limits import read_text
 
 OURS = "foreframe-"
-SCRATCH = ("foreframe-scratch-", ".foreframe-scratch-")
+SCRATCH = "foreframe-scratch-"
 KEPT = "foreframe-shards-"  # the cache of remote shards, which is meant to stay
-OLD_S = 24 * 3600.0  # no command of ours keeps a temporary folder without a lock for so long
+OLD_S, BEGUN_S = 3600.0, 60.0
+MOST_NAMED = 4
 COMMANDS = ("train", "supervise", "shard", "demo", "smoke", "probe", "index")
 BUILDERS = ("python", "ninja", "nvcc", "c++", "g++", "gcc", "cc1plus", "deepspeed", "foreframe", "torchrun")
 
@@ -77,7 +78,8 @@ def check_extension_locks(folders: Sequence[Path], named: str | None, running: S
     Source: torch.utils.file_baton makes `lock` and removes it; it holds no process's number.
     """
     locks = [lock for folder in folders if folder.is_dir() for lock in sorted(folder.rglob("lock"))]
-    stale, held = [], []
+    stale: list[Path] = []
+    held: list[Path] = []
     for lock in locks:
         try:
             made_s = lock.stat().st_mtime
@@ -106,39 +108,56 @@ def _builds(process: Process) -> bool:
 def check_temporary_folders(base: Path, running: Sequence[Process], now_s: float) -> Check:
     """Folders that killed commands left where temporary files go."""
     oldest_s = min((each.started_s for each in running if _command(each) or _is_rank(each)), default=now_s)
-    stale = [path for path in _temporary(base) if _is_left(path, now_s, oldest_s)]
-    name = "temporary folders"
+    before_s = min(oldest_s, now_s - OLD_S)
+    scratch = [path for path in sorted(base.glob("*foreframe-scratch-*")) if _is_unlocked(path, now_s)]
+    others = [path for path in sorted(base.glob(f"{OURS}*")) if _is_older(path, before_s)]
+    name, stale = "temporary folders", [*others, *scratch]
     if not stale:
         return Check(name, "pass", f"none left in {base}")
-    remedy = f"`rm -r {' '.join(map(str, stale[:4]))}{' …' if len(stale) > 4 else ''}`"
-    return Check(name, "warn", f"{len(stale)} left by killed commands: {stale[0]}{_more(stale)}", remedy)
+    found = f"{len(stale)} left by killed commands: {stale[0]}{_more(stale)}"
+    if not others:
+        return Check(name, "warn", found, "the next job here removes them")
+    if len(others) <= MOST_NAMED:
+        return Check(name, "warn", found, f"`rm -r {' '.join(map(str, others))}`")
+    kinds = sorted({path.name.rpartition("-")[0] for path in others})
+    names = " -o ".join(f"-name '{kind}-*'" for kind in kinds)
+    remedy = (
+        f"`find {base} -maxdepth 1 \\( {names} \\) -mmin +{(now_s - before_s) // 60:.0f} -exec rm -r {{}} +`"
+    )
+    return Check(name, "warn", found, remedy)
 
 
-def _temporary(base: Path) -> list[Path]:
-    found = [*base.glob(f"{OURS}*"), *base.glob(f".{SCRATCH[0]}*")]
-    return sorted(path for path in found if path.is_dir() and not path.name.startswith(KEPT))
-
-
-def _is_left(path: Path, now_s: float, oldest_s: float) -> bool:
-    """Of a folder with a lock, that nobody holds it; of others, that no job is as old. oldest_s: of jobs."""
+def _is_older(path: Path, before_s: float) -> bool:
     try:
-        if path.name.startswith(SCRATCH) and now_s - path.stat().st_mtime > 60:
-            handle = os.open(path / "lock", os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            finally:
-                os.close(handle)
-            return True
-        made_s = path.stat().st_mtime
-        return not path.name.startswith(SCRATCH) and made_s < min(oldest_s, now_s - OLD_S)
-    except OSError:  # it is held, another user's, or just gone
+        is_ours = path.is_dir() and not path.name.startswith((KEPT, SCRATCH))
+        return is_ours and path.stat().st_mtime < before_s
+    except OSError:  # just gone
         return False
+
+
+def _is_unlocked(path: Path, now_s: float) -> bool:
+    """Whether the process whose scratch folder it was is gone: data_pipeline.scratch holds a lock."""
+    try:
+        if now_s - path.stat().st_mtime < BEGUN_S:
+            return False
+        handle = os.open(path / "lock", os.O_RDONLY)
+    except OSError:  # another user's, or just gone
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def check_jobs(running: Sequence[Process], own: int, now_s: float) -> Check:
     """Other jobs of foreframe on this machine, some perhaps forgotten. own: this process."""
     mine = ancestors(running, own)
-    jobs = [(each, command) for each in running if each.pid not in mine and (command := _command(each))]
+    found = {each.pid: command for each in running if each.pid not in mine and (command := _command(each))}
+    # What a job was started by, as `timeout` or a shell, has the same words.
+    jobs = [(each, found[each.pid]) for each in running if each.pid in found and each.parent not in found]
     if not jobs:
         return Check("other jobs", "pass", "none of foreframe's runs here")
     told = ", ".join(

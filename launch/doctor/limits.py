@@ -117,9 +117,7 @@ def check_shared_memory(
     if needed is not None:
         found += f", {in_bytes(needed)} needed by the ranks' loaders"
         if free < needed:
-            return Check(
-                "shared memory", "fail", found, f"lower data.workers or data.prefetch, or {bigger}"
-            )
+            return Check("shared memory", "fail", found, f"lower data.workers or data.prefetch, or {bigger}")
     if free < LEAST_SHARED:
         return Check("shared memory", "warn", found, bigger)
     return Check("shared memory", "pass", found)

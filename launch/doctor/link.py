@@ -1,8 +1,8 @@
 """One process of a round trip: it meets each of the others alone, and tells how fast the link is.
 
-`python -m launch.doctor.link PLAN`, with the plan as JSON; a line of JSON is printed for every link as soon as
-it has been tried. It ends by itself after the plan's limit, and when nobody reads its output any more: on a
-machine that was reached over ssh nothing is left running, whatever happens to the connection.
+`python -m launch.doctor.link PLAN`, with the plan as JSON; a line of JSON is printed for every link as soon
+as it has been tried. It ends by itself after the plan's limit, and when nobody reads its output any more: on
+a machine that was reached over ssh nothing is left running, whatever happens to the connection.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ def within(plan: Plan, peer: int, own: Store, limit_s: float) -> Link:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(limit_s)
-    return found[0] if found else Link(plan.rank, peer, problem=f"nothing for {limit_s:.0f} s while {doing[0]}")
+    return (
+        found[0] if found else Link(plan.rank, peer, problem=f"nothing for {limit_s:.0f} s while {doing[0]}")
+    )
 
 
 def try_link(plan: Plan, peer: int, own: Store, limit_s: float, doing: list[str]) -> Link:

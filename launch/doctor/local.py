@@ -27,8 +27,14 @@ from launch.doctor.limits import (
     own_cgroup,
     read_text,
 )
-from launch.doctor.network import check_clock, check_ports, free_ports, is_clock_synchronised, look_at_hostname
 from launch.doctor.needs import Needs, addresses_of, needs_of
+from launch.doctor.network import (
+    check_clock,
+    check_ports,
+    free_ports,
+    is_clock_synchronised,
+    look_at_hostname,
+)
 from launch.doctor.round_trip import run_local
 from launch.doctor.versions import check_versions
 from pretrain.config import RunConfig
@@ -49,7 +55,7 @@ def examine(
     doing("needs")
     broken = make(Task("needs", lambda: _keep(needed, needs_of(config, nproc))))
     needs = needed[0] if needed else Needs()
-    groups = []
+    groups: list[Group] = []
     for name, tasks in _groups(config, needs, nproc, facts, is_quick=is_quick):
         checks: list[Check] = [] if groups or needed else list(broken)
         for task in tasks:
@@ -90,12 +96,15 @@ def _groups(
     trips = [Task("gloo here", lambda: run_local("gloo", is_quick=is_quick), SLOW_S)]
     if facts.get("num_gpus", 0) > 1:
         trips.append(Task("nccl here", lambda: run_local("nccl", is_quick=is_quick), SLOW_S))
-    yield "network", [
-        Task("hostname", look_at_hostname),
-        Task("ports", check_ports),
-        Task("clock", lambda: check_clock(is_clock_synchronised())),
-        *(trips if "torch" in facts and needs.kind != "data" else []),
-    ]
+    yield (
+        "network",
+        [
+            Task("hostname", look_at_hostname),
+            Task("ports", check_ports),
+            Task("clock", lambda: check_clock(is_clock_synchronised())),
+            *(trips if "torch" in facts and needs.kind != "data" else []),
+        ],
+    )
     disk = [
         Task(
             "disk",
@@ -106,10 +115,13 @@ def _groups(
         )
     ]
     addresses = [] if config is None else addresses_of(config, is_quick=is_quick)
-    yield "storage", [
-        *(disk if needs.out is not None else []),
-        *(Task(name, look, SLOW_S) for name, look in addresses),
-    ]
+    yield (
+        "storage",
+        [
+            *(disk if needs.out is not None else []),
+            *(Task(name, look, SLOW_S) for name, look in addresses),
+        ],
+    )
     yield "leftovers", [Task("leftovers", lambda: look_at_leftovers(Path(tempfile.gettempdir())))]
 
 

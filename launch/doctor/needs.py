@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import ForeframeError
+from data_pipeline.format import DATASET_FILE
 from launch.doctor.check import Check
 from launch.doctor.stores import check_bucket, check_local_data, check_mlflow, check_source
 from launch.doctor.versions import installed
@@ -85,39 +87,36 @@ def _checkpoint_bytes(config: RunConfig) -> int | None:
     return 12 * trained + (0 if config.target.kind == "online" else 4 * sizes["encoder"])
 
 
-Looks = list[tuple[str, Callable[[], list[Check]]]]
+Look = Callable[[], list[Check]]
 
 
-def addresses_of(config: RunConfig | DataConfig, *, is_quick: bool) -> Looks:
+def addresses_of(config: RunConfig | DataConfig, *, is_quick: bool) -> list[tuple[str, Look]]:
     """(name, check) of every address that a config names."""
-
-    def bucket(name: str, address: str, *, is_written: bool = False) -> tuple[str, Callable[[], list[Check]]]:
-        return name, lambda: check_bucket(name, address, is_written=is_written, is_quick=is_quick)
-
-    found: Looks = []
+    holds: str | None
     if isinstance(config, DataConfig):
-        for number, source in enumerate(config.sources):
-            name = "sources" if len(config.sources) == 1 else f"sources[{number}]"
-            found.append(
-                bucket(name, source)
-                if source.startswith("s3://")
-                else (name, lambda name=name, source=source: [check_source(name, source)])
-            )
-        if config.out.startswith("s3://"):
-            found.append(bucket("out", config.out, is_written=True))
-        return found
-    for number, data in enumerate(config.data.sources):
-        name = "data.shards" if len(config.data.sources) == 1 else f"data.shards[{number}]"
-        found.append(
-            bucket(name, data.shards)
-            if data.shards.startswith("s3://")
-            else (name, lambda name=name, data=data: [check_local_data(name, data.shards)])
-        )
-    if config.train.checkpoint_store is not None:
-        found.append(bucket("checkpoint store", config.train.checkpoint_store, is_written=True))
-    if config.tracker.kind == "mlflow":
+        sources, look, what, holds = config.sources, check_source, "sources", None
+    else:
+        sources = tuple(each.shards for each in config.data.sources)
+        look, what, holds = check_local_data, "data.shards", DATASET_FILE
+    reach = partial(check_bucket, is_quick=is_quick)
+    found: list[tuple[str, Look]] = []
+    for number, address in enumerate(sources):
+        name = what if len(sources) == 1 else f"{what}[{number}]"
+        if address.startswith("s3://"):
+            found.append((name, partial(reach, name, address, holds=holds)))
+        else:
+            found.append((name, partial(_one, look, name, address)))
+    stores = {"out": config.out}
+    if isinstance(config, RunConfig):
+        stores["checkpoint store"] = config.train.checkpoint_store or ""
+    for name, address in stores.items():
+        if address.startswith("s3://"):
+            found.append((name, partial(reach, name, address, is_written=True)))
+    if isinstance(config, RunConfig) and config.tracker.kind == "mlflow":
         ours = installed(["mlflow"]).get("mlflow")
-        found.append(("MLflow", lambda: check_mlflow(config.tracker.uri, ours)))
+        found.append(("MLflow", partial(check_mlflow, config.tracker.uri, ours)))
     return found
 
 
+def _one(look: Callable[[str, str], Check], name: str, address: str) -> list[Check]:
+    return [look(name, address)]

@@ -108,7 +108,9 @@ def run_local(backend: str, *, is_quick: bool) -> Check:
             process.kill()
             process.wait()
     lines = [line for _, err in printed for line in err.splitlines() if line.strip()]
-    return check_local(backend, [link for out, _ in printed for link in links_in(out)], lines[-1] if lines else "")
+    return check_local(
+        backend, [link for out, _ in printed for link in links_in(out)], lines[-1] if lines else ""
+    )
 
 
 def path_for_code() -> str:

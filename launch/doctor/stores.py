@@ -26,15 +26,19 @@ SLOW_BYTES_S = 20e6
 SQLITE = "sqlite:///"
 
 
-def check_bucket(name: str, address: str, *, is_written: bool, is_quick: bool) -> list[Check]:
+def check_bucket(
+    name: str, address: str, *, is_quick: bool, is_written: bool = False, holds: str | None = None
+) -> list[Check]:
     """Reach an s3:// address once, without the patience of a job, and read from it.
 
-    name: of the setting; is_written: jobs write there, so a small object is put and removed again.
+    name: of the setting; is_written: jobs write there, so a small object is put and removed again. holds: what
+    must lie there, as a finished data set's dataset.json.
     """
-    return [_reach(name, address, is_written=is_written), *_read(name, address, is_quick)]
+    reached = _reach(name, address, is_written=is_written, holds=holds)
+    return [reached] if reached.state == "fail" else [reached, *_read(name, address, is_quick)]
 
 
-def _reach(name: str, address: str, *, is_written: bool) -> Check:
+def _reach(name: str, address: str, *, is_written: bool, holds: str | None) -> Check:
     started_s = time.perf_counter()
     try:
         listed = _list(address)
@@ -48,6 +52,9 @@ def _reach(name: str, address: str, *, is_written: bool) -> Check:
     if not listed and not is_written:
         remedy = "see that the address is right: nothing lies below it"
         return Check(name, "fail", found, remedy)
+    if holds is not None and not any(item["Key"] == f"{_parts(address)[1]}{holds}" for item in listed):
+        remedy = "write it with `foreframe shard`, or run that again if it was interrupted"
+        return Check(name, "fail", f"{address} is no finished data set: it has no {holds}", remedy)
     return Check(name, "pass", found)
 
 

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from launch.doctor.check import Check
+from launch.doctor.check import Check, State
 from launch.provenance import source
 from launch.submit.freeze import HERE, code_digest
 
@@ -88,7 +88,7 @@ def check_packages(
         if name not in found:
             extra = "train" if name in TRAIN else "data" if name in DATA else ""
             remedy = f"`pip install -c constraints.txt 'foreframe[{extra}]'`" if extra else f"`{asked}`"
-            state = "fail" if name in required else "skipped"
+            state: State = "fail" if name in required else "skipped"
             what = {"train": "no training here", "data": "no sharding here"}.get(extra, "needed")
             wrong.append(Check(name, state, f"not installed: {what}", remedy))
             continue
@@ -113,7 +113,7 @@ def check_versions(kind: str | None) -> tuple[list[Check], dict[str, object]]:
 
     number = installed(["foreframe"]).get("foreframe")
     asked = requires("foreframe") if number else None
-    python_range = (metadata("foreframe").get("Requires-Python") if number else None) or ">=3.11"
+    python_range = str(metadata("foreframe")["Requires-Python"]) if number else ">=3.11"
     where = source()
     commit = where["commit"]
     digest = code_digest()
