@@ -35,6 +35,9 @@ def doctor(
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, help="Ranks meant for each machine, against its GPUs.")
     ] = None,
+    nnodes: Annotated[
+        int, typer.Option("--nnodes", min=1, help="Machines of the job; with --hosts as many as they are.")
+    ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Move fewer bytes: disk, links, S3.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     ssh_config: Annotated[
@@ -59,19 +62,25 @@ def doctor(
     from launch.doctor.link import end_with_reader
     from launch.doctor.local import examine
     from launch.doctor.show import show
-    from pretrain.config import RunConfig
+    from pretrain.config import RunConfig, plan
 
     if os.environ.get(ASKED_VARIABLE):
         end_with_reader()
     given = [config, *(overrides or [])] if config is not None else []
+    names = None if hosts is None else hosts_in(hosts)
+    num_nodes = nnodes if names is None else len(names)
+
+    def fits(found: RunConfig) -> None:
+        if nproc is not None:
+            plan(found, nproc * num_nodes)
+
     settings: RunConfig | DataConfig | None = None
     if config is not None:
         settings = (
-            read_config(config, overrides or [], RunConfig)
+            read_config(config, overrides or [], RunConfig, [fits])
             if kind_of(config) == "train"
             else read_config(config, overrides or [], DataConfig)
         )
-    names = None if hosts is None else hosts_in(hosts)
     console, telling = make_console(), make_console(stderr=True)
     with telling.status("looking") if telling.is_terminal else nullcontext() as status:
 

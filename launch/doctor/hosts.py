@@ -113,7 +113,8 @@ def examine_hosts(
     given: the config and its overrides, as on the command line. Nothing stays running there.
     """
     doing(f"{len(hosts)} hosts")
-    options = [*(["--nproc", str(nproc)] if nproc else []), *(["--quick"] if is_quick else [])]
+    ranks = ["--nproc", str(nproc), "--nnodes", str(len(hosts))] if nproc else []
+    options = [*ranks, *(["--quick"] if is_quick else [])]
     words = [sys.executable, "-m", "launch", "doctor", *given, *options, "--json"]
     ran = run_on(list(hosts), there(words), timeout_s=EXAMINED_S, ssh_config=ssh_config)
     reports: dict[str, Report | None] = {}

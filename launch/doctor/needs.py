@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import ForeframeError
 from data_pipeline.format import DATASET_FILE
 from launch.doctor.check import Check
 from launch.doctor.stores import check_bucket, check_local_data, check_mlflow, check_source
 from launch.doctor.versions import installed
-from pretrain.config import Plan, RunConfig, plan
+from pretrain.config import Plan, RunConfig
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,19 @@ def needs_of(config: RunConfig | DataConfig | None, nproc: int | None) -> Needs:
         out = None if "://" in config.out else config.out
         return Needs("data", out, processes=config.ray.workers)
     ranks = nproc or 1
-    laid_out = _plan(config, ranks)
     return Needs(
         "train",
         config.out,
         processes=ranks * (1 + config.data.workers),
-        shared_bytes=None if laid_out is None else _loaders_bytes(laid_out, ranks),
+        shared_bytes=_loaders_bytes(config, ranks),
         checkpoint_bytes=_checkpoint_bytes(config),
         kept=config.train.keep_checkpoints,
     )
 
 
-def _plan(config: RunConfig, ranks: int) -> Plan | None:
-    try:
-        return plan(config, ranks)
-    except ForeframeError:
-        return None  # the batch cannot be split over the ranks of one machine alone; over all it may
-
-
-def _loaders_bytes(laid_out: Plan, ranks: int) -> int | None:
-    """Bytes of shared memory that the slots of all ranks' loaders take; None without torch."""
-    if laid_out.config.data.workers == 0:
+def _loaders_bytes(config: RunConfig, ranks: int) -> int | None:
+    """Bytes of shared memory that the slots of all ranks' loaders here take; None without torch."""
+    if config.data.workers == 0:
         return 0
     try:
         import torch
@@ -68,10 +59,10 @@ def _loaders_bytes(laid_out: Plan, ranks: int) -> int | None:
         from pretrain.data.stream import num_outstanding
     except ImportError:
         return None
-    config = laid_out.config
     micro_batch = config.train.micro_batch
     layout = Layout(micro_batch, config.data.frames, config.data.size, 0, torch.cuda.is_available())
-    return ranks * (num_outstanding(laid_out) + 2) * micro_batch * layout.clip_bytes
+    slots = num_outstanding(Plan(config, ranks, micro_batches=1)) + 2  # as Batches takes them
+    return ranks * slots * micro_batch * layout.clip_bytes
 
 
 def _checkpoint_bytes(config: RunConfig) -> int | None:

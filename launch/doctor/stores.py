@@ -31,8 +31,8 @@ def check_bucket(
 ) -> list[Check]:
     """Reach an s3:// address once, without the patience of a job, and read from it.
 
-    name: of the setting; is_written: jobs write there, so a small object is put and removed again. holds: what
-    must lie there, as a finished data set's dataset.json.
+    name: of the setting; is_written: jobs write there, so a small object is put and removed again. holds:
+    what must lie there, as a finished data set's dataset.json.
     """
     reached = _reach(name, address, is_written=is_written, holds=holds)
     return [reached] if reached.state == "fail" else [reached, *_read(name, address, is_quick)]

@@ -78,7 +78,12 @@ def test_the_need_of_shared_memory_is_that_of_the_slots_that_loaders_take(
     from pretrain.config import plan
     from pretrain.data.stream import Batches
 
-    config = tiny_config(small_dataset, tmp_path, data={"workers": 3, "prefetch": 2})
+    config = tiny_config(
+        small_dataset,
+        tmp_path,
+        data={"workers": 3, "prefetch": 2},
+        strategy={"kind": "deepspeed", "zero_stage": 1, "timeout_s": 500.0},
+    )
     made = Batches(plan(config, 2), 0, torch.device("cpu"))
     needs = needs_of(config, 2)
     assert needs.shared_bytes == 2 * made._slots._clips.nbytes
