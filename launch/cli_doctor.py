@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,10 @@ import typer
 
 SSH_CONFIG_VARIABLE = "FOREFRAME_SSH_CONFIG"
 EXIT_FAILED = 2
+
+
+def _ended(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def doctor(
@@ -66,6 +71,8 @@ def doctor(
 
     if os.environ.get(ASKED_VARIABLE):
         end_with_reader()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: connections are ended on the way out
+        signal.signal(number, _ended)
     given = [config, *(overrides or [])] if config is not None else []
     names = None if hosts is None else hosts_in(hosts)
     num_nodes = nnodes if names is None else len(names)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UsageError
+from launch.doctor import network
 from launch.doctor.check import Check, Group, Report
 from launch.doctor.hosts import HostsReport, differences, hosts_in, read
 from launch.doctor.link import ALL, Link, Plan, rounds
@@ -61,6 +63,7 @@ def plan_of(count: int, **changes: object) -> Plan:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_three_ranks_measure_their_links_though_a_fourth_never_comes() -> None:
     """A host that is away costs its own links alone."""
@@ -98,10 +101,16 @@ def test_all_together_measure_one_link_each() -> None:
 @pytest.mark.distributed
 def test_a_process_ends_with_who_reads_it() -> None:
     """As one on another machine whose ssh connection has gone; it waits for a peer that never comes."""
-    with start(plan_of(2), 1) as process:
+    plan = plan_of(2)
+    with start(plan, 1) as process:
+        deadline_s = time.monotonic() + 60
+        while network.is_free(plan.ports[1]):  # until it has begun
+            assert process.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=15) == 1
 
 
 @pytest.mark.distributed
