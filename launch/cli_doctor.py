@@ -38,11 +38,11 @@ def doctor(
         ),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", min=1, help="Ranks meant for each machine, against its GPUs.")
+        int | None,
+        typer.Option(
+            "--nproc", min=1, help="Ranks meant for each machine, against its GPUs; else a hostfile's slots."
+        ),
     ] = None,
-    nnodes: Annotated[
-        int, typer.Option("--nnodes", min=1, help="Machines of the job; with --hosts as many as they are.")
-    ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Move fewer bytes: disk, links, S3.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     ssh_config: Annotated[
@@ -74,12 +74,14 @@ def doctor(
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: connections are ended on the way out
         signal.signal(number, _ended)
     given = [config, *(overrides or [])] if config is not None else []
-    names = None if hosts is None else hosts_in(hosts)
-    num_nodes = nnodes if names is None else len(names)
+    ranks = None if hosts is None else hosts_in(hosts, nproc)
+    counts = [nproc] if ranks is None else list(ranks.values())
+    # A host that another doctor asks is given its own ranks, of more that the batch is split over.
+    total = 0 if os.environ.get(ASKED_VARIABLE) else sum(count or 0 for count in counts)
 
     def fits(found: RunConfig) -> None:
-        if nproc is not None:
-            plan(found, nproc * num_nodes)
+        if total:
+            plan(found, total)
 
     settings: RunConfig | DataConfig | None = None
     if config is not None:
@@ -95,8 +97,8 @@ def doctor(
             if status is not None:
                 status.update(f"looking at {what}")
 
-        if names is not None:
-            found = examine_hosts(names, given, nproc, is_quick=quick, ssh_config=ssh_config, doing=doing)
+        if ranks is not None:
+            found = examine_hosts(ranks, given, is_quick=quick, ssh_config=ssh_config, doing=doing)
             plain, groups, failed = found.plain(), found.told(), found.num_failed
         else:
             report = examine(settings, nproc=nproc, is_quick=quick, doing=doing)

@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,27 +82,27 @@ def _named(hosts: Sequence[str], count: int) -> str:
     return f"on all {count} hosts" if len(hosts) == count > 1 else f"on {_listed(hosts)}"
 
 
-def hosts_in(text: str) -> list[str]:
-    """The hosts of a DeepSpeed hostfile, or of a list with commas.
+def hosts_in(text: str, nproc: int | None = None) -> dict[str, int | None]:
+    """The ranks by host of a DeepSpeed hostfile, its slots; or of a list with commas, where `nproc` tells.
 
-    Raises: UsageError when there is none, or when the file is none.
+    nproc: counts instead of slots where it is given. Raises: UsageError when there is no host, or no such
+    file.
     """
     from launch.submit.hostfile import read_hostfile
 
     if Path(text).is_file():
-        return list(read_hostfile(Path(text)))
+        return {host: nproc or slots for host, slots in read_hostfile(Path(text)).items()}
     if "/" in text:
         raise UsageError(f"--hosts: {text} does not exist; need a hostfile, or names such as node1,node2")
-    found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    found: dict[str, int | None] = {name.strip(): nproc for name in text.split(",") if name.strip()}
     if not found:
         raise UsageError("--hosts names nobody; need a hostfile, or names such as node1,node2")
     return found
 
 
 def examine_hosts(
-    hosts: Sequence[str],
+    ranks: Mapping[str, int | None],
     given: Sequence[str],
-    nproc: int | None,
     *,
     is_quick: bool,
     ssh_config: Path | None,
@@ -110,13 +110,16 @@ def examine_hosts(
 ) -> HostsReport:
     """Run the doctor on every host at once, compare what they found, and try all links.
 
-    given: the config and its overrides, as on the command line. Nothing stays running there.
+    ranks: meant for each host, as `hosts_in` reads them; given: the config and its overrides, as on the
+    command line. Nothing stays running there.
     """
+    hosts = list(ranks)
     doing(f"{len(hosts)} hosts")
-    ranks = ["--nproc", str(nproc), "--nnodes", str(len(hosts))] if nproc else []
-    options = [*ranks, *(["--quick"] if is_quick else [])]
-    words = [sys.executable, "-m", "launch", "doctor", *given, *options, "--json"]
-    ran = run_on(list(hosts), there(words), timeout_s=EXAMINED_S, ssh_config=ssh_config)
+    words = [sys.executable, "-m", "launch", "doctor", *given, *(["--quick"] if is_quick else []), "--json"]
+    commands = {
+        host: there([*words, *(["--nproc", str(count)] if count else [])]) for host, count in ranks.items()
+    }
+    ran = run_on(hosts, commands, timeout_s=EXAMINED_S, ssh_config=ssh_config)
     reports: dict[str, Report | None] = {}
     lines = []
     for host in hosts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers.hosts import ADDRESSES, Host, Ssh
+from tests.servers.hosts import ADDRESSES, LINK, Host, Ssh, need
 
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,32 @@ def test_two_hosts_that_are_well_pass_and_their_link_is_measured(
         ]
         assert "GLOO_SOCKET_IFNAME=ffnet" in name["remedy"]
     assert wait_until(lambda: not any(map(ours_on, hosts)), 10)
+
+
+def test_a_link_is_as_fast_as_the_kernel_lets_it_be(hosts: tuple[Host, Host], ssh: Ssh) -> None:
+    """200 Mbit/s, which tc's token buckets hold to exactly, less what headers take."""
+    need("tc")
+    for host in hosts:
+        slow = [
+            "qdisc",
+            "add",
+            "dev",
+            LINK,
+            "root",
+            "tbf",
+            "rate",
+            "200mbit",
+            "burst",
+            "64kb",
+            "latency",
+            "50ms",
+        ]
+        made = subprocess.run(host.command("tc", *slow), capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"this kernel slows no link: {made.stderr.strip()}")
+    _, found = run(hosts, ssh, "--hosts", names_of(hosts))
+    (speed,) = re.findall(r"([\d.]+) Gbit/s", lines_of(found, "between hosts")["links"]["found"])
+    assert 0.12 < float(speed) < 0.21
 
 
 def test_other_code_on_one_host_and_a_host_that_is_none_are_told_and_the_others_still(

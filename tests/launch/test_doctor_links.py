@@ -232,9 +232,11 @@ def test_what_several_hosts_have_in_common_is_told_once() -> None:
 
 
 def test_hosts_come_from_a_list_or_a_hostfile(tmp_path: Path) -> None:
-    assert hosts_in("node1, ann@node2,node1") == ["node1", "ann@node2"]
-    (tmp_path / "hostfile").write_text("node7 slots=8\n# no\nnode8 slots=8\n")
-    assert hosts_in(str(tmp_path / "hostfile")) == ["node7", "node8"]
+    assert hosts_in("node1, ann@node2,node1", 4) == {"node1": 4, "ann@node2": 4}
+    assert hosts_in("node1") == {"node1": None}
+    (tmp_path / "hostfile").write_text("node7 slots=8\n# no\nnode8 slots=4\n")
+    assert hosts_in(str(tmp_path / "hostfile")) == {"node7": 8, "node8": 4}
+    assert hosts_in(str(tmp_path / "hostfile"), 2) == {"node7": 2, "node8": 2}
     for wrong, word in ((" , ", "names nobody"), (str(tmp_path / "away"), "does not exist")):
         with pytest.raises(UsageError, match=word):
             hosts_in(wrong)
