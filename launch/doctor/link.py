@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -214,6 +215,8 @@ def try_link(plan: Plan, peer: int, own: Store, limit_s: float, doing: list[str]
         return Link(plan.rank, peer, problem=f"{host} cannot be reached: {reason}")
     except (RuntimeError, ValueError) as error:  # torch's DistNetworkError, DistBackendError …
         said = " ".join(str(error).split())[:200]
+        if re.search(r"time(d )?\s?out", said, re.IGNORECASE):  # with a store's keys, which say nothing
+            return Link(plan.rank, peer, problem=f"nothing for {limit_s:.0f} s while {doing[0]}")
         return Link(plan.rank, peer, problem=f"failed while {doing[0]}: {said}")
 
 
