@@ -108,7 +108,7 @@ def check_gpus(
         remedy = "see `dmesg | grep -i nvrm`; a driver that hangs or was updated wants a reboot"
         return [Check("GPUs", "fail", problem, remedy)]
     if not gpus and not (seen and seen.count):
-        found = "none: training runs on the CPU (gloo, fp32 or bf16)"
+        found = "none: training runs on the CPU (gloo, fp32 or bf16)" if seen is not None else "none"
         return [Check("GPUs", "pass", found), *_fits(nproc, 0)]
     checks = []
     if gpus:

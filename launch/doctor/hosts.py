@@ -27,7 +27,7 @@ from launch.doctor.round_trip import (
 )
 from launch.doctor.show import summary
 from launch.doctor.versions import installed
-from launch.remote import Ran, run_on
+from launch.remote import AT_ONCE, Ran, run_on
 from launch.submit.freeze import HERE, code_digest
 
 ASKED_VARIABLE = "FOREFRAME_DOCTOR_ASKED"  # set where a doctor elsewhere reads the output
@@ -128,10 +128,15 @@ def examine_hosts(
     reached = {host: report for host, report in reports.items() if report is not None}
     between = differences({host: report.facts for host, report in reached.items()}, facts_here())
     able = [host for host, report in reached.items() if "torch" in report.facts]
-    if len(able) > 1:
-        doing(f"links between {len(able)} hosts")
-        between += try_links(able, reached, is_quick=is_quick, ssh_config=ssh_config)
-    else:
+    for first in range(0, len(able), AT_ONCE):  # all of a round trip must be there at once
+        some = able[first : first + AT_ONCE]
+        if len(some) > 1:
+            doing(f"links between {len(some)} hosts")
+            between += try_links(some, reached, is_quick=is_quick, ssh_config=ssh_config)
+    if len(able) > AT_ONCE:
+        found = f"those between groups of {AT_ONCE} hosts, in the order given, were not tried"
+        between.append(Check("other links", "skipped", found))
+    if len(able) < 2:
         between.append(
             Check("links", "skipped", "fewer than two hosts that could be examined and have torch")
         )

@@ -39,7 +39,7 @@ from launch.doctor.round_trip import run_local
 from launch.doctor.versions import check_versions
 from pretrain.config import RunConfig
 
-SLOW_S = 90.0  # for what moves bytes
+SLOW_S = 120.0  # for what moves bytes, or imports torch from a file system of the network
 NUM_FREE_PORTS = 4
 
 Doing = Callable[[str], None]
@@ -53,7 +53,7 @@ def examine(
     # What imports torch, and so what a plan of its loaders asks, may hang too, as on a mount that is gone.
     needed: list[Needs] = []
     doing("needs")
-    broken = make(Task("needs", lambda: _keep(needed, needs_of(config, nproc))))
+    broken = make(Task("needs", lambda: _keep(needed, needs_of(config, nproc)), SLOW_S))
     needs = needed[0] if needed else Needs()
     groups: list[Group] = []
     for name, tasks in _groups(config, needs, nproc, facts, is_quick=is_quick):

@@ -79,29 +79,36 @@ def check_packages(
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
-    right, wrong, required = [], [], set(required)
+    right, wrong, missing = [], [], []
     for name in wanted:
-        if name not in needed and name not in found:
-            continue  # not for this system, as xformers elsewhere than on x86-64
-        span = needed.get(name, "")
-        asked = f"pip install -c constraints.txt '{name}{span}'"
         if name not in found:
-            extra = "train" if name in TRAIN else "data" if name in DATA else ""
-            remedy = f"`pip install -c constraints.txt 'foreframe[{extra}]'`" if extra else f"`{asked}`"
-            state: State = "fail" if name in required else "skipped"
-            what = {"train": "no training here", "data": "no sharding here"}.get(extra, "needed")
-            wrong.append(Check(name, state, f"not installed: {what}", remedy))
+            missing += [name] if name in needed else []  # else not for this system, as xformers on ARM
             continue
-        number = Version(found[name])
+        span, number = needed.get(name, ""), Version(found[name])
         if not SpecifierSet(span).contains(number.public, prereleases=True):
-            wrong.append(Check(name, "fail", f"{found[name]}, need {span}", f"`{asked}`"))
+            remedy = f"`pip install -c constraints.txt '{name}{span}'`"
+            wrong.append(Check(name, "fail", f"{found[name]}, need {span}", remedy))
         elif name in pinned and number.public != pinned[name]:
             told = f"{found[name]}, tried with {pinned[name]}"
             wrong.append(Check(name, "warn", told, f"`pip install {name}=={pinned[name]}`"))
         else:
             right.append(f"{name} {found[name]}")
     first = [Check("packages", "pass", ", ".join(right))] if right else []
-    return [*first, *wrong]
+    return [*first, *wrong, *_missing(missing, set(required))]
+
+
+def _missing(names: Iterable[str], required: set[str]) -> list[Check]:
+    """A line for each kind of job that lacks packages here: fails where that kind is wanted."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        kind = ("for training", "[train]") if name in TRAIN else ("for sharding", "[data]")
+        kinds.setdefault(("for all", "") if name in BOTH else kind, []).append(name)
+    checks = []
+    for (what, extra), absent in kinds.items():
+        state: State = "fail" if required & set(absent) else "skipped"
+        remedy = f"`pip install -c constraints.txt '.{extra}'` in the checkout"
+        checks.append(Check(what, state, f"not installed: {', '.join(absent)}", remedy))
+    return checks
 
 
 def check_versions(kind: str | None) -> tuple[list[Check], dict[str, object]]:

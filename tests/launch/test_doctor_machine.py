@@ -320,8 +320,8 @@ def test_packages_out_of_their_range_fail_and_those_that_were_not_tried_warn() -
     assert states(right) == {"packages": "pass"}
     assert states(right | {"torch": "2.12.1"}) == {"packages": "pass", "torch": "warn"}
     assert states(right | {"torch": "2.14.0"}) == {"packages": "pass", "torch": "fail"}
-    assert states({"torch": "2.13.0", "numpy": "2.4.6"}) == {"packages": "pass", "ray": "skipped"}
-    assert states({"torch": "2.13.0", "numpy": "2.4.6"}, "ray")["ray"] == "fail"
+    assert states({"torch": "2.13.0", "numpy": "2.4.6"}) == {"packages": "pass", "for sharding": "skipped"}
+    assert states({"torch": "2.13.0", "numpy": "2.4.6"}, "ray")["for sharding"] == "fail"
     assert [check_python(version, ">=3.11").state for version in ("3.11.2", "3.14.0rc1", "3.10.9")] == [
         "pass", "pass", "fail",
     ]  # fmt: skip
