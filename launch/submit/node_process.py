@@ -112,7 +112,7 @@ def start(
 
     environment: laid over this process's. Raises: UsageError when it cannot be started or was called off.
     """
-    if (logs / CALLED_OFF_FILE).exists():
+    if is_called_off(logs):
         raise UsageError(f"{logs.parent} was called off: submit it again")
     words = [sys.executable, "-m", "launch.submit.node_process", "keep", str(logs), str(node), host, *command]
     path = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -198,6 +198,8 @@ def keep(logs: Path, node: int, host: str, command: Sequence[str]) -> int:
         child.kill()
         end_descendants(0.0)
         raise UsageError(f"{pid_file(logs, node)} cannot be written: {why(error)}") from error
+    if is_called_off(logs):  # looked for after its own word is there: one of both sides sees the other's
+        send(child.pid, signal.SIGKILL)
     print(child.pid, flush=True)
     os.close(sys.stdout.fileno())
     _wait_for(child, logs, node)
@@ -237,6 +239,10 @@ def _has_failed(logs: Path, node: int) -> bool:
 def call_off(logs: Path) -> None:
     """Nodes that have not begun yet will not. Raises: OSError."""
     (logs / CALLED_OFF_FILE).touch()
+
+
+def is_called_off(logs: Path) -> bool:
+    return (logs / CALLED_OFF_FILE).exists()
 
 
 def _need_code(digest: str) -> None:

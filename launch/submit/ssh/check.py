@@ -1,4 +1,4 @@
-"""Every host is asked before anything is written: is it reached, are versions, folders, GPUs and a port right."""
+"""Every host is asked before anything is written: is it reached, are versions, folders and GPUs right."""
 
 from __future__ import annotations
 

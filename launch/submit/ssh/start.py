@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from data_pipeline.errors import UsageError
 from launch.remote import Ran
 from launch.submit.base import Job
 from launch.submit.freeze import read_record
 from launch.submit.node_process import call_off
 from launch.submit.shell import interpreter
-from launch.submit.ssh.check import find_meeting, refuse
+from launch.submit.ssh.check import find_meeting
 from launch.submit.ssh.nodes import Nodes
 from launch.submit.ssh.place import SCRIPT, SshPlace
 
@@ -37,19 +40,20 @@ def start_nodes(place: SshPlace, job: Job) -> None:
         raise
     failed = [_told(found) for found in ran.values() if not found.is_done]
     if failed:
-        refuse(place, [*failed, *end_again(nodes)])
+        may_run = [node for node, found in ran.items() if found.is_done or found.exit_code is None]
+        listed = "".join(f"\n  {told}" for told in [*failed, *end_again(nodes, may_run)])
+        raise UsageError(f"not all of {place.nodes} hosts could be started, and what was is ended:{listed}")
 
 
 def _told(ran: Ran) -> str:
     return ran.problem or f"{ran.host}: {ran.last_line or f'it ended with exit code {ran.exit_code}'}"
 
 
-def end_again(nodes: Nodes) -> list[str]:
+def end_again(nodes: Nodes, only: Sequence[int] | None = None) -> list[str]:
     """End what was started, and what is still about to start. Returns what may be left, in sentences."""
     call_off(nodes.logs)
-    answers = nodes.ask("end")
     return [
-        f"{answer.host}: what was started there could not be ended: `foreframe stop --now {nodes.folder}` later"
-        for answer in answers.values()
+        f"{answer.host}: whether it runs there is not known; `foreframe stop --now {nodes.folder}` ends it"
+        for answer in nodes.ask("end", only).values()
         if answer.state is None or answer.state.is_alive
     ]
