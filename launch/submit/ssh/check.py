@@ -20,6 +20,7 @@ from launch.submit.ssh.place import SshPlace
 from pretrain.config import RunConfig
 
 ANSWER_S = 60.0  # Python starts slowly from a cold network's folder
+SEEN_WITHIN_S = 10.0  # a file that was just written, through a network's folder
 PACKAGES = {
     "train": ("foreframe", "torch", "deepspeed", "numpy"),
     "shard": ("foreframe", "ray", "av", "numpy"),
@@ -75,7 +76,7 @@ def _ask_all(place: SshPlace, job: Job) -> tuple[dict[str, dict[str, Any]], list
         asked = {
             "workdir": str(job.workdir),
             "out": str(here),
-            "token": token,
+            "token": [*token, SEEN_WITHIN_S],
             "packages": list(PACKAGES[job.kind]),
             "paths": local_paths(job),
         }

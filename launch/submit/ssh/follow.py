@@ -32,18 +32,21 @@ def follow(place: SshPlace, job: Job) -> Started:
     """Until all nodes have ended, or a second Ctrl-C. Its exit code is the job's."""
     nodes = nodes_of(place, job)
     update_record(job.folder, state="submitted", told=dict(told_of(job)))
-    say(f"runs on {', '.join(place.names)}; Ctrl-C asks for a save and an end, a second one leaves it alone")
-    following, is_asked = Following(nodes), False
+    following, interrupts = Following(nodes), 0
+    hint = "Ctrl-C asks for a save and an end, a second one leaves it alone"
     while True:
         try:
-            if is_asked and not following.was_asked:
+            if hint:
+                say(f"runs on {', '.join(place.names)}; {hint}")
+                hint = ""
+            if interrupts and not following.was_asked:
                 following.ask_to_stop()
             return Started(None, exit_code=following.until_the_end())
         except KeyboardInterrupt:
-            if is_asked:
+            interrupts += 1
+            if interrupts > 1:
                 say("left alone")
                 return Started(None, told_of(job), EXIT_INTERRUPTED)
-            is_asked = True
 
 
 def say(line: str) -> None:

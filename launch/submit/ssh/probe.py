@@ -24,12 +24,11 @@ from typing import Any
 
 SIOCGIFCONF = 0x8912  # of linux/sockios.h: the addresses of all interfaces
 IFREQ_BYTES, MOST_ADDRESSES = 40, 1024
-SEEN_WITHIN_S = 10.0  # a file that was just written elsewhere, through a network's folder
 PORTS = range(20_000, 32_000)  # below those that the system hands out by itself
 
 
 def probe(asked: dict[str, Any]) -> dict[str, Any]:
-    """asked: workdir, out (addresses of folders), token (a file and what it holds), packages, paths.
+    """asked: workdir, out (folders), token (a file, what it holds, seconds to wait for it), packages, paths.
 
     A folder's entry is None where all is well with it, else what is wrong, in words.
     """
@@ -55,9 +54,9 @@ def versions(packages: list[str]) -> dict[str, str | None]:
     return found
 
 
-def sees(path: str, content: str) -> bool:
-    """Whether a file that another machine has written is seen here, soon."""
-    deadline_s = time.monotonic() + SEEN_WITHIN_S
+def sees(path: str, content: str, within_s: float) -> bool:
+    """Whether a file that another machine has just written is seen here, soon."""
+    deadline_s = time.monotonic() + within_s
     while True:
         try:
             return Path(path).read_text() == content
