@@ -5,7 +5,7 @@ was named to this file; start in clock ticks since boot, so that a number that a
 meanwhile is never signalled), `node-N.exit` its exit code, once it has ended.
 
 A keeper, a small process in a session of its own, starts it, waits for it, and writes the code down. It also
-tells what other nodes cannot know: when one of them has failed for good, the rest would wait for it.
+sees what the node cannot know: when another one has failed for good, a run would wait for it in vain.
 
 On another machine: `python -m launch.submit.node_process start|state|ask|end LOGS NODE …` over ssh, which
 prints an object, or a sentence as the last line of its errors. Imports little: every call is a new process.
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants
 CODE_ROOT = Path(__file__).resolve().parents[2]
 CALLED_OFF_FILE = "called-off"  # in the logs: nothing of this submission may start any more
 LEFT_ALONE_S = 60.0  # after another node has failed, this one may end by itself for so long
+LOOK_S = 1.0  # at how other nodes have ended
 LEFTOVERS_S = 5.0
 END_S = 10.0  # after two Ctrl-C, before SIGKILL
 
@@ -106,15 +107,24 @@ def is_alive(process: NodeProcess) -> bool:
 
 
 def start(
-    logs: Path, node: int, command: Sequence[str], host: str, environment: dict[str, str] | None = None
+    logs: Path,
+    node: int,
+    command: Sequence[str],
+    host: str,
+    environment: Mapping[str, str] | None = None,
+    *,
+    needs_all: bool = True,
 ) -> NodeProcess:
     """Start a command in a session of its own, with its output in the log; once it runs.
 
-    environment: laid over this process's. Raises: UsageError when it cannot be started or was called off.
+    environment: laid over this process's. needs_all: it is asked to stop when any other node has failed;
+    else, when the first has. Raises: UsageError when it cannot be started or was called off.
     """
     if is_called_off(logs):
         raise UsageError(f"{logs.parent} was called off: submit it again")
-    words = [sys.executable, "-m", "launch.submit.node_process", "keep", str(logs), str(node), host, *command]
+    needs = [] if needs_all else ["--needs-first"]
+    given = [*needs, "keep", str(logs), str(node), host, *command]
+    words = [sys.executable, "-m", "launch.submit.node_process", *given]
     path = os.pathsep.join([str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         with log_file(logs, node).open("ab") as log:
@@ -182,7 +192,7 @@ def wait(process: NodeProcess, timeout_s: float, clock: Callable[[], float] = ti
     return True
 
 
-def keep(logs: Path, node: int, host: str, command: Sequence[str]) -> int:
+def keep(logs: Path, node: int, host: str, command: Sequence[str], *, needs_all: bool = True) -> int:
     """Start the command, tell so in a line, and wait for its end: the keeper. Returns the exit code."""
     adopt_orphans()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
@@ -202,24 +212,24 @@ def keep(logs: Path, node: int, host: str, command: Sequence[str]) -> int:
         send(child.pid, signal.SIGKILL)
     print(child.pid, flush=True)
     os.close(sys.stdout.fileno())
-    _wait_for(child, logs, node)
+    _wait_for(child, logs, node, needs_all=needs_all)
     end_descendants(LEFTOVERS_S)
     code = child.returncode if child.returncode >= 0 else 128 - child.returncode  # as a shell says it
     write_whole(exit_file(logs, node), f"{code}\n".encode())
     return code
 
 
-def _wait_for(child: subprocess.Popen[bytes], logs: Path, node: int) -> None:
-    """The child's end; it is asked to stop when another node has failed for good and this one stays."""
+def _wait_for(child: subprocess.Popen[bytes], logs: Path, node: int, *, needs_all: bool) -> None:
+    """The child's end; it is asked to stop when a node that it needs has failed for good and it stays."""
     failed_s: float | None = None
     was_asked = False
     while True:
         try:
-            child.wait(1.0)
+            child.wait(LOOK_S)
             return
         except subprocess.TimeoutExpired:
             pass
-        if failed_s is None and _has_failed(logs, node):
+        if failed_s is None and _has_failed(logs, node, needs_all=needs_all):
             failed_s = time.monotonic()
         if failed_s is not None and not was_asked and time.monotonic() - failed_s > LEFT_ALONE_S:
             was_asked = True
@@ -231,9 +241,10 @@ def _wait_for(child: subprocess.Popen[bytes], logs: Path, node: int) -> None:
             send(child.pid, signal.SIGTERM)
 
 
-def _has_failed(logs: Path, node: int) -> bool:
+def _has_failed(logs: Path, node: int, *, needs_all: bool) -> bool:
     ended = (path.stem.removeprefix("node-") for path in logs.glob("node-*.exit"))
-    return any(exit_code(logs, int(other)) for other in ended if other.isdigit() and int(other) != node)
+    others = [int(other) for other in ended if other.isdigit() and int(other) != node]
+    return any(exit_code(logs, other) for other in others if needs_all or other == 0)
 
 
 def call_off(logs: Path) -> None:
@@ -257,6 +268,7 @@ def _need_code(digest: str) -> None:
 
 def _main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.submit.node_process")
+    parser.add_argument("--needs-first", action="store_true", help="and no other node")
     parser.add_argument("--code", help="digest of the code that must be there")
     parser.add_argument("verb", choices=("start", "keep", "state", "ask", "end"))
     parser.add_argument("logs", type=Path)
@@ -265,11 +277,11 @@ def _main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
     if given.verb == "keep":
-        return keep(given.logs, given.node, given.host, given.command)
+        return keep(given.logs, given.node, given.host, given.command, needs_all=not given.needs_first)
     if given.verb == "start":
         if given.code:
             _need_code(given.code)
-        start(given.logs, given.node, given.command, given.host)
+        start(given.logs, given.node, given.command, given.host, needs_all=not given.needs_first)
     elif given.verb == "ask":
         ask(given.logs, given.node)
     elif given.verb == "end":

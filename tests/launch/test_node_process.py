@@ -128,17 +128,23 @@ def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
         start(tmp_path, 0, [str(tmp_path / "nothing")], "here")
 
 
-def test_when_another_node_has_failed_this_one_is_asked_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("needs_all", "failed"), [(True, 1), (False, 0)])
+def test_when_a_node_that_it_needs_has_failed_it_is_asked_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_all: bool, failed: int
 ) -> None:
     monkeypatch.setattr(node_process, "LEFT_ALONE_S", 0.1)
-    (tmp_path / "node-2.exit").write_text("0\n")  # one that is done is no reason
+    monkeypatch.setattr(node_process, "LOOK_S", 0.1)
+    (tmp_path / "node-3.exit").write_text("0\n" if needs_all else "2\n")  # these are no reason
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    waiting = threading.Thread(target=node_process._wait_for, args=(child, tmp_path, 0))
+
+    def wait_for() -> None:
+        node_process._wait_for(child, tmp_path, 2, needs_all=needs_all)
+
+    waiting = threading.Thread(target=wait_for)
     waiting.start()
-    time.sleep(1.5)
+    time.sleep(0.6)
     assert child.poll() is None
-    (tmp_path / "node-1.exit").write_text("5\n")
+    (tmp_path / f"node-{failed}.exit").write_text("5\n")
     waiting.join(SOON_S)
     assert child.returncode == -signal.SIGTERM
 

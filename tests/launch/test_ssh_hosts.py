@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import LostPeerError, UsageError
+from data_pipeline.format import DATASET_FILE
 from launch import remote
 from launch.submit.base import Job
 from launch.submit.freeze import freeze, next_folder, update_record
@@ -58,6 +59,7 @@ class Cluster:
 
     def job(self) -> Job:
         (self.folder / "data").mkdir(exist_ok=True)
+        (self.folder / "data" / DATASET_FILE).touch()
         config: RunConfig = tiny_config(self.folder / "data", self.folder / "runs", name="one")
         return Job("train", "one", config, next_folder(config), self.folder)
 
@@ -126,7 +128,7 @@ def interrupted_when_followed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def test_hosts_that_are_right_are_asked_and_nothing_is_written(cluster: Cluster) -> None:
     check_hosts(cluster.place(), cluster.job())
     assert [path.name for path in cluster.folder.iterdir()] == ["data"]
-    assert list((cluster.folder / "data").iterdir()) == []
+    assert [path.name for path in (cluster.folder / "data").iterdir()] == [DATASET_FILE]
 
 
 def test_all_that_is_wrong_on_any_host_is_one_error(
@@ -149,8 +151,8 @@ def test_all_that_is_wrong_on_any_host_is_one_error(
         f"  {second}: deepspeed is 0.1.2, here 0.19.8: need the same on every host",
         f"  {second}: {cluster.folder} is another folder there: a file that this machine has written is not "
         "seen; need an out=... that all hosts share under the same path",
-        f"  {second}: {cluster.folder}/data, which the config names, is not there: need it under the same "
-        "path on every host",
+        f"  {second}: {cluster.folder}/data/{DATASET_FILE} is not there: need the data under the same path "
+        "on every host",
     ]
     assert not (cluster.folder / "runs").exists()
 

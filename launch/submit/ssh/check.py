@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError, why
+from data_pipeline.format import DATASET_FILE
 from launch.remote import Ran, run_on
 from launch.submit.base import Job
 from launch.submit.shell import interpreter
@@ -132,7 +133,7 @@ def _problems(answer: Mapping[str, Any], place: SshPlace, job: Job, host: str) -
     if answer["workdir"] is not None:
         yield f"{job.workdir} is not there: submit from a folder that all hosts share"
     for path in answer["missing"]:
-        yield f"{path}, which the config names, is not there: need it under the same path on every host"
+        yield f"{path} is not there: need the data under the same path on every host"
     slots = place.num_slots[host]
     if job.kind == "train" and slots > answer["gpus"] and (answer["gpus"] or place.gpus_per_node):
         yield f"it has {answer['gpus']} GPUs for {slots} slots: need at least one a slot"
@@ -176,11 +177,11 @@ def nearest(folder: Path) -> Path:
 
 
 def local_paths(job: Job) -> list[str]:
-    """What the config reads, and every host must have under the same path; stores are elsewhere."""
+    """What must be under the same path on every host: of data sets their records; stores are elsewhere."""
     named: list[str] = []
     if isinstance(job.config, RunConfig):
-        named = [source.shards for source in job.config.data.sources]
-    return [str((job.workdir / name).absolute()) for name in named if "://" not in name]
+        named = [f"{source.shards}/{DATASET_FILE}" for source in job.config.data.sources]
+    return [str(job.workdir / name) for name in named if "://" not in name]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def follow(place: SshPlace, job: Job) -> Started:
     """Until all nodes have ended, or a second Ctrl-C. Its exit code is the job's."""
     nodes = nodes_of(place, job)
     update_record(job.folder, state="submitted", told=dict(told_of(job)))
-    following, interrupts = Following(nodes), 0
+    following, interrupts = Following(nodes, needs_all=job.kind == "train"), 0
     hint = "Ctrl-C asks for a save and an end, a second one leaves it alone"
     while True:
         try:
@@ -56,8 +56,8 @@ def say(line: str) -> None:
 class Following:
     """What is known of a job's nodes while it is followed."""
 
-    def __init__(self, nodes: Nodes, say: Callable[[str], None] = say) -> None:
-        self.was_asked = False
+    def __init__(self, nodes: Nodes, *, needs_all: bool, say: Callable[[str], None] = say) -> None:
+        self.was_asked, self._needs_all = False, needs_all
         self._nodes, self._say = nodes, say
         self._log = Log(log_file(nodes.logs, 0))
         self._codes: dict[int, int] = {}
@@ -136,7 +136,7 @@ class Following:
         self._dead_looks[node] = self._dead_looks.get(node, 0) + 1
         if self._dead_looks[node] == GONE_LOOKS:
             self._say(f"node {node} on {answer.host} is gone: it was killed, or the host started anew")
-            if not self.was_asked:
+            if not self.was_asked and (self._needs_all or node == 0):
                 self.ask_to_stop()  # the others would wait for it
 
     def _tell_end(self) -> int:

@@ -183,11 +183,11 @@ class SshPlace(Place):
         check_hosts(self, job)
 
     def start(self, job: Job, *, detach: bool) -> Started:
-        from launch.submit.ssh.follow import follow
+        from launch.submit.ssh.follow import follow, told_of
         from launch.submit.ssh.start import start_nodes
 
         start_nodes(self, job)
-        return Started("started") if detach else follow(self, job)
+        return Started(None, told_of(job)) if detach else follow(self, job)
 
 
 def _told(host: str, slots: list[int]) -> str:

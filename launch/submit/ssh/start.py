@@ -27,6 +27,7 @@ def start_nodes(place: SshPlace, job: Job) -> None:
     Raises: UsageError when one could not be started, with those that were ended again.
     """
     given = ["--code", str(read_record(job.folder)["code"])]
+    given += ["--needs-first"] * (job.kind == "shard")  # which goes on without a node that is lost
     meeting = [str(find_meeting(place, job))] if place.nodes > 1 else []
     nodes = nodes_of(place, job)
     commands = {}
