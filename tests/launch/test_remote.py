@@ -79,6 +79,7 @@ def test_a_host_that_is_cut_off_is_told_and_the_others_are_heard(
     assert problem_of(ran[second].problem).startswith(f"{second}: it cannot be reached")
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_connection_that_is_lost_ends_the_wait(
     hosts: tuple[Host, Host], ssh: Ssh, monkeypatch: pytest.MonkeyPatch

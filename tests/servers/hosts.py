@@ -59,6 +59,18 @@ class Host:
             finally:
                 _set_network(own.fileno())
 
+    def hide(self, folder: Path) -> None:
+        """What its sshd starts finds an empty folder of its own there."""
+        self._mount("-t", "tmpfs", "none", str(folder))
+
+    def replace(self, path: Path, by: Path) -> None:
+        """What its sshd starts finds another file there."""
+        self._mount("--bind", str(by), str(path))
+
+    def _mount(self, *words: str) -> None:
+        sshd = str(self.pids()[0])
+        subprocess.run(["nsenter", "--mount", "--target", sshd, "mount", *words], check=True)
+
     def end_all(self) -> None:
         """SIGKILL to whatever runs on it, until nothing does."""
         deadline_s = time.monotonic() + ENDED_WITHIN_S
