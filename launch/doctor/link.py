@@ -143,8 +143,6 @@ def tell(link: Link) -> None:
 
 def serve(plan: Plan) -> Store:
     """This rank's store, at which those above it find it. Raises: SystemExit with a line when it cannot."""
-    from torch.distributed import TCPStore
-
     try:
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         dual = family == socket.AF_INET6
@@ -155,6 +153,8 @@ def serve(plan: Plan) -> Store:
         problem = f"port {plan.ports[plan.rank]} cannot be had: {error.strerror}"
         tell(Link(plan.rank, ALL, problem=problem))
         sys.exit(1)
+    from torch.distributed import TCPStore  # after it listens: others may come while this takes seconds
+
     port = listening.getsockname()[1]
     return TCPStore(
         "127.0.0.1",

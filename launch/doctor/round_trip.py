@@ -16,7 +16,7 @@ from launch.doctor.link import ALL, Link, Plan
 from launch.figures import in_bytes
 from launch.submit.freeze import HERE
 
-LOCAL_S = 40.0
+LOCAL_S = 60.0
 FULL_BYTES, QUICK_BYTES = 64 << 20, 8 << 20
 SLOW_SHARE = 0.5  # of the median: a link below it holds up every step of all
 SLOW_LATENCY_S = 0.005
