@@ -136,7 +136,7 @@ def at_once(
 
     alive: of a micro-batch. predictor, last: weights whose gradients come first, and of those that are not
     there when the first block goes backward. The moments are those of `Activations`; `kept` is the end of a
-    backward, `step` the optimizer's.
+    backward, `step` the optimizer's, at which health still holds the last forward's output.
     """
     base = held.always - held.host + alive.clips
     is_split = held.keeps_buffers  # ZeRO-3
@@ -156,7 +156,7 @@ def at_once(
         "encoder": base + there(predictor) + reducing + held.gathered + alive.encoder,
         "first": base + there(trained - last) + reducing + held.gathered + alive.first,
         "kept": base + there(trained) + bucket + held.copy + held.gathered + alive.kept,
-        "step": base + (0 if is_split else held.gradients) + _stepping(plan, trained),
+        "step": base + (0 if is_split else held.gradients) + alive.kept + _stepping(plan, trained),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from data_pipeline.errors import UsageError
@@ -61,8 +62,8 @@ def check(
         raise UsageError(
             f"--failures is {failures:g}: need failures of a node a day, such as {FAILURES:.4f} (0: none)"
         )
-    if price is not None and not price >= 0:
+    if price is not None and not 0 <= price < math.inf:
         raise UsageError(f"--price is {price:g}: need what a GPU costs an hour, 0 or more")
     for option, value in {"storage": storage_gb, **positive}.items():
-        if value is not None and not value > 0:
-            raise UsageError(f"--{option} is {value:g}: need more than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{option} is {value:g}: need a number above 0")

@@ -118,9 +118,10 @@ def test_no_line_is_too_wide_for_a_terminal_of_120() -> None:
         (["--mfu", "nan"], "--mfu is nan: need"),
         (["--price", "-1"], "--price is -1: need"),
         (["--failures", "-0.1"], "--failures is -0.1: need failures of a node a day"),
-        (["--network", "0"], "--network is 0: need more than 0"),
-        (["--storage", "nan"], "--storage is nan: need more than 0"),
-        (["--memory", "-5"], "--memory is -5: need more than 0"),
+        (["--network", "0"], "--network is 0: need a number above 0"),
+        (["--storage", "nan"], "--storage is nan: need a number above 0"),
+        (["--tflops", "inf"], "--tflops is inf: need a number above 0"),
+        (["--memory", "-5"], "--memory is -5: need a number above 0"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(options: list[str], words: str) -> None:
