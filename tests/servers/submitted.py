@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.config import DataConfig
 from launch.config import dump_config
 from launch.submit.node_process import read_nodes
 from pretrain.config import RunConfig
@@ -61,10 +62,16 @@ def type_on(host: Host, words: Sequence[str], folder: Path) -> Typed:
 
 
 def submit(
-    config: RunConfig, hosts: Sequence[Host], ssh: Ssh, *words: str, place: Sequence[str] = ()
+    config: RunConfig | DataConfig,
+    hosts: Sequence[Host],
+    ssh: Ssh,
+    *words: str,
+    place: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Typed:
-    """Submit a run over all hosts. words: more of the command. place: more settings of the place."""
-    folder = Path(config.out)
+    """Submit a job over all hosts. words: more of the command. place: more settings of the place. folder: in
+    which it is typed; `out` when not given."""
+    folder = folder or Path(config.out)
     given = folder / "given.yaml"
     given.write_text(dump_config(config))
     names = ",".join(host.address for host in hosts)
