@@ -183,7 +183,8 @@ class SshPlace(Place):
         check_hosts(self, job)
 
     def start(self, job: Job, *, detach: bool) -> Started:
-        from launch.submit.ssh.follow import follow, told_of
+        from launch.submit.node_process import told_of
+        from launch.submit.ssh.follow import follow
         from launch.submit.ssh.start import start_nodes
 
         start_nodes(self, job)
