@@ -11,6 +11,7 @@ import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
+from launch.cli_doctor import doctor
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_stop import stop
@@ -185,6 +186,7 @@ app.command(
 )(submit)
 app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
+app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )

@@ -93,7 +93,7 @@ def _ip(*words: str) -> str:
 
 def need(*commands: str) -> None:
     """Skip the test where it is not run by root, or a command is not there."""
-    packages = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client"}
+    packages = {"ip": "iproute2", "tc": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client"}
     missing = [packages.get(name, name) for name in commands if shutil.which(name) is None]
     if missing:
         pytest.skip(f"needs two hosts: apt-get install {' '.join(missing)}")
