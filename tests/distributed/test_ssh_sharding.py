@@ -16,7 +16,7 @@ from launch.config import dump_config
 from tests.data_pipeline.conftest import tiny_config
 from tests.data_pipeline.films import noise, write_video
 from tests.servers.hosts import Host, Ssh
-from tests.servers.submitted import left_on, submit, type_on
+from tests.servers.submitted import nothing_is_left, submit, type_on
 
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -59,9 +59,9 @@ def test_a_data_set_made_on_two_hosts_and_stopped_between_is_that_of_one_machine
     assert stopped.end() == 0, stopped.text
     codes = [(log.parent / f"node-{node}.exit").read_text() for node in (0, 1)]
     assert codes == ["75\n", "75\n"], log.read_text()
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
     again = submit(config, hosts, ssh, place=place, folder=tmp_path)
     assert again.end(LATE_S) == 0, again.text
     assert read_info(Storage(config.out)).fingerprint == read_info(Storage(alone.out)).fingerprint
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)

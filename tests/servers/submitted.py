@@ -88,14 +88,32 @@ def hosts_started(folder: Path) -> list[str]:
     return [process.host for process in read_nodes(folder / "logs").values()]
 
 
-def left_on(host: Host) -> list[str]:
-    """Commands of foreframe that run there."""
-    found = []
+def commands_on(host: Host) -> dict[int, list[str]]:
+    """The words of every command that runs there, by process id."""
+    found = {}
     for pid in host.pids():
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
-            continue
-        if "launch" in words or any(word.startswith("launch.") for word in words):
-            found.append(" ".join(words))
+            continue  # it has ended
     return found
+
+
+def left_on(host: Host) -> list[str]:
+    """Commands of foreframe, and of scripts of its nodes, that run there."""
+    return [
+        " ".join(words)
+        for words in commands_on(host).values()
+        if any(word == "launch" or word.startswith("launch.") or word.endswith("/node.sh") for word in words)
+    ]
+
+
+def nothing_is_left(hosts: Sequence[Host], within_s: float = 10.0) -> bool:
+    """A keeper has written the exit code a moment before it ends."""
+    deadline_s = time.monotonic() + within_s
+    while left := [left_on(host) for host in hosts if left_on(host)]:
+        if time.monotonic() > deadline_s:
+            print(left)
+            return False
+        time.sleep(0.05)
+    return True
