@@ -157,7 +157,7 @@ def test_all_that_is_wrong_on_any_host_is_one_error(
     ("settings", "told"),
     [
         (["python=/nowhere/python"], "/nowhere/python is not there, or cannot be run"),
-        (["gpus_per_node=2"], "it has 0 GPUs for 2 slots: need one a slot"),
+        (["gpus_per_node=2"], "it has 0 GPUs, and a rank is to run on number 1: need a GPU a slot"),
         (["address=10.99.0.11"], "10.99.0.10: 10.99.0.11 is no address of this host: need address=..."),
         (["address=192.0.2.77"], "has no way to 192.0.2.77: Network is unreachable"),
     ],

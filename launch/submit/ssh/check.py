@@ -47,9 +47,10 @@ def check_hosts(place: SshPlace, job: Job) -> None:
     has_gpus = place.gpus_per_node > 0 or any(answer["gpus"] for answer in answers.values())
     for host, answer in answers.items():
         problems += [f"{host}: {told}" for told in _problems(answer, job)]
-        slots = place.num_slots[host]
-        if job.kind == "train" and has_gpus and answer["gpus"] < slots:
-            problems.append(f"{host}: it has {answer['gpus']} GPUs for {slots} slots: need one a slot")
+        needed = place.gpus_needed(host)
+        if job.kind == "train" and has_gpus and answer["gpus"] < needed:
+            told = f"it has {answer['gpus']} GPUs, and a rank is to run on number {needed - 1}"
+            problems.append(f"{host}: {told}: need a GPU a slot")
     if not problems and place.nodes > 1:
         _, problems = _meet(place, answers)
     refuse(place, problems)
