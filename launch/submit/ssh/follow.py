@@ -99,7 +99,8 @@ class Following:
             if code is not None:
                 self._codes[node] = code
                 if node != 0 and code != EXIT_OK:
-                    self._say(f"node {node} on {self._nodes.hosts[node]} has ended with exit code {code}")
+                    where = f"node {node} on {self._nodes.hosts[node]}"
+                    self._say(f"{where} has ended with exit code {code}: {log_file(self._nodes.logs, node)}")
 
     def _look(self) -> None:
         """Begin to ask the hosts from time to time, and hear what they have answered."""
