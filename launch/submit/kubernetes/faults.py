@@ -31,11 +31,11 @@ def faults(documents: Sequence[Document]) -> list[Problem]:
         ]
     found += manifest_problems([document.data for document in documents])
     first = {(number, problem.key): problem for number, problem in reversed(found)}
-    told = [
+    placed = [
         (number, replace(problem, file=documents[number].where(key.partition(".")[2])))
         for (number, key), problem in reversed(first.items())
     ]
-    return [problem for number, problem in sorted(told, key=lambda pair: (pair[0], _line(pair[1])))]
+    return [problem for number, problem in sorted(placed, key=lambda pair: (pair[0], _line(pair[1])))]
 
 
 def _line(problem: Problem) -> int:
