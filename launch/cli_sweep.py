@@ -78,8 +78,9 @@ def sweep(
 def here(found: Sweep, place: Place, parallel: int, *, is_dry: bool, checks_data: bool) -> int:
     """Run a sweep on this machine, and print what it came to."""
     from launch.console import make_console
+    from launch.sweep.elements import shown
     from launch.sweep.local import check_elements, run_here
-    from launch.sweep.table import following, outcomes_of, shown, tables_of
+    from launch.sweep.table import following, outcomes_of, tables_of
 
     console = make_console()
     count = len(found.elements)

@@ -171,6 +171,11 @@ def element_name(number: int, row: Row, short: Mapping[str, str]) -> str:
     return f"{number:03d}-{plain}"[:LONGEST_NAME].rstrip("-._")
 
 
+def shown(path: Path) -> Path:
+    """Relative to where it was typed, if it lies there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _number(name: str) -> int:
     digits = name.partition("-")[0]
     return int(digits) if digits.isdigit() else -1

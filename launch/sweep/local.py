@@ -18,15 +18,17 @@ from pathlib import Path
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError
 from launch.attempts import duration
 from launch.config import dump_config
+from launch.failure import FAILURE_FILE
 from launch.lock import lock_run
 from launch.processes import Asked, send
 from launch.run_folder import check_data
 from launch.status import Status, check_run, read_status
-from launch.sweep.elements import Element, Sweep, write_sweep
+from launch.sweep.elements import Element, Sweep, shown, write_sweep
 
 POLL_S = 0.2
 CONFIGS_FOLDER, LOGS_FOLDER, LOCK = "configs", "logs", ".lock-sweep"
 EXIT_INTERRUPTED, EXIT_FAILED = 130, 1
+RECORDS = (FAILURE_FILE, "restarts.jsonl", "result.json")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
@@ -109,7 +111,7 @@ def _run_all(
             while left and len(running) < parallel and asked.number is None:
                 number, element = left.pop(0)
                 slot = min(set(range(parallel)) - {each.slot for each in running})
-                say(f"{_of(number, sweep)}  {element.name}  started, {_log(sweep, element)}")
+                say(f"{_of(number, sweep)}  {element.name}  started, {shown(_log(sweep, element))}")
                 running.append(_start(sweep, element, nproc, env, devices[slot], slot))
             if asked.number is not None and not was_asked:
                 was_asked = True
@@ -182,7 +184,7 @@ def _told(ended: Started, sweep: Sweep) -> str:
     took = duration(time.monotonic() - ended.began_s)
     if ended.process.returncode != EXIT_OK or status is None:
         # A run's own record of its end says more than its log; without one the log's last line is all.
-        is_said = status is not None and status.state.known_by.endswith((".json", ".jsonl"))
+        is_said = status is not None and status.state.known_by in RECORDS
         reason = status.state.reason if status is not None and is_said else _last_line(_log(sweep, element))
         word = "failed" if status is None or status.state.word == "finished" else status.state.word
         return f"{line}{word} after {took}: {reason or 'without a word'}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,7 @@ from launch.console import make_table
 from launch.panel import DASH
 from launch.run_files import printable
 from launch.status import WORDS, Status
-from launch.sweep.elements import Sweep, short_keys
+from launch.sweep.elements import Sweep, short_keys, shown
 from launch.sweep.local import state_of
 
 SEED = "seed"
@@ -124,11 +123,6 @@ def following(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[tuple[str, str]
     if sweep.elements[0].config.tracker.kind == "mlflow":
         found.append(("mlflow", f"foreframe ui {shown(sweep.folder)}/{begun[0].name}"))
     return found
-
-
-def shown(path: Path) -> Path:
-    """Relative to where it was typed, if it lies there."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _number(value: float | None) -> str:
