@@ -45,7 +45,7 @@ FROM ${BASE}
 ARG COMMIT
 LABEL org.opencontainers.image.title=foreframe org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.revision=${COMMIT}
-# wget: KubeRay before 1.5 asks Ray with it whether it is well.
+# wget: KubeRay before 1.6 asks Ray with it whether it is well.
 # hadolint ignore=DL3008
 RUN apt-get update && \
     { python3 --version || apt-get install -y --no-install-recommends python3; } && \

@@ -124,6 +124,7 @@ SEEDED: list[tuple[str, str, Callable[[Plain], None], str, str]] = [
     ("a name too long for its pods", "JobSet", put("metadata.name", "a" * 60), "metadata.name", "shorter"),
     ("a name too long for Ray", "RayJob", put("metadata.name", "a" * 48), "metadata.name",
      "at most 47 characters"),
+    ("a name that no service has", "TrainJob", put("metadata.name", "3d"), "metadata.name", "try run-3d"),
     ("another namespace", "JobSet", put("metadata.namespace", "other"), "metadata.namespace",
      "of the others"),
     ("bad label", "JobSet", put("metadata.labels.team", "a b"), "metadata.labels.team", "a label's value"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`
 from data_pipeline.errors import UsageError
 from launch.submit.base import Job
 from launch.submit.kubernetes import KubernetesPlace
+from launch.submit.kubernetes.shape import kinds
 from tests.launch.kubernetes_jobs import place, training
 
 STAND_IN = """#!/bin/sh
@@ -103,3 +105,12 @@ def test_without_kubectl_the_manifest_is_named(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UsageError, match="kubectl is not on PATH, nothing was started") as refused:
         on.start(job, detach=False)
     assert str(job.folder / "kubernetes.yaml") in str(refused.value)
+
+
+def test_without_the_package_of_models_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds.cache_clear()
+    monkeypatch.setitem(sys.modules, "kubeflow_trainer_api", None)
+    with pytest.raises(UsageError, match=r"pip install 'foreframe\[kubernetes\]'"):
+        place().files(training(tmp_path))

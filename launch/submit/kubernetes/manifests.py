@@ -1,7 +1,7 @@
 """What is handed to a cluster: a ConfigMap with the frozen config, and the job that reads it, as plain data.
 
 Sources: the custom resources of Kubeflow Trainer 2.3 (trainer.kubeflow.org/v1alpha1), JobSet 0.12
-(jobset.x-k8s.io/v1alpha2) and KubeRay 1.5 (ray.io/v1).
+(jobset.x-k8s.io/v1alpha2) and KubeRay 1.7 (ray.io/v1).
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ class KubernetesPlace(KubernetesSettings):
         """The manifest, whole and checked. Raises: ConfigError with all that is wrong; UsageError."""
         from launch.submit.kubernetes.faults import check_text
         from launch.submit.kubernetes.manifests import documents
+        from launch.submit.kubernetes.shape import kinds
 
+        kinds()  # without its package nothing could be checked
         problems = [*self._unfit(job)]
         addresses = Addresses(self.volumes, job.workdir)
         configs = [dump_config(for_pods(each, addresses)) for each in _configs(job)]

@@ -1,7 +1,7 @@
 """The RayJob of KubeRay as typed models, its pods and metadata those of Kubernetes' own.
 
 Kubeflow's package has no RayJob. Parts that foreframe does not render are taken as they are (`dict`).
-Source: the schema of rayjobs.ray.io, v1, of KubeRay 1.5.
+Source: the schema of rayjobs.ray.io, v1, of KubeRay 1.7.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pretrain.tracking.base import without_secrets
 LARGEST_CONFIG_MAP = 1 << 20
 SUFFIX = 6  # -x7k2p, which a Job hangs on the names of its pods
 LONGEST_RAY_JOB = 47
+NAMED_BY_LETTER = ("TrainJob", "JobSet", "RayJob")  # services are named after them
 PLAIN_RUNTIME = "torch-distributed"  # brings no volumes of its own
 
 
@@ -96,6 +97,10 @@ def _metadata_problems(kind: str, metadata: object) -> Iterator[Problem]:
         yield Problem(f"{kind}.metadata.name", names.NEED_SUBDOMAIN, name, (names.as_label(name),))
     elif kind not in ("ConfigMap", "Secret") and not names.is_label(name):
         yield Problem(f"{kind}.metadata.name", names.NEED_LABEL, name, (names.as_label(name),))
+    elif kind in NAMED_BY_LETTER and not name[0].isalpha():
+        yield Problem(
+            f"{kind}.metadata.name", "a letter at its begin, as services have", name, (f"run-{name}",)
+        )
     space = text(metadata, "namespace")
     if space is not None and not names.is_label(space):
         yield Problem(f"{kind}.metadata.namespace", names.NEED_LABEL, space)
@@ -224,9 +229,8 @@ def _train_job_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _ray_job_problems(spec: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    if len(name) > LONGEST_RAY_JOB or (name and not name[0].isalpha()):
-        need = f"at most {LONGEST_RAY_JOB} characters, of which the first is a letter"
-        yield Problem("RayJob.metadata.name", need, name)
+    if len(name) > LONGEST_RAY_JOB:
+        yield Problem("RayJob.metadata.name", f"at most {LONGEST_RAY_JOB} characters", name)
     if not spec.get("entrypoint") and spec.get("submissionMode") != "InteractiveMode":
         yield Problem("RayJob.spec.entrypoint", "the command that the job is")
     if spec.get("ttlSecondsAfterFinished") is not None and not spec.get("shutdownAfterJobFinishes"):

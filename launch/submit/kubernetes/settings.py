@@ -47,7 +47,7 @@ class KubernetesSettings(Place):
     kind: Literal["kubernetes"] = "kubernetes"
     form: Literal["trainjob", "jobset"] = Field(
         "trainjob",
-        description="Of training: a TrainJob (Kubeflow Trainer 2.2 or newer) or a JobSet. Sharding is a "
+        description="Of training: a TrainJob (Kubeflow Trainer 2.3 or newer) or a JobSet. Sharding is a "
         "RayJob, a sweep an indexed Job.",
     )
     launcher: Literal["torchrun", "supervise"] = Field(
