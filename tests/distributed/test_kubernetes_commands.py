@@ -25,7 +25,7 @@ from launch.submit.base import Job
 from tests.launch.kubernetes_jobs import place, rendered
 from tests.small_dataset import tiny_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 NODES = 2
 RANKS: dict[str, Any] = {"strategy": {"kind": "deepspeed", "zero_stage": 1}, "train": {"steps": 6}}
@@ -75,7 +75,7 @@ def test_the_nodes_of_a_manifest_train_as_two_ranks_of_one_machine(
 
     nodes = [start(number) for number in range(NODES)]
     try:
-        assert [node.wait(240) for node in nodes] == [0, 0]
+        assert [node.wait(400) for node in nodes] == [0, 0]
     finally:
         for node in nodes:
             node.kill()
@@ -83,7 +83,7 @@ def test_the_nodes_of_a_manifest_train_as_two_ranks_of_one_machine(
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone.model_dump(mode="json")))
     command = [sys.executable, "-m", "launch", "train", "alone.yaml", "--nproc", str(NODES), "--quiet"]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=240, env=env)
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=env)
     assert losses(here / "pods") == pytest.approx(losses(here / "alone"), rel=1e-6)
 
 

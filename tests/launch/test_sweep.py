@@ -358,6 +358,7 @@ def test_a_data_config_cannot_be_swept(base: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.timeout(900)
 def test_a_real_sweep_is_one_group_in_mlflow_and_goes_on(small_dataset: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -370,7 +371,7 @@ def test_a_real_sweep_is_one_group_in_mlflow_and_goes_on(small_dataset: Path, tm
     command = [sys.executable, "-m", "launch", "sweep", "c.yaml", *axes]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    first = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    first = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=800)
     assert first.returncode == 2, first.stdout + first.stderr
     folder = tmp_path / "runs" / "g"
     names = sorted(path.name for path in folder.glob("[0-9]*"))
