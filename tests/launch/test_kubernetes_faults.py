@@ -16,6 +16,7 @@ pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`
 from data_pipeline.errors import ConfigError, UsageError
 from launch.cli import app
 from launch.submit.kubernetes.faults import check_manifest, check_text
+from launch.submit.kubernetes.rules import document_problems
 from tests.launch.kubernetes_jobs import place, sharding, sweep, training
 
 Plain = dict[str, Any]
@@ -228,11 +229,12 @@ def test_what_is_no_manifest_is_a_sentence(text: str, said: str) -> None:
         check_text(text, "m.yaml")
 
 
-def test_a_config_map_of_more_than_a_mebibyte_is_refused(whole: dict[str, str]) -> None:
-    config_map, job = yaml.safe_load_all(whole["Job"])
+def test_a_config_map_of_more_than_a_mebibyte_is_refused(plain: dict[str, list[Plain]]) -> None:
+    config_map = copy.deepcopy(plain["Job"][0])
+    assert list(document_problems(config_map)) == []
     config_map["data"]["more"] = "/" * (1 << 20)
-    with pytest.raises(ConfigError, match="at most 1048576 bytes"):
-        check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
+    (problem,) = document_problems(config_map)
+    assert (problem.key, "at most 1048576 bytes" in str(problem)) == ("ConfigMap.data", True)
 
 
 def test_the_command_checks_a_file_that_was_edited(
