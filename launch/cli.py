@@ -11,8 +11,10 @@ import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
+from launch.cli_doctor import doctor
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
+from launch.cli_stop import stop
 from launch.cli_submit import submit
 from launch.cli_sweep import sweep
 from launch.cli_train import estimate, supervise, train
@@ -186,7 +188,9 @@ app.command(
 app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.lr=1e-3,2e-3 seed=0,1,2")(
     sweep
 )
+app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
+app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )
