@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from data_pipeline.storage import write_whole
-from launch.config import read_config
+from launch.config import kind_of, read_config
 from launch.sweep.axes import Asked, Row
 from pretrain.config import RunConfig, plan
 
@@ -67,6 +67,8 @@ def make_sweep(path: str, asked: Asked, *, name: str | None, ranks: int, shares_
     Elements that a sweep in this folder has had keep their names, whatever was asked beside them.
     Raises: ConfigError with the problems of all elements at once; UsageError.
     """
+    if kind_of(path) != "train":
+        raise UsageError(f"{path} is a data config, and a sweep trains: need one of configs/train")
     configs, problems = [], []
     for number, row in enumerate(asked.rows):
         overrides = [*asked.fixed, *(f"{key}={value}" for key, value in row)]

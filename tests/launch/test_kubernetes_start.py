@@ -67,7 +67,7 @@ def test_the_server_is_asked_before_anything_is_made(calls: Path, tmp_path: Path
     assert started.id == "vision/one-001"
     told = dict(started.told)
     assert told["watch"].endswith("get pods -l app.kubernetes.io/instance=one-001 --watch")
-    assert told["stop"] == f"kubectl --context big -n vision delete -f {manifest}"
+    assert told["stop"] == f"kubectl --context big -n vision delete --wait=false -f {manifest}"
 
 
 def test_a_secret_that_is_not_there_is_named_and_nothing_is_made(calls: Path, tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ def test_the_command_prints_the_table_and_what_to_type_next(base: str, stand_in:
 
 def test_a_data_config_cannot_be_swept(base: str) -> None:
     Path("d.yaml").write_text("name: d\nout: o\nsources: [a]\n")
-    with pytest.raises(ConfigError):
+    with pytest.raises(UsageError, match=r"d\.yaml is a data config, and a sweep trains"):
         swept("d.yaml", "seed=0,1")
 
 

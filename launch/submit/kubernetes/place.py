@@ -6,8 +6,8 @@ in `faults.py`, and how it is handed over in `kubectl.py`. The project has run n
 
 from __future__ import annotations
 
+import shlex
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -79,15 +79,15 @@ class KubernetesPlace(KubernetesSettings):
         kubectl = Kubectl.of(self, manifest)
         kubectl.check_references(self)
         kubectl.apply()
-        name, called = name_of(job), " ".join(kubectl.words)
-        return Started(
-            f"{self.namespace}/{name}",
-            (
-                ("watch", f"{called} get pods -l {LABEL}={name} --watch"),
-                ("log", f"{called} logs -f --prefix --max-log-requests 100 -l {LABEL}={name}"),
-                ("stop", f"{called} delete -f {_short(manifest)}"),
-            ),
-        )
+        chosen = f"{LABEL}={name_of(job)}"
+        told = {
+            "watch": ("get", "pods", "-l", chosen, "--watch"),
+            "log": ("logs", "-f", "--prefix", "--max-log-requests", "100", "-l", chosen),
+            # pods have their time for a last save; nobody need wait for it
+            "stop": ("delete", "--wait=false", "-f", str(manifest)),
+        }
+        lines = tuple((label, shlex.join([*kubectl.words, *words])) for label, words in told.items())
+        return Started(f"{self.namespace}/{name_of(job)}", lines)
 
 
 def _configs(job: Job) -> tuple[JobConfig, ...]:
@@ -129,7 +129,3 @@ _Dumper.add_representer(str, _text)
 
 def _to_yaml(plain: dict[str, Any]) -> str:
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
