@@ -12,6 +12,7 @@ from launch.submit.submission import Asked, submit
 from launch.sweep.elements import Sweep, write_sweep
 from launch.sweep.local import state_of
 
+LIMITS = ("parallel", "array_parallel")  # what places call the number of elements at a time
 DONE = ("finished", "running", "hung", "silent")
 
 
@@ -63,9 +64,10 @@ def hand_over(
 
 
 def _with_parallel(place: Place, parallel: int | None) -> Place:
-    """The place with its own setting of that name. Raises: UsageError where it has none."""
+    """The place with its own setting for it. Raises: UsageError where it has none."""
     if parallel is None:
         return place
-    if "parallel" not in type(place).model_fields:
+    key = next((key for key in LIMITS if key in type(place).model_fields), None)
+    if key is None:
         raise UsageError(f"--parallel: a place of kind {place.kind} has no such setting; leave it out")
-    return type(place).model_validate({**place.model_dump(), "parallel": parallel})
+    return type(place).model_validate({**place.model_dump(), key: parallel})

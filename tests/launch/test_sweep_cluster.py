@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`")
 
 from data_pipeline.errors import ConfigError, UsageError
+from launch.submit.base import Job, Place
 from launch.submit.local import LocalPlace
 from launch.sweep.axes import read_axes
 from launch.sweep.cluster import hand_over
@@ -75,6 +77,22 @@ def test_a_sweep_that_a_place_cannot_take_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match="--parallel: a place of kind local has no such setting"):
         hand_over(grid, LocalPlace(), 2, print, is_dry=True, checks_data=False)
     assert not Path("runs").exists()
+
+
+class Arrays(Place):
+    """A place that calls the number of elements at a time by another name."""
+
+    kind: Literal["arrays"] = "arrays"
+    array_parallel: int | None = None
+
+    def files(self, job: Job) -> dict[str, str]:
+        return {"job.sh": f"#!/bin/sh\n# {job.elements} elements, {self.array_parallel} at a time\n"}
+
+
+def test_any_place_that_takes_elements_may_be_given_how_many_at_a_time(grid: Sweep) -> None:
+    said: list[str] = []
+    hand_over(grid, Arrays(), 2, said.append, is_dry=True, checks_data=False)
+    assert "# 4 elements, 2 at a time" in said[1]
 
 
 def test_a_refusal_of_the_cluster_is_told(
