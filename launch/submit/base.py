@@ -124,7 +124,8 @@ class Place(Section):
         for name, each in value.items():
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"must be names of variables: {name!r} is none")
-            if SECRET_NAME.search(name) or without_secrets(f"{name}={each}") != f"{name}={each}":
+            is_secret = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE", "_DIR"))
+            if is_secret or without_secrets(f"{name}={each}") != f"{name}={each}":
                 raise ValueError(
                     f"must be without credentials, as it is written into scripts: {name} looks like one; "
                     "keep it in the nodes' own environment or files, or name a secret by reference"

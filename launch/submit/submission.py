@@ -104,7 +104,8 @@ def submit(
     except ForeframeError as error:
         update_record(job.folder, state=f"not started: {error}")
         raise
-    update_record(job.folder, state="submitted", id=started.id, told=dict(started.told))
+    told = {"told": dict(started.told)} if started.told else {}  # one that was followed has told it itself
+    update_record(job.folder, state="submitted", id=started.id, **told)
     for label, text in started.told:
         say(f"{label:<6} {text}")
     return started
