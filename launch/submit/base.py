@@ -27,7 +27,8 @@ class Job:
     kind: train (a supervised run) or shard. config: of a sweep that of its first element. folder: of the
     submission. workdir: from which relative addresses in configs are meant; nodes begin there. Both absolute.
     elements: of a sweep, their number; their configs are folder/elements/000.yaml and so on. 0: one job, of
-    folder/config.yaml. allow_change: dotted keys in which a run that goes on may differ.
+    folder/config.yaml. configs: those of the elements, in order. allow_change: dotted keys in
+    which a run that goes on may differ.
     """
 
     kind: Literal["train", "shard"]
@@ -37,6 +38,7 @@ class Job:
     workdir: Path
     elements: int = 0
     allow_change: tuple[str, ...] = ()
+    configs: tuple[JobConfig, ...] = ()
 
     @property
     def code(self) -> Path:

@@ -55,7 +55,7 @@ def check_run(job: Job) -> None:
 
     Raises: ConfigError, UsageError as training would.
     """
-    if not isinstance(job.config, RunConfig):
+    if not isinstance(job.config, RunConfig) or job.elements:  # of a sweep each element has a run of its own
         return
     known = job.run / CONFIG_FILE
     if known.is_file():
