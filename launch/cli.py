@@ -14,6 +14,7 @@ from launch import cli_checkpoint, cli_config
 from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
+from launch.cli_submit import submit
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
@@ -196,6 +197,9 @@ def verify(
 
 app.command(epilog="Example: foreframe train configs/train/tiny-cpu.yaml optim.lr=1e-3 --nproc 2")(train)
 app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --nproc 2")(supervise)
+app.command(
+    epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
+)(submit)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate

@@ -160,7 +160,7 @@ def held_for_supervision(run: Path, node: int, *, fresh: bool) -> Iterator[None]
             yield
     finally:
         if run.is_dir() and is_bare(run):  # refused before there was a run
-            for lock in run.iterdir():
+            for lock in run.glob(f"{LOCK_FILE}*"):
                 lock.unlink(missing_ok=True)
             with suppress(OSError):
                 run.rmdir()

@@ -77,7 +77,16 @@ def read_config(
     rules: more checks of the whole, each raising ConfigError (such as a plan for a number of ranks).
     Raises: ConfigError with every problem at once; UsageError when the file does not exist.
     """
-    document = read_document(find_config(path))
+    return check_document(read_document(find_config(path)), overrides, model, rules)
+
+
+def check_document(
+    document: Document,
+    overrides: Iterable[str],
+    model: type[M],
+    rules: Sequence[Callable[[M], object]] = (),
+) -> M:
+    """`read_config` of what was read, or put together, before."""
     data, overridden, problems = _merge(document, list(overrides))
     for key in overridden:
         if key.endswith(".kind"):

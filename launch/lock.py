@@ -13,6 +13,7 @@ from data_pipeline.errors import UsageError, why
 from pretrain.config import RunConfig
 
 LOCK_FILE = ".lock"
+SUBMISSIONS_FOLDER = "submissions"  # of a run's folder: what `foreframe submit` froze
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -20,8 +21,10 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def is_bare(run: Path) -> bool:
-    """Whether a folder holds nothing but locks: no run was begun there."""
-    return all(entry.name.startswith(LOCK_FILE) for entry in run.iterdir())
+    """Whether a folder holds nothing but locks and submissions: no run was begun there."""
+    return all(
+        entry.name.startswith(LOCK_FILE) or entry.name == SUBMISSIONS_FOLDER for entry in run.iterdir()
+    )
 
 
 @contextmanager

@@ -32,6 +32,7 @@ PACKAGES = (
 MAX_PATCH_CHARS = 200_000
 MAX_UNTRACKED = 200  # names; a data set that lies in the checkout may have millions
 PROVENANCE_FILE, ENVIRONMENT_FILE, PATCH_FILE = "provenance.json", "environment.txt", "code.patch"
+FROZEN_FILE = "frozen.json"  # beside code that `foreframe submit` copied: what it was copied from
 
 
 def versions() -> dict[str, str]:
@@ -73,8 +74,18 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
-def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -> dict[str, Any]:
-    """Everything that another person needs to know which code and data made a run."""
+def source() -> dict[str, Any]:
+    """Where this code is from: commit; patch, cleaned of secrets; untracked files, and their number.
+
+    None each outside a checkout. Code that was frozen by a submission says what it was frozen from.
+    """
+    frozen = OURS.with_name(FROZEN_FILE)
+    if frozen.is_file():
+        try:
+            found = json.loads(frozen.read_bytes())
+            return {key: found[key] for key in ("commit", "patch", "untracked", "num_untracked")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"commit": None, "patch": None, "untracked": None, "num_untracked": None}
     patch, others = git("diff", "HEAD"), untracked()
     return {
         "commit": git("rev-parse", "HEAD"),
@@ -82,6 +93,13 @@ def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -
         # what the patch says nothing of
         "untracked": others and [without_credentials(name) for name in others[:MAX_UNTRACKED]],
         "num_untracked": None if others is None else len(others),
+    }
+
+
+def provenance(datasets: Sequence[DatasetFacts], world_size: int, device: str) -> dict[str, Any]:
+    """Everything that another person needs to know which code and data made a run."""
+    return {
+        **source(),
         "versions": versions(),
         "host": socket.gethostname(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -33,7 +33,7 @@ from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
 from launch.processes import Asked, die_with_parent
-from launch.provenance import git, provenance, versions, write_provenance
+from launch.provenance import provenance, source, versions, write_provenance
 from launch.ranks import (
     ALLOWED_VARIABLE,
     QUIET_VARIABLE,
@@ -286,7 +286,7 @@ def _train(
     engine = build_engine(laid_out, world, takes_init=takes_init)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
-    code = {"foreframe": versions().get("foreframe"), "commit": git("rev-parse", "HEAD")}
+    code = {"foreframe": versions().get("foreframe"), "commit": source()["commit"]}
     checkpoints = Checkpoints(
         run, laid_out, world, fingerprint, code, display.say, partial(tracker.flush, SAVE_WAIT_S)
     )

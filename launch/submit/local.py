@@ -1,0 +1,48 @@
+"""This machine as a place: the same script that other places run, in this terminal or behind it."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import field_validator
+
+from data_pipeline.errors import UsageError, why
+from launch.submit.base import Job, Place, Started
+from launch.submit.shell import command, interpreter, preamble
+
+SCRIPT = "job.sh"
+
+
+class LocalPlace(Place):
+    """The machine on which `foreframe submit` is typed."""
+
+    kind: Literal["local"] = "local"
+
+    @field_validator("nodes")
+    @classmethod
+    def _is_one_machine(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError(
+                "must be 1: this machine is one; several are a place of kind ssh, slurm or others"
+            )
+        return value
+
+    def files(self, job: Job) -> dict[str, str]:
+        if job.elements:
+            raise UsageError("on this machine `foreframe sweep` runs its elements itself")
+        words = [interpreter(self), "-m", "launch", *job.arguments(self)]
+        what = "trains" if job.kind == "train" else "shards"
+        told = f"#!/bin/sh\n# {job.name}: {what} on this machine.\nset -eu\n"
+        text = f"{told}{preamble(job, self)}exec {command(words)}\n"
+        return {SCRIPT: text}
+
+    def start(self, job: Job, *, detach: bool) -> Started:
+        """Without `detach` this process becomes the job, and does not come back."""
+        if detach:
+            raise NotImplementedError
+        script = str(job.folder / SCRIPT)
+        try:
+            os.execv("/bin/sh", ["/bin/sh", script])
+        except OSError as error:
+            raise UsageError(f"{script} could not be run: {why(error)}") from error

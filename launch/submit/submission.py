@@ -1,0 +1,115 @@
+"""`foreframe submit`: checks a job, freezes it, and hands it to its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import ForeframeError, UsageError
+from launch.config import CONFIG_FILE, KINDS, kind_of, read_config
+from launch.lock import is_bare
+from launch.run_folder import check_data, refuse_changes
+from launch.submit.base import Job, JobConfig, Place, Started
+from launch.submit.freeze import freeze, next_folder, update_record
+from pretrain.checkpoint import step_folders
+from pretrain.config import RunConfig, plan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a job is to be submitted. says: prints a line before it is handed over."""
+
+    is_dry: bool = False
+    detach: bool = False
+    checks_data: bool = True
+
+
+def read_job_config(path: str, overrides: Sequence[str], place: Place) -> JobConfig:
+    """A train or data config, by its keys; of a run also whether its batch fits the ranks of the place.
+
+    Raises: ConfigError, UsageError.
+    """
+    if KINDS[kind_of(path)] is RunConfig:
+        ranks = place.nodes * place.ranks
+        return read_config(path, overrides, RunConfig, [lambda found: plan(found, ranks)])
+    from data_pipeline.config import DataConfig
+
+    return read_config(path, overrides, DataConfig)
+
+
+def make_job(config: JobConfig, place: Place, allow_change: Sequence[str] = (), elements: int = 0) -> Job:
+    return Job(
+        kind="train" if isinstance(config, RunConfig) else "shard",
+        name=config.name,
+        config=config,
+        folder=next_folder(config),
+        workdir=Path.cwd(),
+        elements=elements,
+        allow_change=tuple(allow_change),
+    )
+
+
+def check_run(job: Job) -> None:
+    """Whether the run may start, or go on, in its folder: now, and not after hours in a queue.
+
+    Raises: ConfigError, UsageError as training would.
+    """
+    if not isinstance(job.config, RunConfig):
+        return
+    known = job.run / CONFIG_FILE
+    if known.is_file():
+        if step_folders(job.run):
+            refuse_changes(read_config(known, [], RunConfig), job.config, job.allow_change, job.run)
+    elif job.run.is_dir() and not is_bare(job.run):
+        raise UsageError(
+            f"{job.run} exists and holds no run; choose another name=... or out=..., or empty it"
+        )
+    elif job.run.exists() and not job.run.is_dir():
+        raise UsageError(f"{job.run} is a file; choose another name=... or out=...")
+
+
+def submit(
+    job: Job,
+    place: Place,
+    asked: Asked,
+    say: Callable[[str], None],
+    elements: Sequence[JobConfig] = (),
+) -> Started | None:
+    """Check the job, write its folder, and hand it to its place; None after a dry run.
+
+    elements: configs of a sweep, job.elements of them. say: prints a line.
+    Raises: UsageError, ConfigError, DataError when it cannot be submitted; what was frozen by then stays, as
+    not started.
+    """
+    place.files(job)  # what cannot be rendered is refused before anything is written
+    for config in elements or (job.config,):
+        if asked.checks_data and place.shares_files and not asked.is_dry and isinstance(config, RunConfig):
+            check_data(config)
+    if not asked.is_dry:
+        check_run(job)
+        place.check(job)
+    job = freeze(job, place, elements)
+    files = place.files(job)
+    first = next(iter(files))
+    if asked.is_dry:
+        update_record(job.folder, state="dry run")
+        say(files[first].rstrip("\n"))
+        say(f"\ndry run, nothing was started; frozen in {_short(job.folder)}: {', '.join(files)}")
+        return None
+    say(f"frozen {_short(job.folder)}")
+    update_record(job.folder, state="started")
+    try:
+        started = place.start(job, detach=asked.detach)
+    except ForeframeError as error:
+        update_record(job.folder, state=f"not started: {error}")
+        raise
+    update_record(job.folder, state="submitted", id=started.id, told=dict(started.told))
+    for label, text in started.told:
+        say(f"{label:<6} {text}")
+    return started
+
+
+def _short(path: Path) -> str:
+    """Relative to where it was typed, if it lies there."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
