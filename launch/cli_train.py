@@ -101,8 +101,10 @@ def supervise(
     from launch.config import read_config
     from launch.console import make_console
     from launch.lock import run_folder
+    from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
+    end_with_supervisor()
     console = make_console()
     if account:
         is_run = Path(config).is_dir()

@@ -189,7 +189,7 @@ def _drive(
             is_forwarded, deadline_s = True, time.monotonic() + STOPS_S
             send(driver.pid, signal.SIGTERM)
         if ray.poll() is not None:  # the driver cannot outlast it, and may not have noticed
-            deadline_s = min(deadline_s, time.monotonic() + STOPS_S)
+            deadline_s = min(deadline_s, time.monotonic() + LEFTOVERS_S)
         if stopped.at_once or time.monotonic() > deadline_s:
             deadline_s = float("inf")
             send(driver.pid, signal.SIGKILL)
@@ -214,7 +214,7 @@ def _tell_changes(board: Board, before: set[str], say: Say) -> set[str]:
     for name in sorted(there - before, key=_number):
         say(f"{name} joined, {len(there)} nodes now")
     for name in sorted(before - there, key=_number):
-        say(f"{name} was lost, {len(there)} nodes left: what it had in hand is done again by others")
+        say(f"{name} was lost, {len(there)} of {len(before)} left: what it had in hand is done again there")
     return there
 
 
