@@ -58,13 +58,19 @@ def _guarded(
 
 
 def ray_environment() -> dict[str, str]:
-    """What Ray's processes are started with: no telemetry, and this package where workers look for it."""
+    """What Ray's processes are started with: no telemetry, and this package where workers look for it.
+
+    What the environment says already stays.
+    """
     folder = str(Path(__file__).resolve().parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # A node behind a cut link refuses nothing, it is silent: Ray's own 5 minutes are long for tasks there.
+        "RAY_grpc_client_keepalive_time_ms": "10000",
+        "RAY_grpc_client_keepalive_timeout_ms": "20000",
     }
     found = {name: os.environ.get(name, value) for name, value in settings.items()}
     return found | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [folder, *paths])))}
