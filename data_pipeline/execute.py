@@ -68,7 +68,7 @@ def ray_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # A node behind a cut link refuses nothing, it is silent: Ray's own 5 minutes are long for tasks there.
+        # A node behind a cut link refuses nothing, it is silent; Ray would wait minutes for tasks there.
         "RAY_grpc_client_keepalive_time_ms": "10000",
         "RAY_grpc_client_keepalive_timeout_ms": "20000",
     }
