@@ -121,7 +121,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
                     include_dashboard=False,
                     **quiet,
                 )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
             raise UsageError(f"{where} could not be reached or started: {error}") from error
     _silence_obituaries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -78,11 +79,12 @@ def use_token(*, is_first: bool) -> None:
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.exceptions import AuthenticationError
 
+    logging.getLogger("ray._private.authentication").setLevel(logging.WARNING)
     deadline_s = time.monotonic() + TOKEN_S
     while True:
+        before = os.umask(0o077)  # Ray would let every user of the machine read it
         try:
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                ensure_token_if_auth_enabled(create_token_if_missing=is_first)
+            ensure_token_if_auth_enabled(create_token_if_missing=is_first)
             return
         except (AuthenticationError, RuntimeError) as error:
             if time.monotonic() > deadline_s:  # in a shared home it is there once the first made it
@@ -92,6 +94,8 @@ def use_token(*, is_first: bool) -> None:
                     "else reaches the network between the nodes, RAY_AUTH_MODE=disabled on all does without"
                 ) from error
             time.sleep(1.0)
+        finally:
+            os.umask(before)
 
 
 def last_words(folder: Path) -> str:

@@ -99,3 +99,27 @@ def test_a_job_that_is_asked_to_stop_ends_as_one_that_goes_on(number: signal.Sig
     _, told = process.communicate(timeout=30)
     assert process.returncode == 75
     assert told == f"stopped by {number.name}; nothing half-written counts, the same command goes on\n"
+
+
+TOKEN = """
+from launch import ray_start
+from data_pipeline.errors import UsageError
+ray_start.TOKEN_S = 0.0
+try:
+    ray_start.use_token(is_first=False)
+except UsageError as error:
+    print(error)
+ray_start.use_token(is_first=True)
+ray_start.use_token(is_first=False)
+"""
+
+
+def test_the_first_node_makes_a_token_that_others_cannot_read(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.defpath}
+    ended = subprocess.run(
+        [sys.executable, "-c", TOKEN], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.startswith("this node has no token of the Ray that the first node started")
+    token = tmp_path / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o077 == 0
+    assert token.read_text().strip() not in ended.stdout + ended.stderr

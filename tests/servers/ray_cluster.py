@@ -81,11 +81,13 @@ def two_raylets(home: Path, cpus: int = 2) -> Iterator[TwoRaylets]:
             shutil.rmtree(_folder(number), ignore_errors=True)
 
 
+def _folder(number: int) -> Path:
+    """Short, as names of sockets below it have 107 characters at most."""
+    return Path("/tmp") / f"ffray-{os.getpid()}-{number}"
+
+
 def _start(cluster: TwoRaylets, number: int, words: list[str]) -> None:
-    short = (
-        Path("/tmp") / f"ffray-{os.getpid()}-{number}"
-    )  # sockets below it: names of 107 characters at most
-    options = ["--block", "--disable-usage-stats", f"--temp-dir={short}", "--min-worker-port=0"]
+    options = ["--block", "--disable-usage-stats", f"--temp-dir={_folder(number)}", "--min-worker-port=0"]
     options += ["--max-worker-port=0", f"--ray-client-server-port={_free_port()}"]
     with (cluster.home / f"ray-{number}.log").open("wb") as log:
         cluster.raylets.append(
