@@ -144,7 +144,7 @@ class RayPlace(Place):
             (
                 ("watch", f"ray job status {where} {name}"),
                 ("log", f"ray job logs {where} --follow {name}"),
-                ("stop", f"ray job stop {where} {name}"),
+                ("stop", f"ray job stop --no-wait {where} {name}"),
             ),
         )
 

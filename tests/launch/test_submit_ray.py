@@ -103,7 +103,7 @@ def test_what_a_dry_run_prints_is_what_the_cluster_is_sent(server: JobServer, co
     assert sent["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
     assert started is not None and started.id == sent["submission_id"] != shown["submission_id"]
     told = dict(started.told)
-    assert told["stop"] == f"ray job stop --address {server.address} {started.id}"
+    assert told["stop"] == f"ray job stop --no-wait --address {server.address} {started.id}"
 
 
 def test_the_code_and_the_config_travel_with_the_job(server: JobServer, config: DataConfig) -> None:
