@@ -178,8 +178,11 @@ def stops_at_once(*, says: bool) -> Iterator[None]:
     For work that is whole or absent at every moment, and has nothing to save. says: a line of it.
     """
 
+    asked: list[int] = []
+
     def stop(number: int, _: object) -> None:
-        if says:
+        asked.append(number)
+        if says and len(asked) == 1:
             name = signal.Signals(number).name
             sentence = f"stopped by {name}; nothing half-written counts, the same command goes on"
             print(sentence, file=sys.stderr)
@@ -189,6 +192,10 @@ def stops_at_once(*, says: bool) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
+    except BaseException:  # a library may end a call that was interrupted with an exit code of its own
+        if asked:
+            raise SystemExit(EXIT_PREEMPTED) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
