@@ -13,10 +13,12 @@ from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageErro
 from launch import cli_checkpoint, cli_config
 from launch.cli_doctor import doctor
 from launch.cli_estimate import estimate
+from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_stop import stop
 from launch.cli_submit import submit
+from launch.cli_sweep import sweep
 from launch.cli_train import supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
@@ -153,17 +155,34 @@ def shard(
         ),
     ] = False,
     force: Overwrite = False,
+    nnodes: NumDataNodes = 1,
+    node_rank: NodeRank = 0,
+    rendezvous: Rendezvous = None,
 ) -> None:
-    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
+    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted.
+
+    On several machines the same command is started on each, with --nnodes, --node-rank and --rendezvous.
+    """
+    from launch.processes import end_with_supervisor, stops_at_once
+
+    is_supervised = end_with_supervisor()
     settings = _read_data_config(config, overrides, ray_address)
     if redrive and force:
         raise UsageError("--redrive adds to a data set and --force replaces it: give one of them")
+    if nnodes > 1:
+        from launch.ray_nodes import shard_on_node
+
+        options = ["--redrive"] * redrive + ["--force"] * force
+        raise typer.Exit(
+            shard_on_node(settings, [config, *(overrides or []), *options], nnodes, node_rank, rendezvous)
+        )
     from launch.data import run_redrive, run_shard
 
-    if redrive:
-        run_redrive(settings)
-        return
-    run_shard(settings, force=force)
+    with stops_at_once(says=not is_supervised):
+        if redrive:
+            run_redrive(settings)
+            return
+        run_shard(settings, force=force)
     print(f"next   foreframe train configs/train/tiny-cpu.yaml data.shards={settings.out} --nproc 2")
 
 
@@ -185,6 +204,9 @@ app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --n
 app.command(
     epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
 )(submit)
+app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.lr=1e-3,2e-3 seed=0,1,2")(
+    sweep
+)
 app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
