@@ -12,13 +12,14 @@ import typer
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
 from launch.cli_doctor import doctor
+from launch.cli_estimate import estimate
 from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_stop import stop
 from launch.cli_submit import submit
 from launch.cli_sweep import sweep
-from launch.cli_train import estimate, supervise, train
+from launch.cli_train import supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
 
@@ -209,9 +210,9 @@ app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.l
 app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
-app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
-    estimate
-)
+app.command(
+    epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nodes 16 --gpus-per-node 8"
+)(estimate)
 
 
 app.command(epilog="Example: foreframe probe runs/demo/run --data data/labelled --kind attentive,knn")(probe)

@@ -166,27 +166,3 @@ def held_for_supervision(run: Path, node: int, *, fresh: bool) -> Iterator[None]
                 lock.unlink(missing_ok=True)
             with suppress(OSError):
                 run.rmdir()
-
-
-def estimate(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    nproc: NumRanks = 1,
-    nnodes: NumNodes = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes and operations.")] = False,
-) -> None:
-    """Print the memory that each rank takes at every ZeRO stage, by part, and the FLOPs of a clip and a step.
-
-    Nothing is built or started.
-    """
-    import json
-
-    from launch.config import read_config
-    from launch.estimate import estimate as work_out
-    from launch.estimate import lines
-    from pretrain.config import RunConfig, plan
-
-    ranks = nproc * nnodes
-    settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
-    found = work_out(settings, ranks)
-    print(json.dumps(found.plain(), indent=1) if as_json else "\n".join(lines(found)))

@@ -52,6 +52,7 @@ class Looks:
         moments = plan.config.data.frames if of_frames else plan.config.grid[0]
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
         self._last: Output | None = None
+        self._forwards = 0  # of this step
         self._events = Events(run, progress.step) if engine.world.is_first else None
         # no checkpoint to go back to, or it went back as often as it may, in this start or before
         self._is_stuck = progress.changes.rollbacks >= self._config.rollback.times
@@ -79,8 +80,9 @@ class Looks:
         return self._response == "rolled back"
 
     def after_batch(self, batch: Batch, output: Output) -> None:
-        if self._plan.looks_at(batch.step + 1):
-            self._last = output
+        self._forwards = (self._forwards + 1) % self._plan.micro_batches
+        if self._forwards == 0 and self._plan.looks_at(batch.step + 1):
+            self._last = output  # the last one's alone: an earlier one would be held beside the next
 
     def look(self, progress: Progress, loss: float) -> dict[str, Value]:
         """Measure the last forward's features and the step that was taken, and judge; all ranks call it."""
