@@ -60,6 +60,13 @@ class Slurm:
         """Such as PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT."""
         return self.facts(job)["JobState"]
 
+    def starts_again(self, job: str, seconds: float, told: Callable[[], str] = str) -> None:
+        """Wait until a job was queued again; it need not wait two minutes then, as Slurm has it."""
+        self.until(lambda: self.state(job) == "PENDING", seconds, lambda: f"{self.facts(job)} {told()}")
+        self.run(
+            "scontrol", "update", f"JobId={job}", "StartTime=now+2"
+        )  # a node refuses it within the second
+
     def jobs(self) -> list[str]:
         """Ids of all that are queued or run."""
         return self.run("squeue", "--noheader", "--format=%i").split()
@@ -188,7 +195,7 @@ NODE = """\
 NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 \
 Gres=gpu:{gpus} Feature=fast State=UNKNOWN
 """
-# cred_expire: a requeued job waits so long before it starts again. The scheduler looks at once and often.
+# The scheduler looks at once and often; what is ended by it has little time for that.
 SETTINGS = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -196,7 +203,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=5
+AuthInfo=socket={folder}/munge.sock
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -219,7 +226,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=30
-KillWait=5
+KillWait=2
 MinJobAge=3600
 InactiveLimit=0
 SlurmdParameters=config_overrides

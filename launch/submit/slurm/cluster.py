@@ -16,8 +16,9 @@ COMMANDS = ("sbatch", "scontrol", "sinfo", "squeue", "scancel")
 ANSWERS_WITHIN_S = 60.0
 UNLIMITED = ("UNLIMITED", "NONE", "INFINITE", "N/A")
 FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_.:=-]*")
-# Of a cluster whose nodes are down at this moment: the job would wait for them.
-PASSING = re.compile(r"(?i)down, drained|reserved|busy|not available now|unavailable at this time")
+NO_SUCH_NODES = "node configuration is not available"  # also where there are, and they are down
+AWAY = "down,drain,fail,maint,no_respond,unk"
+SHOW_NODES = "sinfo --format='%P %D %c %m %G %f'"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def run(
 def said(done: subprocess.CompletedProcess[str]) -> str:
     """What a command of Slurm complained of, in a line."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    plain = [re.sub(r"^(sbatch|scontrol|sinfo|slurm_\w+)?:? ?(error|fatal): ", "", line) for line in lines]
+    plain = [
+        re.sub(r"^(sbatch|scontrol|sinfo|slurm_\w+): (error|fatal): |^allocation failure: ", "", line)
+        for line in lines
+    ]
     return "; ".join(dict.fromkeys(plain)) or f"exit code {done.returncode}"
 
 
@@ -182,9 +186,21 @@ def check_constraint(constraint: str, known: set[str], partition: str | None) ->
             raise UsageError(f"constraint is {constraint!r}: nodes{where} {has}, none {name!r}")
 
 
-def try_script(text: str, environment: Mapping[str, str]) -> None:
-    """Ask Slurm whether it would take a script; nothing is queued. Raises: UsageError with what it says."""
+def try_script(text: str, partition: str | None, environment: Mapping[str, str]) -> None:
+    """Ask Slurm whether it would take a script; nothing is queued.
+
+    Where nodes are down it cannot tell: then it is seen when the job is handed over.
+    Raises: UsageError with what it says.
+    """
     done = run(["sbatch", "--test-only"], environment, text)
+    if not done.returncode:
+        return
     reason = said(done)
-    if done.returncode and not PASSING.search(reason):
-        raise UsageError(f"Slurm would refuse the job: {reason}")
+    if NO_SUCH_NODES in reason:
+        where = [f"--partition={partition}"] if partition else []
+        if run(
+            ["sinfo", "--noheader", "--format=%D", f"--states={AWAY}", *where], environment
+        ).stdout.strip():
+            return
+        reason += f"; `{SHOW_NODES}` shows what nodes have: cores, MB of memory, gres, features"
+    raise UsageError(f"Slurm would refuse the job: {reason}")

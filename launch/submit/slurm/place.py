@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -113,7 +114,7 @@ class SlurmPlace(Place):
         constraint = self.constraint or environment.get("SBATCH_CONSTRAINT")
         if constraint is not None:
             cluster.check_constraint(constraint, cluster.features(wanted, environment), wanted)
-        cluster.try_script(render(job, self), environment)
+        cluster.try_script(render(job, self), wanted, environment)
 
     def files(self, job: Job) -> dict[str, str]:
         return {SCRIPT: render(job, self)}
@@ -125,8 +126,8 @@ class SlurmPlace(Place):
         if done.returncode:
             raise UsageError(f"Slurm refused the job: {cluster.said(done)}")
         number = done.stdout.strip().splitlines()[-1].partition(";")[0]
-        logs = f"{job.logs}/{number}*.log"
-        run = () if job.elements else (("", f"foreframe status {job.run}"),)
+        logs = f"{shlex.quote(str(job.logs))}/{number}*.log"
+        run = () if job.elements else (("", f"foreframe status {shlex.quote(str(job.run))}"),)
         return Started(
             number,
             (

@@ -169,6 +169,7 @@ def _on_node(job: Job, place: SlurmPlace) -> str:
     )
     return f"""\
 # What each node runs.
+# shellcheck disable=SC2317 # by way of srun
 on_node() {{
   # Slurm signals every process of a task, this shell too, which waits for the end all the same.
   # SIGTERM is a preemption, SIGUSR1 the time limit: the job goes on later. After SIGHUP it does not.
