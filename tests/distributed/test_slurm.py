@@ -5,7 +5,7 @@ A stand-in for Python runs on the nodes here, and does what a test says; runs ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.servers.slurm import Slurm
 from tests.small_dataset import tiny_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.distributed]
-SOON_S = 120.0  # on a loaded machine; on a quiet one moments
+SOON_S = 60.0  # on a loaded machine; on a quiet one moments
 STAND_IN = """\
 #!/bin/bash
 # Stands for Python: writes down what it is called with, and does what the test says.
@@ -60,7 +60,9 @@ class Submitted:
 
 
 @pytest.fixture
-def start(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Submitted]:
+def start(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Submitted]]:
     """Submits a job of stand-ins; `act` is what each of them does, in bash."""
     for name, value in slurm.variables.items():
         monkeypatch.setenv(name, value)
@@ -79,18 +81,20 @@ def start(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         assert told is not None and told.id is not None
         return Submitted(slurm, told.id, seen, job.folder)
 
-    return submitted
+    yield submitted
+    slurm.end_jobs()
 
 
 def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
     slurm: Slurm, start: Callable[..., Submitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that has saved does not end one that has not: 4 s are twice what it would have then."""
+    """A node that has saved does not end one that has not: 3 s are more than it would have then."""
     monkeypatch.setenv("SBATCH_PARTITION", "high")  # a user's default, which the place overrules
     act = """
     [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0
+    echo "${PYTHONPATH%%:*}" > "$SEEN/code"
     [ "$SLURM_NODEID" = 0 ] || trap 'exit 75' TERM
-    [ "$SLURM_NODEID" = 1 ] || trap 'sleep 4; touch "$SEEN/saved"; exit 75' TERM
+    [ "$SLURM_NODEID" = 1 ] || trap 'sleep 3; touch "$SEEN/saved"; exit 75' TERM
     until_asked
     """
     job = start(act, nodes=2)
@@ -100,6 +104,7 @@ def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
     assert (job.seen / "saved").exists()
     assert job.end() == ("COMPLETED", "0", "1")
     assert "saved, queued again" in job.log()
+    assert (job.seen / "code").read_text() == f"{job.folder / 'code'}\n"
     words = [(job.seen / f"{node}-0").read_text().split() for node in (0, 1)]
     assert [each[each.index("--node-rank") + 1] for each in words] == ["0", "1"]
     assert words[0][-1] == words[1][-1], "one place to meet"
@@ -110,6 +115,7 @@ def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
 def test_only_slurms_own_wish_brings_a_job_back_and_not_without_end(start: Callable[..., Submitted]) -> None:
     saves = "trap 'exit 75' TERM USR1 HUP; until_asked"
     cancelled, hung_up, limited = start(saves), start(saves), start(saves, max_requeues=1)
+    unheard = start('[ "${SLURM_RESTART_COUNT:-0}" = 1 ] || until_asked')  # as a Python that still starts
     by_itself = start("exit 75")  # as with train.time_limit_s
     assert by_itself.end() == ("FAILED", "75", "0")
     cancelled.is_ready()
@@ -119,11 +125,15 @@ def test_only_slurms_own_wish_brings_a_job_back_and_not_without_end(start: Calla
     assert hung_up.end() == ("FAILED", "75", "0")
     limited.is_ready()
     limited.signal("USR1")
+    unheard.is_ready()
+    unheard.signal("USR1")
+    unheard.starts_again()
     limited.starts_again()
     limited.is_ready(start=1)
     limited.signal("USR1")
     assert limited.end() == ("FAILED", "75", "1")
     assert "max_requeues is 1" in limited.log()
+    assert unheard.end() == ("COMPLETED", "0", "1")
     state, _, restarts = cancelled.end()
     assert (state, restarts) == ("CANCELLED", "0")
 
@@ -147,6 +157,7 @@ def test_a_failing_element_of_an_array_is_seen_and_stops_no_other(start: Callabl
     assert last[1].startswith("ended with exit code 5, first on n")
 
 
+@pytest.mark.slow
 def test_an_element_comes_back_alone(slurm: Slurm, start: Callable[..., Submitted]) -> None:
     """The last element's own id is that of the whole array."""
     act = """
@@ -190,6 +201,7 @@ def test_what_slurm_cannot_run_is_a_sentence_and_nothing_is_queued(
     assert not list(tmp_path.glob("out*/tiny/submissions/*"))
 
 
+@pytest.mark.slow
 def test_gpus_are_asked_for_as_slurm_has_them(slurm: Slurm, start: Callable[..., Submitted]) -> None:
     for settings in ({"gpus_per_node": 2}, {"gpus_per_node": 1, "gres": "gpu:2"}):
         job = start('echo "$TORCH_FR_DUMP_TEMP_FILE" > "$SEEN/dumps"', **settings)

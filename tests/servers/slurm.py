@@ -83,6 +83,11 @@ class Slurm:
         self.until(lambda: self.state(job) in ENDED, seconds, lambda: f"{self.facts(job)} {told()}")
         return self.facts(job)
 
+    def end_jobs(self) -> None:
+        """All of them, so that none of a test that failed is in the way of the next."""
+        self.run("scancel", "--user=root")
+        self.until(lambda: not self.jobs(), READY_WITHIN_S, lambda: str(self.jobs()))
+
     def processes(self, *words: str) -> list[psutil.Process]:
         """Those of jobs that have all of these words in their command."""
         found = []
@@ -192,7 +197,7 @@ for node in "$@"; do slurmd -D -N "$node" & done
 wait
 """
 NODE = """\
-NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 \
+NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 \
 Gres=gpu:{gpus} Feature=fast State=UNKNOWN
 """
 # The scheduler looks at once and often; what is ended by it has little time for that.
@@ -228,6 +233,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=30
 KillWait=2
 MinJobAge=3600
+DefMemPerCPU=100
 InactiveLimit=0
 SlurmdParameters=config_overrides
 {nodes}\

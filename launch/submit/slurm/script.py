@@ -163,9 +163,10 @@ def _on_node(job: Job, place: SlurmPlace) -> str:
     config = '"$config"' if job.elements else None
     words = job.arguments(place, node_rank='"$SLURM_NODEID"', rendezvous='"$head:$port"', config=config)
     runs = command([interpreter(place), "-m", "launch", *words], indent="    ")
-    kept = (
-        "  # What is published stays: however Ray took the signal, the job goes on from there.\n"
-        f'  if [ "$asked" = yes ] && [ "$code" != 0 ]; then code={EXIT_PREEMPTED}; fi\n'
+    why, which = (
+        ("Killed by the signal, as it was still starting: nothing is lost.", "-gt 128")
+        if job.kind == "train"
+        else ("However Ray took the signal, what is published stays: it goes on from there.", "!= 0")
     )
     return f"""\
 # What each node runs.
@@ -178,8 +179,10 @@ on_node() {{
   trap : HUP INT
   {runs}
   code=$?
-{kept if job.kind == "shard" else ""}\
   if [ "$code" = 0 ]; then exit 0; fi
+  if [ "$asked" = no ]; then sleep 1; fi # this shell may be the last to get the signal
+  # {why}
+  if [ "$asked" = yes ] && [ "$code" {which} ]; then code={EXIT_PREEMPTED}; fi
   # Of nodes that end otherwise, the first says how.
   (set -o noclobber; echo "$code $asked $SLURMD_NODENAME" > "$note") 2> /dev/null
   # {EXIT_PREEMPTED}: saved. The other nodes do so too, and may still be writing: not to be ended.
