@@ -103,7 +103,7 @@ def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
     job.starts_again()
     assert (job.seen / "saved").exists()
     assert job.end() == ("COMPLETED", "0", "1")
-    assert "saved, queued again" in job.log()
+    assert "saved: queued again, 1 of at most 100 times" in job.log()
     assert (job.seen / "code").read_text() == f"{job.folder / 'code'}\n"
     words = [(job.seen / f"{node}-0").read_text().split() for node in (0, 1)]
     assert [each[each.index("--node-rank") + 1] for each in words] == ["0", "1"]
@@ -113,16 +113,17 @@ def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
 
 
 def test_only_slurms_own_wish_brings_a_job_back_and_not_without_end(start: Callable[..., Submitted]) -> None:
-    saves = "trap 'exit 75' TERM USR1 HUP; until_asked"
-    cancelled, hung_up, limited = start(saves), start(saves), start(saves, max_requeues=1)
+    saves = "trap 'exit 75' TERM USR1; until_asked"
+    cancelled, for_good, limited = start(saves), start(saves), start(saves, max_requeues=1)
     unheard = start('[ "${SLURM_RESTART_COUNT:-0}" = 1 ] || until_asked')  # as a Python that still starts
     by_itself = start("exit 75")  # as with train.time_limit_s
     assert by_itself.end() == ("FAILED", "75", "0")
     cancelled.is_ready()
     cancelled.slurm.run("scancel", cancelled.id)
-    hung_up.is_ready()
-    hung_up.signal("HUP")
-    assert hung_up.end() == ("FAILED", "75", "0")
+    for_good.is_ready()
+    for_good.slurm.run("scontrol", "update", f"JobId={for_good.id}", "Requeue=0")
+    for_good.signal("TERM")
+    assert for_good.end() == ("FAILED", "75", "0")
     limited.is_ready()
     limited.signal("USR1")
     unheard.is_ready()

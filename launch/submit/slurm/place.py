@@ -127,7 +127,7 @@ class SlurmPlace(Place):
             raise UsageError(f"Slurm refused the job: {cluster.said(done)}")
         number = done.stdout.strip().splitlines()[-1].partition(";")[0]
         logs = f"{shlex.quote(str(job.logs))}/{number}*.log"
-        run = () if job.elements else (("", f"foreframe status {shlex.quote(str(job.run))}"),)
+        run = () if job.elements else (("status", f"foreframe status {shlex.quote(str(job.run))}"),)
         return Started(
             number,
             (
@@ -136,7 +136,7 @@ class SlurmPlace(Place):
                 *run,
                 ("log", f"tail -F {logs}"),
                 ("stop", f"scancel {number}"),
-                ("", f"scancel --signal=HUP {number}   (saves first)"),
+                ("save", f"scontrol update JobId={number} Requeue=0 && scancel --signal=TERM {number}"),
             ),
         )
 

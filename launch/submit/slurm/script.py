@@ -91,13 +91,13 @@ def _options(job: Job, place: SlurmPlace) -> str:
         "mem": place.memory,
         "exclusive": "" if place.exclusive else None,
         "requeue" if place.max_requeues else "no-requeue": "",
-        "signal": f"USR1@{place.signal_before_s}",
+        "signal": f"TERM@{place.signal_before_s}",
         **place.extra_sbatch,
     }
     notes = {
         "open-mode": "A job that is queued again goes on in the same log.",
         "ntasks-per-node": "One task a node, which starts that node's processes.",
-        "signal": "All tasks, but not this shell, get SIGUSR1 so many seconds before the time limit.",
+        "signal": "All tasks, but not this shell, get SIGTERM so many seconds before the time limit.",
     }
     lines = [f"#!/bin/bash\n# {job.name}: {what} on {nodes}{elements}. Written by foreframe submit."]
     for name, value in options.items():
@@ -153,7 +153,7 @@ export TORCH_FR_DUMP_TEMP_FILE="${note%.note}-collectives-rank-"
 def _meeting() -> str:
     return f"""\
 # The nodes meet at the first of them. Its port is of the job's id, as several jobs may run there.
-head=$(srun --nodes=1 --ntasks=1 --relative=0 hostname)
+head=$(srun --nodes=1 --ntasks=1 --relative=0 hostname) || head=$(hostname) # preempted already
 port=$(({LOWEST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))
 export head port
 """
@@ -168,12 +168,16 @@ def _on_node(job: Job, place: SlurmPlace) -> str:
         if job.kind == "train"
         else ("However Ray took the signal, what is published stays: it goes on from there.", "!= 0")
     )
+    others = (
+        "  # The others lend their cores: one that fails is not missed by the first.\n"
+        '  if [ "$SLURM_NODEID" != 0 ]; then exit 0; fi\n'
+    )
     return f"""\
 # What each node runs.
 # shellcheck disable=SC2317 # by way of srun
 on_node() {{
   # Slurm signals every process of a task, this shell too, which waits for the end all the same.
-  # SIGTERM is a preemption, SIGUSR1 the time limit: the job goes on later. After SIGHUP it does not.
+  # SIGTERM comes at a preemption and before the time limit: the job is to go on later.
   asked=no
   trap 'asked=yes' TERM USR1
   trap : HUP INT
@@ -183,10 +187,11 @@ on_node() {{
   if [ "$asked" = no ]; then sleep 1; fi # this shell may be the last to get the signal
   # {why}
   if [ "$asked" = yes ] && [ "$code" {which} ]; then code={EXIT_PREEMPTED}; fi
+{others if job.kind == "shard" and place.nodes > 1 else ""}\
   # Of nodes that end otherwise, the first says how.
   (set -o noclobber; echo "$code $asked $SLURMD_NODENAME" > "$note") 2> /dev/null
   # {EXIT_PREEMPTED}: saved. The other nodes do so too, and may still be writing: not to be ended.
-  if [ "$code" = {EXIT_PREEMPTED} ]; then exit 0; fi
+  if [ "$code" = {EXIT_PREEMPTED} ] && [ -s "$note" ]; then exit 0; fi
   exit "$code"
 }}
 """
@@ -214,9 +219,9 @@ def _ending(job: Job, place: SlurmPlace) -> str:
 if [ "$code" = {EXIT_PREEMPTED} ] && [ "$asked" = yes ]; then
   if [ "$restarts" -ge {place.max_requeues} ]; then
     say "not queued again: max_requeues is {place.max_requeues}"
-  elif [ "$(squeue --noheader --jobs="$id" --format=%T)" = RUNNING ] && scontrol requeue "$id"; then
-    say "saved, queued again"
-    sleep 600 # until Slurm ends this shell
+  elif [ "$(squeue --noheader --jobs="$id" --format=%T)" = RUNNING ]; then
+    say "saved: queued again, $((restarts + 1)) of at most {place.max_requeues} times"
+    if scontrol requeue "$id"; then sleep 600; fi # until Slurm ends this shell
   fi
 fi
 say "ended with exit code $code${{where:+, first on $where}}"
