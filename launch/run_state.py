@@ -22,8 +22,9 @@ from launch.attempts import Attempt, duration, without_advice
 from launch.failure import FAILURE_FILE
 from launch.lock import LOCK_FILE
 from launch.run_files import Reader, finite
+from launch.submitted import Submitted, last_submission
 
-Word = Literal["running", "finished", "stopped", "preempted", "failed", "hung", "silent"]
+Word = Literal["running", "finished", "stopped", "preempted", "failed", "hung", "silent", "submitted"]
 LOCKS = Path("/proc/locks")
 PREEMPTING = ("SIGTERM", "SIGUSR1", "another rank was asked")
 WRITTEN = ("metrics.jsonl", "health.jsonl", "probes.jsonl", LOCK_FILE, "checkpoints")
@@ -135,6 +136,9 @@ def state_of(
         is_fresh = seen_s is not None and seen_s < max(FRESH_S, 5 * interval_s)
         return state("running" if is_fresh else "silent", known_by)
     if lock.pid is None and not lines:
+        submission = last_submission(reader)
+        if submission is not None:
+            return state(*_not_begun(submission))
         return state("stopped", "nobody holds the run's folder, and nothing was logged", "it has not begun")
     known_by = "nobody holds the run's folder, and there is no result.json"
     stacks = sorted(path.name for path in (run / "hangs").glob("*.txt"))
@@ -166,6 +170,16 @@ def _ended(reader: Reader, attempts: Sequence[Attempt]) -> tuple[Word, str, str,
     if attempts and attempts[-1].exit_code != EXIT_OK and attempts[-1].sentence:
         return "failed", "restarts.jsonl", without_advice(attempts[-1].sentence), attempts[-1].exit_code
     return None
+
+
+def _not_begun(submission: Submitted) -> tuple[Word, str, str]:
+    """Of a folder in which nothing but a submission is."""
+    known_by = f"submissions/{submission.number}, of {submission.when}"
+    if submission.is_handed_over:
+        return "submitted", known_by, f"{submission.name}: it has not begun"
+    is_dry = submission.state == "dry run"
+    told = "nothing but a dry run" if is_dry else submission.state or "it has not begun"
+    return ("stopped" if is_dry else "failed"), known_by, told
 
 
 def longest_pause_s(lines: Sequence[Mapping[str, Any]]) -> float:

@@ -21,23 +21,32 @@ from launch.config import CONFIG_FILE, read_config
 from launch.console import LINE_EVERY_S, make_table
 from launch.figures import Figures
 from launch.live import LinesLive, takes_panel
-from launch.lock import LOCK_FILE
+from launch.lock import LOCK_FILE, SUBMISSIONS_FOLDER
 from launch.panel import DASH, Cell, View, panel_lines, verdict_of
 from launch.run_files import METRICS_FILE, Folder, Reader, finite, printable
 from launch.run_state import State, state_of
+from launch.submitted import Submitted, last_submission
 from launch.unread import is_unread
 from pretrain.config import RunConfig
 
 EVERY_S = 2.0
 WORDS = {"running": "green", "finished": "bold green", "hung": "bold red", "failed": "bold red"}
-MARKS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "result.json", LOCK_FILE)  # any makes a folder a run's
+MARKS = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    "checkpoints",
+    "result.json",
+    LOCK_FILE,
+    SUBMISSIONS_FOLDER,
+)  # any makes a folder a run's
 
 
 @dataclass(frozen=True)
 class Status:
     """How a run is. steps, best_by: as it is configured; None where that cannot be read.
 
-    verdict: the last one that was logged, with its reason, and the step of it.
+    verdict: the last one that was logged, with its reason, and the step of it. submission: the last one of
+    the run, where there is any.
     """
 
     run: Path
@@ -49,11 +58,14 @@ class Status:
     best_by: str | None
     folder: Folder
     now_s: float
+    submission: Submitted | None = None
 
     @property
     def following(self) -> str | None:
         """What to type next; None of a run that needs nothing."""
         run, word = self.run, self.state.word
+        if word == "submitted":
+            return None if self.submission is None else self.submission.told.get("watch")
         if word == "finished":
             probed = self.folder.probes and self.folder.probes[-1].step >= self.figures.step
             return f"foreframe {'report' if probed else 'probe'} {run}"
@@ -70,7 +82,8 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
     """Raises: UsageError when there is no run."""
     check_run(run)
     reader, now_s = Reader(run), now_s or time.time()
-    config = _config(reader)
+    submission = last_submission(reader)
+    config = _config(reader, submission)
     lines = reader.metrics()
     folder = reader.folder()
     hang_s = None if config is None else config.train.hang_s
@@ -91,6 +104,7 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
         best_by=None if config is None else config.train.keep_best,
         folder=replace(folder, troubles=tuple(dict.fromkeys(reader.troubles))),
         now_s=now_s,
+        submission=submission,
     )
 
 
@@ -113,8 +127,11 @@ def _read_config(path: Path, _: int) -> RunConfig:
     return read_config(path, [], RunConfig)
 
 
-def _config(reader: Reader) -> RunConfig | None:
+def _config(reader: Reader, submission: Submitted | None) -> RunConfig | None:
+    """The run's; before it has begun, the one that was submitted."""
     path = reader.run / CONFIG_FILE
+    if submission is not None and not path.exists():
+        path = reader.run / SUBMISSIONS_FOLDER / submission.number / CONFIG_FILE
     try:
         open_regular(path).close()
         return _read_config(path, path.stat().st_mtime_ns)
@@ -167,6 +184,7 @@ def plain(status: Status) -> dict[str, Any]:
         },
         "responses": [in_json(found) for found in folder.responses],
         "mlflow": folder.page,
+        "submission": None if status.submission is None else asdict(status.submission),
         "next": status.following,
         "troubles": list(folder.troubles),
     }
@@ -188,7 +206,11 @@ def block(status: Status, width: int) -> list[Text]:
     above = [Cell("state", word), Cell("known", Text(_known(state), "dim"), is_wide=True)]
     if state.reason:
         above.insert(1, Cell("why", Text(state.reason), is_wide=True))
-    below = [Cell("damaged", Text(trouble, "yellow"), is_wide=True) for trouble in folder.troubles]
+    submission = status.submission
+    below = []
+    if submission is not None and submission.is_handed_over and (state.is_alive or state.word == "submitted"):
+        below.append(Cell("job", Text(submission.says), is_wide=True))
+    below += [Cell("damaged", Text(trouble, "yellow"), is_wide=True) for trouble in folder.troubles]
     if status.following is not None:
         below.append(Cell("next", Text(status.following), is_wide=True))
     view = View(

@@ -18,8 +18,8 @@ from launch.config import dump_config
 from launch.lock import SUBMISSIONS_FOLDER
 from launch.provenance import FROZEN_FILE, PATCH_FILE, source, versions
 from launch.submit.base import CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER, Job, JobConfig, Place, folder_for
+from launch.submitted import RECORD_FILE
 
-RECORD_FILE = "submission.json"
 PACKAGES = ("data_pipeline", "pretrain", "launch", "configs")
 HERE = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("__pycache__", "*.pyc", FROZEN_FILE)
