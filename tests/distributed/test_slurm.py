@@ -88,13 +88,13 @@ def start(
 def test_a_preempted_job_saves_on_all_nodes_and_comes_back(
     slurm: Slurm, start: Callable[..., Submitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that has saved does not end one that has not: 3 s are more than it would have then."""
+    """A node that has saved does not end one that has not: 2 s are more than it would have then."""
     monkeypatch.setenv("SBATCH_PARTITION", "high")  # a user's default, which the place overrules
     act = """
     [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0
     echo "${PYTHONPATH%%:*}" > "$SEEN/code"
     [ "$SLURM_NODEID" = 0 ] || trap 'exit 75' TERM
-    [ "$SLURM_NODEID" = 1 ] || trap 'sleep 3; touch "$SEEN/saved"; exit 75' TERM
+    [ "$SLURM_NODEID" = 1 ] || trap 'sleep 2; touch "$SEEN/saved"; exit 75' TERM
     until_asked
     """
     job = start(act, nodes=2)

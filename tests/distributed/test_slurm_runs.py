@@ -55,7 +55,7 @@ def test_a_run_that_was_submitted_trains(slurm: Slurm, small_dataset: Path, tmp_
 
 
 def two_rank_config(dataset: Path, out: Path) -> RunConfig:
-    train = {"global_batch": 48, "micro_batch": 2, "steps": 250, "checkpoint_every": 10, "precision": "fp32"}
+    train = {"global_batch": 48, "micro_batch": 2, "steps": 200, "checkpoint_every": 10, "precision": "fp32"}
     strategy = {"kind": "deepspeed", "zero_stage": 1, "timeout_s": 60}
     return tiny_config(dataset, out, train=train, strategy=strategy, data={"workers": 1})
 
@@ -82,7 +82,7 @@ def test_out_of_time_a_rank_killed_and_preempted_a_run_over_two_nodes_has_the_sa
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30:00")
     slurm.starts_again(job, SOON_S)
     saved_at = last_step(run)
-    assert saved_at < 250
+    assert saved_at < 200
 
     reached(slurm, config, job, saved_at + 15)
     slurm.processes("-m", "launch.train")[-1].kill()

@@ -231,7 +231,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=30
-KillWait=2
+KillWait=1
 MinJobAge=3600
 DefMemPerCPU=100
 InactiveLimit=0
@@ -242,8 +242,8 @@ PartitionName=high Nodes=ALL MaxTime=1:00:00 MaxNodes=1 PriorityTier=10 PreemptM
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm of two nodes, for the tests of a file."""
+    """A Slurm of two nodes, for all tests; each ends the jobs that it leaves."""
     with slurm_in(tmp_path_factory.mktemp("slurm")) as started:
         yield started

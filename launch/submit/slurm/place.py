@@ -79,8 +79,8 @@ class SlurmPlace(Place):
         for line in lines:
             if without_secrets(line) != line:
                 raise ValueError(
-                    f"must be without credentials, as it is written into the script: {without_secrets(line)} "
-                    "looks like one; keep it in a file that only you can read, and read that"
+                    f"{without_secrets(line)}: need no credentials, as it is written into the script; keep "
+                    "them in a file that only you can read, and read that"
                 )
         return value
 
@@ -89,18 +89,19 @@ class SlurmPlace(Place):
     def _are_options_of_its_own(cls, value: dict[str, str]) -> dict[str, str]:
         for name, each in value.items():
             if not OPTION.fullmatch(name):
-                raise ValueError(f"must be long options without dashes, such as mail-type: {name!r} is none")
+                raise ValueError(f"{name} is {each!r}: need a long option without its dashes, as mail-type")
             if name in OWN_OPTIONS:
-                raise ValueError(f"must not hold {name}: {OWN_OPTIONS[name]}")
+                raise ValueError(f"{name} is {each!r}: need it left out: {OWN_OPTIONS[name]}")
             if "\n" in each or '"' in each or "\\" in each:
-                raise ValueError(f"must be plain text on one line: {name} is {each!r}")
+                raise ValueError(f"{name} is {each!r}: need text on one line, no quotes or backslashes")
         return value
 
     @model_validator(mode="after")
     def _has_time_to_save(self) -> Self:
         if self.time_limit_s is not None and self.signal_before_s >= self.time_limit_s:
             raise ValueError(
-                f"signal_before_s must be less than time_limit_s, which is {self.time_limit_s:g}"
+                f"signal_before_s is {self.signal_before_s}: need less than time_limit_s, "
+                f"{self.time_limit_s:g}, and enough for a save"
             )
         return self
 
@@ -127,7 +128,8 @@ class SlurmPlace(Place):
             raise UsageError(f"Slurm refused the job: {cluster.said(done)}")
         number = done.stdout.strip().splitlines()[-1].partition(";")[0]
         logs = f"{shlex.quote(str(job.logs))}/{number}*.log"
-        run = () if job.elements else (("status", f"foreframe status {shlex.quote(str(job.run))}"),)
+        is_run = job.kind == "train" and not job.elements
+        run = (("status", f"foreframe status {shlex.quote(str(job.run))}"),) if is_run else ()
         return Started(
             number,
             (
