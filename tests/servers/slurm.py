@@ -164,7 +164,6 @@ def _write_settings(folder: Path, num_nodes: int, grace_s: int) -> None:
     )
     text = SETTINGS.format(folder=folder, host=host, port=ports[0], nodes=nodes, grace_s=grace_s)
     (folder / "slurm.conf").write_text(text)
-    (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     devices = "".join(f"Name=gpu File={folder}/gpu{number}\n" for number in range(GPUS))
     (folder / "gres.conf").write_text(devices)
     for number in range(GPUS):
