@@ -162,7 +162,10 @@ def _write_settings(folder: Path, num_nodes: int, grace_s: int) -> None:
     nodes = "".join(
         NODE.format(number=number, host=host, port=port, gpus=GPUS) for number, port in enumerate(ports[1:])
     )
-    text = SETTINGS.format(folder=folder, host=host, port=ports[0], nodes=nodes, grace_s=grace_s)
+    first = 1000 + secrets.randbelow(18_000)
+    text = SETTINGS.format(
+        folder=folder, host=host, port=ports[0], nodes=nodes, grace_s=grace_s, first_job=first
+    )
     (folder / "slurm.conf").write_text(text)
     devices = "".join(f"Name=gpu File={folder}/gpu{number}\n" for number in range(GPUS))
     (folder / "gres.conf").write_text(devices)
@@ -199,7 +202,8 @@ NODE = """\
 NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 \
 Gres=gpu:{gpus} Feature=fast State=UNKNOWN
 """
-# The scheduler looks at once and often; what is ended by it has little time for that.
+# The scheduler looks at once and often; what is ended by it has little time for that. Jobs of several such
+# clusters on a machine, beside each other, have ports by their ids: these begin anywhere.
 SETTINGS = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -232,6 +236,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=30
 KillWait=1
 MinJobAge=3600
+FirstJobId={first_job}
 DefMemPerCPU=100
 InactiveLimit=0
 SlurmdParameters=config_overrides

@@ -132,7 +132,7 @@ def _beginning(job: Job, place: SlurmPlace) -> str:
         )
     return (
         "set -euo pipefail\n"
-        f"{preamble(job, place)}{setup}"
+        f"{setup}{preamble(job, place)}"
         f"id={job_id} restarts=${{SLURM_RESTART_COUNT:-0}}\n"
         f'export note={shlex.quote(str(job.logs))}/"$id-$restarts.note"\n'
         f"{element}"
