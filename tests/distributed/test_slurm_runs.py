@@ -21,7 +21,7 @@ from tests.small_dataset import tiny_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.distributed]
 ROOT = Path(__file__).parents[2]
-SOON_S = 240.0  # on a loaded machine
+SOON_S, TRAINED_S = 240.0, 900.0  # on a loaded machine
 
 
 def submitted(slurm: Slurm, config: RunConfig, *options: str) -> str:
@@ -91,7 +91,7 @@ def test_out_of_time_a_rank_killed_and_preempted_a_run_over_two_nodes_has_the_sa
 
     slurm.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.1")
     slurm.starts_again(job, SOON_S, lambda: log_of(config))
-    facts = slurm.ended(job, SOON_S, lambda: log_of(config))
+    facts = slurm.ended(job, TRAINED_S, lambda: log_of(config))
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "2")
 
     whole = run_train(
