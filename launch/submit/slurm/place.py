@@ -130,6 +130,7 @@ class SlurmPlace(Place):
         logs = f"{shlex.quote(str(job.logs))}/{number}*.log"
         is_run = job.kind == "train" and not job.elements
         run = (("status", f"foreframe status {shlex.quote(str(job.run))}"),) if is_run else ()
+        ends = (("ends", f"grep 'ended with' {logs}"),) if job.elements else ()
         return Started(
             number,
             (
@@ -137,6 +138,7 @@ class SlurmPlace(Place):
                 ("watch", f"squeue --jobs={number}"),
                 *run,
                 ("log", f"tail -F {logs}"),
+                *ends,
                 ("stop", f"scancel {number}"),
                 ("save", f"scontrol update JobId={number} Requeue=0 && scancel --signal=TERM {number}"),
             ),
