@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 SCRIPT = "job.sbatch"
 LOWEST_PORT, NUM_PORTS = 10_000, 20_000  # below those that systems give out by themselves
 
-# Options that the script sets, and what sets them.
+# Options that the script sets, and what sets them; the first are settings of the same name.
+SETTINGS = ("partition", "account", "qos", "reservation", "constraint", "nodes", "gres", "exclusive")
 OWN_OPTIONS = {
+    **{name: f"set {name}" for name in SETTINGS},
     "job-name": "it is the name of the run",
     "output": "logs lie in the submission's folder",
     "error": "logs lie in the submission's folder",
@@ -37,12 +39,6 @@ OWN_OPTIONS = {
     "wait": "sbatch returns at once",
     "test-only": "use --dry-run",
     "parsable": "foreframe reads the job's id itself",
-    **{
-        name: f"set {name}"
-        for name in (
-            *("partition", "account", "qos", "reservation", "constraint", "nodes", "gres", "exclusive"),
-        )
-    },
 }
 
 
