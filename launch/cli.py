@@ -11,8 +11,10 @@ import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
+from launch.cli_doctor import doctor
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
+from launch.cli_stop import stop
 from launch.cli_submit import submit
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
@@ -182,7 +184,9 @@ app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --n
 app.command(
     epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
 )(submit)
+app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
+app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
 app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
     estimate
 )

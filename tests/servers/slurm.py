@@ -62,7 +62,13 @@ class Slurm:
 
     def starts_again(self, job: str, seconds: float, told: Callable[[], str] = str) -> None:
         """Wait until a job was queued again; it need not wait two minutes then, as Slurm has it."""
-        self.until(lambda: self.state(job) == "PENDING", seconds, lambda: f"{self.facts(job)} {told()}")
+
+        def is_pending() -> bool:
+            state = self.state(job)
+            assert state not in ENDED, f"{self.facts(job)} {told()}"
+            return state == "PENDING"
+
+        self.until(is_pending, seconds, lambda: f"{self.facts(job)} {told()}")
         self.run(
             "scontrol", "update", f"JobId={job}", "StartTime=now+2"
         )  # a node refuses it within the second
