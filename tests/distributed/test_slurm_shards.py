@@ -27,9 +27,10 @@ def foreframe(slurm: Slurm, folder: Path, *words: str) -> None:
 
 
 def test_preempted_sharding_comes_back_to_the_same_data_set(slurm: Slurm, tmp_path: Path) -> None:
-    for number in range(80):
+    for number in range(40):
         write_video(tmp_path / "videos" / f"{number:02d}.mp4", noise(48, seed=number))
-    config = [str(ROOT / "configs/data/folder.yaml"), f"sources=[{tmp_path / 'videos'}]", "name=set"]
+    cut = ["cut.length_s=1", "cut.stride_s=1"]
+    config = [str(ROOT / "configs/data/folder.yaml"), f"sources=[{tmp_path / 'videos'}]", "name=set", *cut]
     place = ["--on", "slurm", "--nodes", "2", "--with", "partition=low"]
     foreframe(slurm, tmp_path, "submit", *config, f"out={tmp_path / 'preempted'}", *place)
     folder = tmp_path / "runs" / "set" / "submissions" / "001"
