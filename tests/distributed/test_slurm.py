@@ -139,6 +139,7 @@ def test_only_slurms_own_wish_brings_a_job_back_and_not_without_end(start: Calla
     assert (state, restarts) == ("CANCELLED", "0")
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_ends_the_others_and_the_job_with_its_code(start: Callable[..., Submitted]) -> None:
     job = start("[ $SLURM_NODEID = 0 ] || exit 3; trap 'exit 6' TERM; until_asked", nodes=2)
     assert job.end() == ("FAILED", "3", "0")
