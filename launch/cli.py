@@ -16,6 +16,7 @@ from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_stop import stop
 from launch.cli_submit import submit
+from launch.cli_sweep import sweep
 from launch.cli_train import estimate, supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
@@ -184,6 +185,9 @@ app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --n
 app.command(
     epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
 )(submit)
+app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.lr=1e-3,2e-3 seed=0,1,2")(
+    sweep
+)
 app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)

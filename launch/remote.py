@@ -93,6 +93,7 @@ def ssh_command(host: str, ssh_config: Path | None = None) -> list[str]:
         "ServerAliveCountMax": "3",
         "LogLevel": "ERROR",  # no banners; and what fails is always said
         "ControlPath": "none",  # else the first one would stay behind, and keep this command's output open
+        "RemoteCommand": "none",  # of a user whose login goes on into something else
         "ForwardX11": "no",
         "ClearAllForwardings": "yes",
     }

@@ -27,7 +27,8 @@ class Job:
     kind: train (a supervised run) or shard. config: of a sweep that of its first element. folder: of the
     submission. workdir: from which relative addresses in configs are meant; nodes begin there. Both absolute.
     elements: of a sweep, their number; their configs are folder/elements/000.yaml and so on. 0: one job, of
-    folder/config.yaml. allow_change: dotted keys in which a run that goes on may differ.
+    folder/config.yaml. configs: those of the elements, in order. allow_change: dotted keys in
+    which a run that goes on may differ.
     """
 
     kind: Literal["train", "shard"]
@@ -37,6 +38,7 @@ class Job:
     workdir: Path
     elements: int = 0
     allow_change: tuple[str, ...] = ()
+    configs: tuple[JobConfig, ...] = ()
 
     @property
     def code(self) -> Path:
@@ -122,7 +124,8 @@ class Place(Section):
         for name, each in value.items():
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"must be names of variables: {name!r} is none")
-            if SECRET_NAME.search(name) or without_secrets(f"{name}={each}") != f"{name}={each}":
+            is_secret = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE", "_DIR"))
+            if is_secret or without_secrets(f"{name}={each}") != f"{name}={each}":
                 raise ValueError(
                     f"must be without credentials, as it is written into scripts: {name} looks like one; "
                     "keep it in the nodes' own environment or files, or name a secret by reference"

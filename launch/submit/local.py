@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Literal
 
 from pydantic import field_validator
 
 from data_pipeline.errors import UsageError, why
 from launch.submit.base import Job, Place, Started
+from launch.submit.node_process import start, told_of
 from launch.submit.shell import command, interpreter, preamble
 
 SCRIPT = "job.sh"
@@ -39,9 +41,10 @@ class LocalPlace(Place):
 
     def start(self, job: Job, *, detach: bool) -> Started:
         """Without `detach` this process becomes the job, and does not come back."""
-        if detach:
-            raise NotImplementedError
         script = str(job.folder / SCRIPT)
+        if detach:
+            start(job.logs, 0, ["/bin/sh", script], socket.gethostname())
+            return Started(None, told_of(job))
         try:
             os.execv("/bin/sh", ["/bin/sh", script])
         except OSError as error:

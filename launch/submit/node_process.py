@@ -23,10 +23,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import ForeframeError, UsageError, why
 from data_pipeline.storage import write_whole
 from launch.processes import POLL_S, adopt_orphans, descendants, end_descendants, send
+
+if TYPE_CHECKING:
+    from launch.submit.base import Job
 
 CODE_ROOT = Path(__file__).resolve().parents[2]
 CALLED_OFF_FILE = "called-off"  # in the logs: nothing of this submission may start any more
@@ -264,6 +268,12 @@ def _need_code(digest: str) -> None:
         raise UsageError(
             f"{CODE_ROOT} holds other code there than what was submitted; need one shared folder"
         )
+
+
+def told_of(job: Job) -> tuple[tuple[str, str], ...]:
+    """What to type from the start of such a job on: (label, command)."""
+    watch = (("watch", f"foreframe status {job.run} --watch"),) if job.kind == "train" else ()
+    return (*watch, ("log", f"tail -f {log_file(job.logs, 0)}"), ("stop", f"foreframe stop {job.run}"))
 
 
 def _main(arguments: Sequence[str]) -> int:

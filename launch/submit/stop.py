@@ -64,17 +64,24 @@ def _told(answer: Answer, now: bool) -> str:
 
 
 def newest_handed_over(path: Path) -> Submission:
-    """A submission by its folder; of a run the newest that was started. Raises: UsageError."""
+    """A submission by its folder; of a run the newest that was started and may run. Raises: UsageError."""
     if (path / RECORD_FILE).is_file():
         return find_submission(path)
     folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*"), reverse=True) if path.is_dir() else []
-    for folder in folders:
-        found = find_submission(folder)
-        if found.record.get("state") in HANDED_OVER:
-            return found
+    every = [find_submission(folder) for folder in folders]
+    handed_over = [found for found in every if found.record.get("state") in HANDED_OVER]
+    if handed_over:  # a later one may have been refused because this one runs
+        return next((found for found in handed_over if not _has_ended(found)), handed_over[0])
     if folders:
         raise UsageError(f"none of {path / SUBMISSIONS_FOLDER} was started: there is nothing to stop")
     return find_submission(path)  # says what is needed
+
+
+def _has_ended(found: Submission) -> bool:
+    """As far as it is known here: all nodes that were started have left an exit code."""
+    logs = found.folder / LOGS_FOLDER
+    nodes = read_nodes(logs)
+    return bool(nodes) and all(exit_code(logs, node) is not None for node in nodes)
 
 
 def _ask_here(found: Submission, verb: str) -> dict[int, Answer]:
@@ -114,7 +121,9 @@ def _natively(found: Submission, say: Say) -> None:
             f"{found.folder / RECORD_FILE} does not say how it is stopped: {found.record.get('state')}"
         )
     words = shlex.split(told)
-    if words[0] not in NATIVE or shutil.which(words[0]) is None:
+    if words[0] not in NATIVE:
+        raise UsageError(f"{words[0]} is no cluster's program, and is not run: {told}")
+    if shutil.which(words[0]) is None:
         raise UsageError(f"{words[0]} is not on PATH here; where it is, this stops the job: {told}")
     say(told)
     try:

@@ -55,7 +55,7 @@ def check_run(job: Job) -> None:
 
     Raises: ConfigError, UsageError as training would.
     """
-    if not isinstance(job.config, RunConfig):
+    if not isinstance(job.config, RunConfig) or job.elements:  # of a sweep each element has a run of its own
         return
     known = job.run / CONFIG_FILE
     if known.is_file():
@@ -104,7 +104,8 @@ def submit(
     except ForeframeError as error:
         update_record(job.folder, state=f"not started: {error}")
         raise
-    update_record(job.folder, state="submitted", id=started.id, told=dict(started.told))
+    told = {"told": dict(started.told)} if started.told else {}  # one that was followed has told it itself
+    update_record(job.folder, state="submitted", id=started.id, **told)
     for label, text in started.told:
         say(f"{label:<6} {text}")
     return started

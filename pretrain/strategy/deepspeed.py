@@ -12,15 +12,14 @@ import atexit
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.scratch import scratch_folder
 from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
 from pretrain.memory import adds_in_float32, bucket_size
@@ -34,9 +33,9 @@ from pretrain.strategy.zero3 import SplitCopy, Zero3Shards
 def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        held = ExitStack()
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(held.enter_context(scratch_folder()))
-        atexit.register(held.close)  # after os._exit the next one sweeps it
+        folder = tempfile.TemporaryDirectory(prefix="foreframe-extensions-")
+        atexit.register(folder.cleanup)
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
     import deepspeed
 
     if device.type == "cpu":

@@ -14,7 +14,7 @@ from pretrain.config import RunConfig
 from tests.distributed.test_ranks import curve
 from tests.distributed.test_supervised import last_step
 from tests.servers.hosts import Host, Ssh
-from tests.servers.submitted import left_on, submission, submit, type_on
+from tests.servers.submitted import commands_on, nothing_is_left, submission, submit, type_on
 from tests.small_dataset import tiny_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,15 +42,7 @@ def whole(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def ranks_of(host: Host) -> list[int]:
     """The pids of ranks on a host."""
-    found = []
-    for pid in host.pids():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has ended
-        if b"launch.train" in words:
-            found.append(pid)
-    return found
+    return [pid for pid, words in commands_on(host).items() if "launch.train" in words]
 
 
 def test_a_killed_rank_and_a_stop_leave_the_curve_as_it_is_on_one_machine(
@@ -75,13 +67,13 @@ def test_a_killed_rank_and_a_stop_leave_the_curve_as_it_is_on_one_machine(
     logs = submission(config) / "logs"
     assert [(logs / f"node-{node}.exit").read_text() for node in (0, 1)] == ["75\n", "75\n"], stopped.text
     assert last_step(run) < STEPS
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
     again = submit(config, hosts, ssh)
     assert again.end(LATE_S) == 0, again.text
     assert "resumed from" in again.text and "Traceback" not in again.text
     assert curve(run) == curve(whole)
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
 
 def test_a_cut_link_is_told_and_the_run_goes_on_when_it_is_back(
@@ -98,7 +90,7 @@ def test_a_cut_link_is_told_and_the_run_goes_on_when_it_is_back(
     job.until(lambda: f"{hosts[1].address} is back" in job.text, LATE_S)
     assert job.end(LATE_S) == 0, job.text
     assert curve(run) == curve(whole)
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
 
 def test_ctrl_c_saves_on_all_hosts_and_ends_with_what_training_ends_with(
@@ -110,7 +102,7 @@ def test_ctrl_c_saves_on_all_hosts_and_ends_with_what_training_ends_with(
     job.process.send_signal(signal.SIGINT)
     assert job.end(LATE_S) == 75, job.text
     assert "asking for a save and an end" in job.text
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
 
 def test_a_follower_that_is_killed_leaves_the_run_alone(
@@ -132,7 +124,7 @@ def test_a_follower_that_is_killed_leaves_the_run_alone(
     assert [len(ranks_of(host)) for host in hosts] == [1, 1]
     ended = type_on(hosts[0], ["stop", str(run), "--now"], tmp_path)
     assert ended.end() == 0, ended.text
-    assert [left_on(host) for host in hosts] == [[], []]
+    assert nothing_is_left(hosts)
 
 
 def test_a_refused_host_leaves_no_folder_and_ends_with_2(

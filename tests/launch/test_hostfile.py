@@ -40,7 +40,7 @@ def quiet() -> None:
 
 
 @given(lines=st.lists(LINES, max_size=5), include=FILTERS, exclude=FILTERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_hosts_and_slots_are_those_of_deepspeeds_launcher(
     lines: list[str], include: str, exclude: str
 ) -> None:

@@ -31,7 +31,7 @@ from launch.submit.ssh.start import start_nodes
 from launch.submit.stop import stop
 from pretrain.config import RunConfig
 from tests.servers.hosts import Host, Ssh
-from tests.servers.submitted import left_on
+from tests.servers.submitted import commands_on, left_on
 from tests.small_dataset import tiny_config
 
 pytestmark = pytest.mark.cluster
@@ -89,12 +89,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 def nothing_runs(cluster: Cluster) -> bool:
-    return not any(left_on(host) or _shells(host) for host in cluster.hosts)
-
-
-def _shells(host: Host) -> list[str]:
-    words = [Path(f"/proc/{pid}/cmdline") for pid in host.pids()]
-    return [path.read_text() for path in words if path.exists() and "node.sh" in path.read_text()]
+    return not any(left_on(host) for host in cluster.hosts)
 
 
 @contextmanager
@@ -162,7 +157,7 @@ def test_all_that_is_wrong_on_any_host_is_one_error(
     ("settings", "told"),
     [
         (["python=/nowhere/python"], "/nowhere/python is not there, or cannot be run"),
-        (["gpus_per_node=2"], "it has 0 GPUs for 2 slots: need at least one a slot"),
+        (["gpus_per_node=2"], "it has 0 GPUs, and a rank is to run on number 1: need a GPU a slot"),
         (["address=10.99.0.11"], "10.99.0.10: 10.99.0.11 is no address of this host: need address=..."),
         (["address=192.0.2.77"], "has no way to 192.0.2.77: Network is unreachable"),
     ],
@@ -252,7 +247,7 @@ def test_a_ctrl_c_while_hosts_are_started_leaves_none_running(
     is_half_way = (job.logs / "node-0.log").exists
     with interrupted(is_half_way), pytest.raises(KeyboardInterrupt):
         start_nodes(place, job)
-    assert not _shells(cluster.hosts[0]) and not (job.logs / "node-1.pid").exists()
+    assert not left_on(cluster.hosts[0]) and not (job.logs / "node-1.pid").exists()
     with pytest.raises(UsageError, match="was called off"):
         start(job.logs, 1, ["true"], "here")
 
@@ -284,7 +279,7 @@ def test_ctrl_c_asks_all_hosts_to_save_and_a_second_one_leaves_the_job_alone(
     with interrupted_when_followed(monkeypatch):
         assert follow.follow(place, job).exit_code == 130
     assert capsys.readouterr().out.endswith("left alone\n")
-    assert all(_shells(host) for host in cluster.hosts)
+    assert all(left_on(host) for host in cluster.hosts)
     update_record(job.folder, state="submitted")
     stop(job.folder, lambda _: None, waits=True)
 
@@ -297,12 +292,9 @@ def test_a_host_that_is_gone_is_told_and_the_others_are_asked_to_stop(
     place, job = cluster.frozen(PATIENT)
     start_nodes(place, job)
     until(lambda: all("meets" in cluster.log(job, node) for node in (0, 1)))
-    keepers = [pid for pid in cluster.hosts[1].pids() if b"keep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    shells = [
-        pid for pid in cluster.hosts[1].pids() if b"node.sh" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    for pid in {*keepers, *shells}:
-        os.kill(pid, signal.SIGKILL)
+    for pid, words in commands_on(cluster.hosts[1]).items():
+        if "keep" in words or any("node.sh" in word for word in words):
+            os.kill(pid, signal.SIGKILL)
     assert follow.follow(place, job).exit_code == 6
     printed = capsys.readouterr().out
     assert f"node 1 on {cluster.names[1]} is gone: it was killed, or the host started anew" in printed

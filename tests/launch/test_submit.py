@@ -198,6 +198,10 @@ def test_no_credential_is_set_by_a_script(name: str, value: str) -> None:
         Elsewhere(env={name: value})
 
 
+def test_where_a_credential_lies_is_none() -> None:
+    assert Elsewhere(env={"RAY_AUTH_TOKEN_PATH": "/home/ann/token", "AWS_SHARED_CREDENTIALS_FILE": "/c"}).env
+
+
 def test_numbers_of_variables_are_text(here: Path) -> None:
     file = here / "place.yaml"
     file.write_text("kind: local\nenv: {NCCL_IB_TIMEOUT: 22, NCCL_DEBUG: WARN}\n")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.config import DataConfig
 from launch.config import dump_config
 from launch.submit.node_process import read_nodes
 from pretrain.config import RunConfig
@@ -61,10 +62,16 @@ def type_on(host: Host, words: Sequence[str], folder: Path) -> Typed:
 
 
 def submit(
-    config: RunConfig, hosts: Sequence[Host], ssh: Ssh, *words: str, place: Sequence[str] = ()
+    config: RunConfig | DataConfig,
+    hosts: Sequence[Host],
+    ssh: Ssh,
+    *words: str,
+    place: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> Typed:
-    """Submit a run over all hosts. words: more of the command. place: more settings of the place."""
-    folder = Path(config.out)
+    """Submit a job over all hosts. words: more of the command. place: more settings of the place. folder: in
+    which it is typed; `out` when not given."""
+    folder = folder or Path(config.out)
     given = folder / "given.yaml"
     given.write_text(dump_config(config))
     names = ",".join(host.address for host in hosts)
@@ -81,14 +88,32 @@ def hosts_started(folder: Path) -> list[str]:
     return [process.host for process in read_nodes(folder / "logs").values()]
 
 
-def left_on(host: Host) -> list[str]:
-    """Commands of foreframe that run there."""
-    found = []
+def commands_on(host: Host) -> dict[int, list[str]]:
+    """The words of every command that runs there, by process id."""
+    found = {}
     for pid in host.pids():
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
-            continue
-        if "launch" in words or any(word.startswith("launch.") for word in words):
-            found.append(" ".join(words))
+            continue  # it has ended
     return found
+
+
+def left_on(host: Host) -> list[str]:
+    """Commands of foreframe, and of scripts of its nodes, that run there."""
+    return [
+        " ".join(words)
+        for words in commands_on(host).values()
+        if any(word == "launch" or word.startswith("launch.") or word.endswith("/node.sh") for word in words)
+    ]
+
+
+def nothing_is_left(hosts: Sequence[Host], within_s: float = 10.0) -> bool:
+    """A keeper has written the exit code a moment before it ends."""
+    deadline_s = time.monotonic() + within_s
+    while left := [left_on(host) for host in hosts if left_on(host)]:
+        if time.monotonic() > deadline_s:
+            print(left)
+            return False
+        time.sleep(0.05)
+    return True

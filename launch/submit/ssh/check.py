@@ -6,7 +6,7 @@ import json
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,22 @@ def check_hosts(place: SshPlace, job: Job) -> None:
     if job.kind == "train":
         _ = place.ranks  # slots that differ are told before any host is asked
     answers, problems = _ask_all(place, job)
+    has_gpus = place.gpus_per_node > 0 or any(answer["gpus"] for answer in answers.values())
     for host, answer in answers.items():
-        problems += [f"{host}: {told}" for told in _problems(answer, place, job, host)]
+        problems += [f"{host}: {told}" for told in _problems(answer, job)]
+        needed = place.gpus_needed(host)
+        if job.kind == "train" and has_gpus and answer["gpus"] < needed:
+            told = f"it has {answer['gpus']} GPUs, and a rank is to run on number {needed - 1}"
+            problems.append(f"{host}: {told}: need a GPU a slot")
     if not problems and place.nodes > 1:
         _, problems = _meet(place, answers)
     refuse(place, problems)
 
 
-def find_meeting(place: SshPlace, job: Job) -> Meeting:
+def find_meeting(place: SshPlace) -> Meeting:
     """Where they meet now. Raises: UsageError, with all that stands against it."""
-    answers, problems = _ask_all(place, job)
+    nothing: dict[str, Any] = {"workdir": "/", "folders": [], "packages": [], "paths": []}
+    answers, problems = read_answers(place, ask(place, place.names[:1], "probe", nothing))
     meeting = None
     if not problems:
         meeting, problems = _meet(place, answers)
@@ -72,12 +78,11 @@ def refuse(place: SshPlace, problems: Sequence[str]) -> None:
 
 def _ask_all(place: SshPlace, job: Job) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What each host says of itself; and why some do not."""
-    here = nearest(job.folder)
-    with _token(here) as token:
+    with ExitStack() as open_:
+        tokens = [(folder, open_.enter_context(_token(folder))) for folder in written_folders(job)]
         asked = {
             "workdir": str(job.workdir),
-            "out": str(here),
-            "token": [*token, SEEN_WITHIN_S],
+            "folders": [[str(folder), *token, SEEN_WITHIN_S] for folder, token in tokens],
             "packages": list(PACKAGES[job.kind]),
             "paths": local_paths(job),
         }
@@ -114,7 +119,7 @@ def read_answers(place: SshPlace, ran: Mapping[str, Ran]) -> tuple[dict[str, dic
     return answers, problems
 
 
-def _problems(answer: Mapping[str, Any], place: SshPlace, job: Job, host: str) -> Iterator[str]:
+def _problems(answer: Mapping[str, Any], job: Job) -> Iterator[str]:
     """What is wrong with one host, in words."""
     here = probe.versions(list(PACKAGES[job.kind]))
     for package, there in answer["versions"].items():
@@ -122,21 +127,18 @@ def _problems(answer: Mapping[str, Any], place: SshPlace, job: Job, host: str) -
         if there != own:
             found = f"is {there}" if there is not None else "is not installed"
             yield f"{package} {found}, here {own or 'it is not installed'}: need the same on every host"
-    folder = nearest(job.folder)
-    if not answer["shared"]:
-        yield (
-            f"{folder} is another folder there: a file that this machine has written is not seen; "
-            "need an out=... that all hosts share under the same path"
-        )
-    elif answer["out"] is not None:
-        yield f"{folder} cannot be written there: {answer['out']}"
-    if answer["workdir"] is not None:
+    for folder, told in zip(written_folders(job), answer["folders"], strict=True):
+        if told == "unseen":
+            yield (
+                f"{folder} is another folder there: a file that this machine has written is not seen; "
+                "need an out=... that all hosts share under the same path"
+            )
+        elif told is not None:
+            yield f"{folder} cannot be written there: {told}"
+    if not answer["has_workdir"]:
         yield f"{job.workdir} is not there: submit from a folder that all hosts share"
     for path in answer["missing"]:
         yield f"{path} is not there: need the data under the same path on every host"
-    slots = place.num_slots[host]
-    if job.kind == "train" and slots > answer["gpus"] and (answer["gpus"] or place.gpus_per_node):
-        yield f"it has {answer['gpus']} GPUs for {slots} slots: need at least one a slot"
 
 
 def _meet(place: SshPlace, answers: Mapping[str, Mapping[str, Any]]) -> tuple[Meeting | None, list[str]]:
@@ -176,12 +178,20 @@ def nearest(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
+def written_folders(job: Job) -> list[Path]:
+    """Folders that all hosts must share, as far as they are there: of the submission, and `out`."""
+    out = job.config.out
+    found = [job.folder] if "://" in out else [job.folder, job.workdir / out]
+    return list(dict.fromkeys(nearest(folder) for folder in found))
+
+
 def local_paths(job: Job) -> list[str]:
-    """What must be under the same path on every host: of data sets their records; stores are elsewhere."""
-    named: list[str] = []
+    """What is read, and must be under the same path on every host; stores and globs are not looked for."""
     if isinstance(job.config, RunConfig):
         named = [f"{source.shards}/{DATASET_FILE}" for source in job.config.data.sources]
-    return [str(job.workdir / name) for name in named if "://" not in name]
+    else:
+        named = [source for source in job.config.sources if not set("*?[") & set(source)]
+    return [str(job.workdir / Path(name).expanduser()) for name in named if "://" not in name]
 
 
 @contextmanager

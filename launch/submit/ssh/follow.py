@@ -11,7 +11,7 @@ from pathlib import Path
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, ForeframeError
 from launch.submit.base import Job, Started
 from launch.submit.freeze import update_record
-from launch.submit.node_process import exit_code, log_file
+from launch.submit.node_process import exit_code, log_file, told_of
 from launch.submit.ssh.nodes import Answer, Nodes
 from launch.submit.ssh.place import SshPlace
 from launch.submit.ssh.start import nodes_of
@@ -20,12 +20,6 @@ EXIT_INTERRUPTED = 130
 POLL_S = 0.2
 LOOK_S = 15.0  # at the hosts themselves; what they write is looked at all the time
 GONE_LOOKS = 2  # a process that has ended has written its exit code by the second look
-
-
-def told_of(job: Job) -> tuple[tuple[str, str], ...]:
-    """What to type from then on."""
-    watch = (("watch", f"foreframe status {job.run} --watch"),) if job.kind == "train" else ()
-    return (*watch, ("log", f"tail -f {log_file(job.logs, 0)}"), ("stop", f"foreframe stop {job.run}"))
 
 
 def follow(place: SshPlace, job: Job) -> Started:
@@ -105,7 +99,8 @@ class Following:
             if code is not None:
                 self._codes[node] = code
                 if node != 0 and code != EXIT_OK:
-                    self._say(f"node {node} on {self._nodes.hosts[node]} has ended with exit code {code}")
+                    where = f"node {node} on {self._nodes.hosts[node]}"
+                    self._say(f"{where} has ended with exit code {code}: {log_file(self._nodes.logs, node)}")
 
     def _look(self) -> None:
         """Begin to ask the hosts from time to time, and hear what they have answered."""

@@ -118,6 +118,10 @@ class SshPlace(Place):
         """The hosts, in the order of nodes."""
         return list(self._taken)
 
+    def gpus_needed(self, host: str) -> int:
+        """GPUs that a host must have, for the highest slot that is taken."""
+        return max(self._taken[host]) + 1
+
     @property
     def num_slots(self) -> dict[str, int]:
         return {host: len(slots) for host, slots in self._taken.items()}
@@ -136,7 +140,7 @@ class SshPlace(Place):
         meet = "the first host's address and a port that is free there"
         how = f"# Each runs {SCRIPT} NODE HOST:PORT, with {meet}.\n" if several else ""
         table = "".join(
-            f"#   node {node}  {_told(host, slots)}\n"
+            f"#   node {node}  {_told(host, slots) if job.kind == 'train' else host}\n"
             for node, (host, slots) in enumerate(self._taken.items())
         )
         given = "node=$1 rendezvous=$2\n" if several else ""
@@ -183,7 +187,8 @@ class SshPlace(Place):
         check_hosts(self, job)
 
     def start(self, job: Job, *, detach: bool) -> Started:
-        from launch.submit.ssh.follow import follow, told_of
+        from launch.submit.node_process import told_of
+        from launch.submit.ssh.follow import follow
         from launch.submit.ssh.start import start_nodes
 
         start_nodes(self, job)

@@ -28,16 +28,15 @@ PORTS = range(20_000, 32_000)  # below those that the system hands out by itself
 
 
 def probe(asked: dict[str, Any]) -> dict[str, Any]:
-    """asked: workdir, out (folders), token (a file, what it holds, seconds to wait for it), packages, paths.
+    """asked: workdir, packages, paths; folders, each with a file in it, its content, seconds to wait for it.
 
-    A folder's entry is None where all is well with it, else what is wrong, in words.
+    Of the folders: None where all is well, else "unseen", or why nothing can be written there.
     """
     server = os.environ.get("SSH_CONNECTION", "").split()
     return {
         "versions": versions(asked["packages"]),
-        "workdir": None if os.path.isdir(asked["workdir"]) else "is not there",
-        "shared": sees(*asked["token"]),
-        "out": written(asked["out"]),
+        "has_workdir": os.path.isdir(asked["workdir"]),
+        "folders": [written(folder) if sees(*token) else "unseen" for folder, *token in asked["folders"]],
         "missing": [path for path in asked["paths"] if not os.path.exists(path)],
         "gpus": gpus(),
         "address": server[2] if len(server) == 4 else None,
@@ -165,6 +164,9 @@ def _is_free(port: int) -> bool:
 if __name__ == "__main__":
     what, given = sys.argv[1:3]
     if what == "interface":
-        print(interface_to(given.strip("[]")) or "")
+        try:
+            print(interface_to(given.strip("[]")) or "")
+        except OSError as error:
+            sys.exit(f"this host has no way to the first one at {given}: {error.strerror or error}")
     else:
         print(json.dumps({"probe": probe, "meeting": meeting}[what](json.loads(given))))

@@ -28,7 +28,7 @@ def start_nodes(place: SshPlace, job: Job) -> None:
     """
     given = ["--code", str(read_record(job.folder)["code"])]
     given += ["--needs-first"] * (job.kind == "shard")  # which goes on without a node that is lost
-    meeting = [str(find_meeting(place, job))] if place.nodes > 1 else []
+    meeting = [str(find_meeting(place))] if place.nodes > 1 else []
     nodes = nodes_of(place, job)
     commands = {}
     for node, host in nodes.hosts.items():
