@@ -65,7 +65,7 @@ def render(job: Job, place: SlurmPlace) -> str:
 def _options(job: Job, place: SlurmPlace) -> str:
     what = "trains" if job.kind == "train" else "shards"
     nodes = f"{place.nodes} nodes" if place.nodes > 1 else "one node"
-    elements = f", each of {job.elements} elements" if job.elements else ""
+    elements = f" {job.elements} elements, each" if job.elements else ""
     gpus = None if place.gres or not place.gpus_per_node else str(place.gpus_per_node)
     parallel = f"%{place.array_parallel}" if place.array_parallel else ""
     options: dict[str, str | None] = {
@@ -95,7 +95,7 @@ def _options(job: Job, place: SlurmPlace) -> str:
         "ntasks-per-node": "One task a node, which starts that node's processes.",
         "signal": "All tasks, but not this shell, get SIGTERM so many seconds before the time limit.",
     }
-    lines = [f"#!/bin/bash\n# {job.name}: {what} on {nodes}{elements}. Written by foreframe submit."]
+    lines = [f"#!/bin/bash\n# {job.name}: {what}{elements} on {nodes}. Written by foreframe submit."]
     for name, value in options.items():
         if value is None:
             continue
@@ -119,7 +119,7 @@ def _beginning(job: Job, place: SlurmPlace) -> str:
     element = ""
     if job.elements:
         folder = shlex.quote(str(job.folder / ELEMENTS_FOLDER))
-        element = f'export config={folder}/$(printf %03d "$SLURM_ARRAY_TASK_ID").yaml\n'
+        element = f'config={folder}/$(printf %03d "$SLURM_ARRAY_TASK_ID").yaml\nexport config\n'
     setup = ""
     if place.setup:
         lines = "\n".join(line.rstrip() for line in place.setup)
@@ -200,8 +200,11 @@ def _steps(job: Job, place: SlurmPlace) -> str:
         *("srun", "--export=ALL", "--wait=0", "--kill-on-bad-exit=1", *cores),
         *("--open-mode=append", f"--output={output}", "bash", "-c"),
     ]
+    several = (
+        "Where one node fails the others would wait for it, so they are ended; one that is done ends none."
+    )
     return f"""\
-# Where one node fails the others would wait for it, so they are ended; where one is done they go on.
+# {several if place.nodes > 1 else "What the node prints has a log of its own."}
 code=0 asked=no where=""
 export -f on_node
 {command(words)} on_node || code=$?
