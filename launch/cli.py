@@ -12,6 +12,7 @@ import typer
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
 from launch.cli_doctor import doctor
+from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
 from launch.cli_stop import stop
@@ -153,17 +154,34 @@ def shard(
         ),
     ] = False,
     force: Overwrite = False,
+    nnodes: NumDataNodes = 1,
+    node_rank: NodeRank = 0,
+    rendezvous: Rendezvous = None,
 ) -> None:
-    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
+    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted.
+
+    On several machines the same command is started on each, with --nnodes, --node-rank and --rendezvous.
+    """
+    from launch.processes import end_with_supervisor, stops_at_once
+
+    is_supervised = end_with_supervisor()
     settings = _read_data_config(config, overrides, ray_address)
     if redrive and force:
         raise UsageError("--redrive adds to a data set and --force replaces it: give one of them")
+    if nnodes > 1:
+        from launch.ray_nodes import shard_on_node
+
+        options = ["--redrive"] * redrive + ["--force"] * force
+        raise typer.Exit(
+            shard_on_node(settings, [config, *(overrides or []), *options], nnodes, node_rank, rendezvous)
+        )
     from launch.data import run_redrive, run_shard
 
-    if redrive:
-        run_redrive(settings)
-        return
-    run_shard(settings, force=force)
+    with stops_at_once(says=not is_supervised):
+        if redrive:
+            run_redrive(settings)
+            return
+        run_shard(settings, force=force)
     print(f"next   foreframe train configs/train/tiny-cpu.yaml data.shards={settings.out} --nproc 2")
 
 

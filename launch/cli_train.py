@@ -43,6 +43,7 @@ def train(
     Under torchrun or DeepSpeed's launcher it joins the ranks that are there.
     """
     from launch.config import read_config
+    from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
     end_with_supervisor()
@@ -100,8 +101,10 @@ def supervise(
     from launch.config import read_config
     from launch.console import make_console
     from launch.lock import run_folder
+    from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
+    end_with_supervisor()
     console = make_console()
     if account:
         is_run = Path(config).is_dir()
@@ -163,16 +166,6 @@ def held_for_supervision(run: Path, node: int, *, fresh: bool) -> Iterator[None]
                 lock.unlink(missing_ok=True)
             with suppress(OSError):
                 run.rmdir()
-
-
-def end_with_supervisor() -> None:
-    """Under a supervisor, end when it is gone: else nobody would see this run any more."""
-    from launch.processes import die_with_parent
-    from launch.supervise import SUPERVISOR_VARIABLE
-
-    supervisor = os.environ.pop(SUPERVISOR_VARIABLE, None)
-    if supervisor is not None:
-        die_with_parent(int(supervisor))
 
 
 def estimate(

@@ -32,7 +32,8 @@ class Checkpoints(Protocol):
 def largest_step(norms: Mapping[str, float]) -> float:
     """The step's norm as a share of the weights', of the module where it is largest; nan when not known."""
     modules = [key.removeprefix("update_norm_") for key in norms if key.startswith("update_norm_")]
-    shares = [norms[f"update_norm_{m}"] / max(norms[f"param_norm_{m}"], 1e-12) for m in modules]
+    known = [m for m in modules if f"param_norm_{m}" in norms]  # not of weights whose squares overflow
+    shares = [norms[f"update_norm_{m}"] / max(norms[f"param_norm_{m}"], 1e-12) for m in known]
     return max(shares, default=math.nan)
 
 

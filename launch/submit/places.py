@@ -13,7 +13,13 @@ from launch.submit.base import Place
 from launch.yaml_file import Document, read_document
 
 # Each in the module of its name, which is imported when it is asked for.
-PLACES = {"local": "LocalPlace", "ssh": "SshPlace", "slurm": "SlurmPlace", "kubernetes": "KubernetesPlace"}
+PLACES = {
+    "local": "LocalPlace",
+    "ssh": "SshPlace",
+    "slurm": "SlurmPlace",
+    "kubernetes": "KubernetesPlace",
+    "ray": "RayPlace",
+}
 
 
 def place_class(kind: str) -> type[Place]:
