@@ -16,6 +16,7 @@ from launch.yaml_file import Document, read_document
 PLACES = {
     "local": "LocalPlace",
     "ssh": "SshPlace",
+    "slurm": "SlurmPlace",
     "kubernetes": "KubernetesPlace",
     "ray": "RayPlace",
 }
