@@ -31,7 +31,7 @@ def test_preempted_sharding_comes_back_to_the_same_data_set(slurm: Slurm, tmp_pa
         write_video(tmp_path / "videos" / f"{number:02d}.mp4", noise(48, seed=number))
     cut = ["cut.length_s=1", "cut.stride_s=1"]
     config = [str(ROOT / "configs/data/folder.yaml"), f"sources=[{tmp_path / 'videos'}]", "name=set", *cut]
-    place = ["--on", "slurm", "--nodes", "2", "--with", "partition=low"]
+    place = ["--on", "slurm", "--nodes", "2", "--with", "partition=low", "--with", "cpus_per_node=2"]
     foreframe(slurm, tmp_path, "submit", *config, f"out={tmp_path / 'preempted'}", *place)
     folder = tmp_path / "runs" / "set" / "submissions" / "001"
     job = str(json.loads((folder / "submission.json").read_text())["id"])

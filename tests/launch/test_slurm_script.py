@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from launch.submit.slurm.cluster import (
 )
 from launch.submit.slurm.script import OWN_OPTIONS, SCRIPT
 from launch.submit.submission import Asked, make_job, submit
+from pretrain.config import RunConfig
 from tests.small_dataset import tiny_config
 
 LOW = (
@@ -43,6 +45,22 @@ def job_of(folder: Path, kind: str = "train", **changes: Any) -> Job:
     )
     facts = {"kind": kind, "name": config.name, "config": config, "workdir": folder / "work dir"}
     return Job(**{**facts, "folder": folder / "run" / "submissions" / "001", **changes})
+
+
+def test_a_node_is_not_left_with_the_one_core_that_slurm_gives(tmp_path: Path) -> None:
+    """Ranks and the workers of their loaders; srun has to be told again."""
+    job = job_of(tmp_path)
+    assert isinstance(job.config, RunConfig)
+    data = job.config.data.model_copy(update={"workers": 3})
+    job = replace(job, config=job.config.model_copy(update={"data": data}))
+    script = SlurmPlace(gpus_per_node=4).files(job)[SCRIPT]
+    assert options_of(script)["cpus-per-task"] == "16"
+    assert "--cpus-per-task=16" in script[script.index("\nsrun --export") :]
+    script = SlurmPlace(gpus_per_node=4, exclusive=True).files(job)[SCRIPT]
+    assert "cpus-per-task" not in script, "all of them"
+    with pytest.raises(UsageError, match="cpus_per_node is not set"):
+        script_of(tmp_path, "shard")
+    assert "cpus-per-task" not in script_of(tmp_path, "shard", exclusive=True)
 
 
 def script_of(folder: Path, kind: str = "train", elements: int = 0, **settings: Any) -> str:
@@ -126,7 +144,7 @@ def test_settings_stand_in_the_script_as_slurm_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_every_script_is_bash(tmp_path: Path, kind: str, elements: int, nodes: int) -> None:
     setup = ["module load cuda/12.8", "export A='b c'"]
-    script = script_of(tmp_path, kind, elements, nodes=nodes, gpus_per_node=1, setup=setup)
+    script = script_of(tmp_path, kind, elements, nodes=nodes, gpus_per_node=1, cpus_per_node=8, setup=setup)
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\n".join(["set +u", *setup, "set -u"]) in script

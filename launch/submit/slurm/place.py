@@ -50,7 +50,10 @@ class SlurmPlace(Place):
         None, description="Generic resources of a node, such as gpu:h100:8; null: gpus_per_node, of any type."
     )
     cpus_per_node: int | None = Field(
-        None, ge=1, description="Cores of a node for this job; null: as the cluster gives them."
+        None,
+        ge=1,
+        description="Cores of a node for this job; null: all where it is exclusive, else one for each rank "
+        "and each worker of its loader (sharding: ray.workers).",
     )
     memory: str | None = Field(
         None,

@@ -9,6 +9,7 @@ from data_pipeline.errors import EXIT_PREEMPTED, UsageError
 from launch.submit.base import ELEMENTS_FOLDER, Job
 from launch.submit.shell import command, interpreter, preamble
 from launch.submit.slurm.cluster import time_of
+from pretrain.config import RunConfig
 
 if TYPE_CHECKING:
     from launch.submit.slurm.place import SlurmPlace
@@ -62,6 +63,24 @@ def render(job: Job, place: SlurmPlace) -> str:
     )
 
 
+def cores(job: Job, place: SlurmPlace) -> int | None:
+    """Of a node for this job; None where it has all of them.
+
+    Unless told, Slurm gives a task one core: ranks and loaders would share it.
+    Raises: UsageError for a sharding job that says nowhere how many it takes.
+    """
+    if place.cpus_per_node is not None or place.exclusive:
+        return place.cpus_per_node
+    if isinstance(job.config, RunConfig):
+        return place.ranks * (1 + job.config.data.workers)
+    if job.config.ray.workers is not None:
+        return job.config.ray.workers
+    raise UsageError(
+        "cpus_per_node is not set, and Slurm would give each node of the job one core: "
+        "--with cpus_per_node=N, as many as nodes have (`sinfo --format='%P %c'`), or --with exclusive=true"
+    )
+
+
 def _options(job: Job, place: SlurmPlace) -> str:
     what = "trains" if job.kind == "train" else "shards"
     nodes = f"{place.nodes} nodes" if place.nodes > 1 else "one node"
@@ -81,7 +100,7 @@ def _options(job: Job, place: SlurmPlace) -> str:
         "time": None if place.time_limit_s is None else time_of(place.time_limit_s),
         "nodes": str(place.nodes),
         "ntasks-per-node": "1",
-        "cpus-per-task": None if place.cpus_per_node is None else str(place.cpus_per_node),
+        "cpus-per-task": None if (wanted := cores(job, place)) is None else str(wanted),
         "gpus-per-node": gpus,
         "gres": place.gres,
         "mem": place.memory,
@@ -194,10 +213,11 @@ on_node() {{
 
 
 def _steps(job: Job, place: SlurmPlace) -> str:
-    cores = [f"--cpus-per-task={place.cpus_per_node}"] if place.cpus_per_node else []
+    wanted = cores(job, place)
+    own = [f"--cpus-per-task={wanted}"] if wanted else []  # srun does not take it from the job
     output = f"{_pattern(job)}-node-%n.log"
     words = [
-        *("srun", "--export=ALL", "--wait=0", "--kill-on-bad-exit=1", *cores),
+        *("srun", "--export=ALL", "--wait=0", "--kill-on-bad-exit=1", *own),
         *("--open-mode=append", f"--output={output}", "bash", "-c"),
     ]
     several = (
