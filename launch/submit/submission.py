@@ -94,8 +94,8 @@ def check_sources(config: DataConfig) -> None:
     for source in config.sources:
         if "://" in source:
             continue
-        path = os.path.expanduser(source)
-        if not (next(iglob(path, recursive=True), None) if has_magic(path) else os.path.exists(path)):
+        found = next(iglob(source, recursive=True), None) if has_magic(source) else os.path.exists(source)
+        if not found:
             raise DataError(
                 f"sources: {source} does not exist here; name a folder, file, list or glob that does, or "
                 f"give --no-data-check where only the nodes see it"
