@@ -260,7 +260,7 @@ def _asked(stopped: Stopped) -> int:
 def run_other(job: Job, say: Say, is_finished: Callable[[], bool]) -> int:
     """Any other node: lends its cores until the first says how the job ended; that exit code.
 
-    is_finished: whether there is nothing to do any more, asked when no first node is to be found.
+    is_finished: whether there is nothing to do any more, asked when no first node is to be found, or is gone.
     Raises: LostPeerError when the first node never came or went without a word; UsageError when this node
     has other versions than it.
     """
@@ -274,6 +274,11 @@ def run_other(job: Job, say: Say, is_finished: Callable[[], bool]) -> int:
             board, found = first
             _check(job, found)
             return _lend(board, found, job, folder, say, stopped)
+        except LostPeerError:
+            if not is_finished():
+                raise
+            say("the first node ended before this one had joined, and the data set is finished")
+            return EXIT_OK
         finally:
             end_descendants(0.0 if stopped.at_once else LEFTOVERS_S)
 

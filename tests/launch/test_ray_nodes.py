@@ -94,6 +94,19 @@ def test_a_node_that_comes_after_the_end_of_all_ends_well(monkeypatch: pytest.Mo
     assert said == [f"no first node at {at}, and the data set is finished: nothing to do here"]
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_a_node_that_joins_as_the_first_one_ends_is_lost_only_to_work_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = {"id": "0", "nnodes": 2, "versions": versions()}
+    monkeypatch.setattr(Board, "read", lambda *_: note)  # and then nobody is at the door any more
+    job, said = Job(1, 2, 1, f"127.0.0.1:{free_port()}"), list[str]()
+    assert run_other(job, said.append, lambda: True) == 0
+    assert said == ["the first node ended before this one had joined, and the data set is finished"]
+    with pytest.raises(LostPeerError, match="the same command on all nodes goes on"):
+        run_other(job, said.append, lambda: False)
+
+
 THREE = Job(1, 3, 0, "127.0.0.1:29400")
 
 
