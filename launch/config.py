@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def check_document(
 ) -> M:
     """`read_config` of what was read, or put together, before."""
     data, overridden, problems = _merge(document, list(overrides))
+    data = _at_home(data)
     for key in overridden:
         if key.endswith(".kind"):
             forget_other_kind(model, data, key.removesuffix(".kind"), overridden)
@@ -138,6 +140,15 @@ def _merge(document: Document, overrides: list[str]) -> tuple[dict[str, Any], se
         plain = OmegaConf.to_container(merged, resolve=False)
     assert isinstance(plain, dict), "a mapping stays a mapping"
     return {str(key): value for key, value in plain.items()}, overridden, problems
+
+
+def _at_home(value: Any) -> Any:
+    """With ~/ of paths written out: no shell does it inside quotes or after `key=`."""
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _origin(key: str, overridden: set[str], document: Document) -> str:

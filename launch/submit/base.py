@@ -15,7 +15,11 @@ from pretrain.config import RunConfig
 from pretrain.tracking.base import without_secrets
 
 JobConfig: TypeAlias = RunConfig | DataConfig
-SECRET_NAME = re.compile(r"(?i)password|passwd|secret|token|credential|api_?key|access_?key")
+SECRET_NAME = re.compile(
+    r"(?i)password|passwd|.pwd$|passphrase|secret|token|credential|(api|access|private|account|storage)_?key"
+    r"|_key$|_key_id$|(^|_)pat$|(^|_)auth$|(^|_)sas$"
+)
+OUR_OWN = ("PYTHONPATH", "PYTHONSAFEPATH")  # by which nodes run the frozen code
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER = "code", "elements", "logs"
 
@@ -124,6 +128,8 @@ class Place(Section):
         for name, each in value.items():
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"must be names of variables: {name!r} is none")
+            if name in OUR_OWN:
+                raise ValueError(f"must leave {name} out: the script sets it, so that the frozen code is run")
             is_secret = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE", "_DIR"))
             if is_secret or without_secrets(f"{name}={each}") != f"{name}={each}":
                 raise ValueError(
@@ -154,5 +160,5 @@ class Place(Section):
 
 def folder_for(config: JobConfig) -> Path:
     """Where a job's submissions are kept: in a run's own folder; of a data set, which may lie in a store, in
-    runs/<name>."""
-    return run_folder(config) if isinstance(config, RunConfig) else Path("runs") / config.name
+    jobs/<name>."""
+    return run_folder(config) if isinstance(config, RunConfig) else Path("jobs") / config.name

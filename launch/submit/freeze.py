@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from launch.submit.shell import interpreter
 from launch.submitted import RECORD_FILE, submission_folders
 
 PACKAGES = ("data_pipeline", "pretrain", "launch", "configs")
+NEW, LEFT_S = ".new-", 3600.0
 HERE = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("__pycache__", "*.pyc", FROZEN_FILE)
 
@@ -63,9 +66,10 @@ def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
     Raises: UsageError when it cannot be written.
     """
     parent = job.folder.parent
+    _sweep(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        made = Path(tempfile.mkdtemp(prefix=NEW, dir=parent))
     except OSError as error:
         raise UsageError(f"{parent} cannot be written, choose another out=...: {why(error)}") from error
     try:
@@ -95,6 +99,14 @@ def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
         raise UsageError(f"{job.folder} cannot be written: {why(error)}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what submissions that were killed while they froze left behind."""
+    for left in parent.glob(f"{NEW}*"):
+        with suppress(OSError):  # another's, or gone in the meantime
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _copy_code(target: Path) -> None:

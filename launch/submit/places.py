@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+
+import yaml
 
 from data_pipeline.errors import ConfigError, UsageError
 from launch.config import check_document, find_config
@@ -33,10 +36,13 @@ def read_place(name: str, settings: Iterable[str] = ()) -> Place:
 
     Raises: ConfigError with every problem at once; UsageError when there is no such kind or file.
     """
+    settings = [_as_text(setting) for setting in settings]
     if name in PLACES:
         document = Document(f"--on {name}", {"kind": name})
     elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
         document = read_document(find_config(name))
+        if isinstance(document.data.get("env"), dict):  # as it is written: 010, 0x10 and true are text here
+            document.data["env"] = yaml.load(Path(document.file).read_text("utf-8"), yaml.BaseLoader)["env"]
     else:
         near = difflib.get_close_matches(name, PLACES, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -48,3 +54,11 @@ def read_place(name: str, settings: Iterable[str] = ()) -> Place:
             try_=difflib.get_close_matches(str(kind), PLACES, n=1, cutoff=0.5),
         )  # fmt: skip
     return check_document(document, settings, place_class(str(kind)))
+
+
+def _as_text(setting: str) -> str:
+    """An environment variable's value is text, whatever YAML would make of it."""
+    key, equals, value = setting.partition("=")
+    if not key.startswith("env.") or value[:1] in ("'", '"'):
+        return setting
+    return f"{key}{equals}{json.dumps(value, ensure_ascii=False)}"

@@ -33,7 +33,7 @@ def test_preempted_sharding_comes_back_to_the_same_data_set(slurm: Slurm, tmp_pa
     config = [str(ROOT / "configs/data/folder.yaml"), f"sources=[{tmp_path / 'videos'}]", "name=set", *cut]
     place = ["--on", "slurm", "--nodes", "2", "--with", "partition=low", "--with", "cpus_per_node=2"]
     foreframe(slurm, tmp_path, "submit", *config, f"out={tmp_path / 'preempted'}", *place)
-    folder = tmp_path / "runs" / "set" / "submissions" / "001"
+    folder = tmp_path / "jobs" / "set" / "submissions" / "001"
     job = str(json.loads((folder / "submission.json").read_text())["id"])
 
     def log() -> str:

@@ -49,7 +49,7 @@ def test_a_data_set_made_on_two_hosts_and_stopped_between_is_that_of_one_machine
     config, place = config_of(films, tmp_path / "out"), ["env.RAY_AUTH_MODE=disabled"]
     job = submit(config, hosts, ssh, "--detach", place=place, folder=tmp_path)
     assert job.end() == 0, job.text
-    folder = tmp_path / "runs" / config.name
+    folder = tmp_path / "jobs" / config.name
     log = folder / "submissions" / "001" / "logs" / "node-0.log"
     deadline_s = time.monotonic() + LATE_S
     while len(list(Path(config.out).glob("parts/*.tar"))) < 3:
