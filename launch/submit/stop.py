@@ -12,7 +12,7 @@ from launch.lock import SUBMISSIONS_FOLDER
 from launch.submit.base import LOGS_FOLDER
 from launch.submit.freeze import Submission, find_submission, submissions
 from launch.submit.native import stop_natively
-from launch.submit.node_process import ask, end, exit_code, read_nodes, state
+from launch.submit.node_process import NodeState, ask, end, exit_code, read_nodes, state
 from launch.submit.ssh.nodes import Answer, Nodes
 from launch.submitted import HANDED_OVER, RECORD_FILE, end_of, place_kind
 
@@ -80,12 +80,13 @@ def _ask_here(found: Submission, verb: str) -> dict[int, Answer]:
     for process in processes.values():
         if process.host != here:
             raise UsageError(f"{found.folder} runs on {process.host}, and this is {here}: stop it there")
+    answers = {}
     for node in processes:
-        if verb == "ask":
-            ask(logs, node)
-        elif verb == "end":
+        was_asked = verb == "ask" and ask(logs, node)  # and may have ended by now, which a later look tells
+        if verb == "end":
             end(logs, node)
-    return {node: Answer(here, state(logs, node)) for node in processes}
+        answers[node] = Answer(here, NodeState(True, None) if was_asked else state(logs, node))
+    return answers
 
 
 def _ask_hosts(found: Submission, verb: str) -> dict[int, Answer]:

@@ -139,7 +139,7 @@ def test_sharding_has_a_block_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     config = DataConfig(name="films", sources=("clips",), out="data/films")
     made = freeze(Job("shard", "films", config, next_folder(config), tmp_path), LocalPlace())
-    run, record = Path("runs/films"), made.folder / "submission.json"
+    run, record = Path("jobs/films"), made.folder / "submission.json"
 
     def lies(state: str) -> None:
         record.write_text(json.dumps({**json.loads(record.read_text()), "state": state}))
