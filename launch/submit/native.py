@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ NATIVE = ("scancel", "scontrol", "squeue", "kubectl", "ray")  # programs that a 
 NATIVE_S = 60.0
 POLL_S = 5.0
 GONE = "Invalid job id"  # squeue of a job that ended some minutes ago
+COMPLETED = "already completing or completed"
 Say = Callable[[str], None]
 
 
@@ -57,7 +59,7 @@ def _stop_slurm(found: Submission, say: Say, *, now: bool) -> None:
         return
     if waiting:
         _run(f"scancel --state=PENDING {shlex.quote(job)}", say)
-    for command in save.split(" && "):
+    for command in re.split(" && |; ", save):
         _run(command, say)
 
 
@@ -101,9 +103,20 @@ def _run(told: str, say: Say) -> None:
     say(told)
     done = _done(words)
     if done.returncode != 0:
+        if words[0] == "scontrol" and _is_of_elements(done):
+            return
         raise UsageError(f"`{told}` failed: {_printed(done)}")
     if done.stdout.strip() or done.stderr.strip():
         say(_printed(done))
+
+
+def _is_of_elements(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether scontrol complains of an array whose elements fared differently, none of them badly.
+
+    It prints a line an element then, such as `17_0: No error`.
+    """
+    lines = _printed(done).splitlines()
+    return all(line.endswith(": No error") or COMPLETED in line for line in lines)
 
 
 def _done(words: Sequence[str]) -> subprocess.CompletedProcess[str]:

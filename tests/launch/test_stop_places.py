@@ -168,6 +168,12 @@ def test_a_job_of_slurm_is_waited_for_until_it_is_out_of_the_queue(slurm: Path) 
     assert (slurm / "states").read_text() == "NEVER ASKED\n"
 
 
+def test_an_array_of_which_some_elements_have_ended_saves(slurm: Path) -> None:
+    with (slurm / "scontrol").open("a") as program:
+        program.write("echo '17_0: No error' >&2; echo '(null): No error' >&2; exit 1\n")
+    assert stopped(slurm, ["RUNNING"]) == SAVES
+
+
 def test_a_slurm_that_does_not_answer_is_not_a_job_that_has_ended(slurm: Path) -> None:
     (slurm / "squeue").write_text("#!/bin/sh\necho cannot contact controller >&2\nexit 1\n")
     with pytest.raises(UsageError, match="cannot contact controller"):
