@@ -22,7 +22,7 @@ def stop(
 ) -> None:
     """Stop a job that was submitted, on whatever place: it saves and ends, and goes on when submitted again.
 
-    On a cluster it runs the cluster's own command, as it was told when the job was submitted.
+    On a cluster by its own commands; on Kubernetes and Ray --now and --wait are refused.
     """
     from launch.submit.stop import stop as stop_job
 

@@ -60,12 +60,14 @@ def run_on(
     timeout_s: float,
     ssh_config: Path | None = None,
     input: str | None = None,
+    connections: Connections | None = None,
 ) -> dict[str, Ran]:
     """Run a shell command on every host at once, and wait for all: what came of it, in the order of `hosts`.
 
     command: for all, or by host; run by `sh`, whatever the login shell is. input: what it reads; without it,
     nothing. timeout_s: for all of it on one machine; after it the command is ended there too, but for what it
-    has started in a session of its own. Nothing is asked for: keys and known hosts must be in order.
+    has started in a session of its own. connections: by which another thread can end it all; a call's own
+    without it. Nothing is asked for: keys and known hosts must be in order.
     An exit code of the command is no problem here.
     Raises: UsageError without ssh on this machine, for a name that cannot be a host's, or for settings of ssh
     that are not there.
@@ -74,7 +76,7 @@ def run_on(
     each = {host: command if isinstance(command, str) else command[host] for host in hosts}
     if not each:
         return {}
-    connections = _Connections()
+    connections = connections or Connections()
     with ThreadPoolExecutor(min(AT_ONCE, len(each))) as pool, connections.ended_early():
         waiting = {
             host: pool.submit(_run, connections, host, words, timeout_s, ssh_config, input)
@@ -111,7 +113,7 @@ def _check(hosts: Sequence[str], ssh_config: Path | None) -> None:
         raise UsageError(f"{ssh_config}, the settings of ssh, does not exist")
 
 
-class _Connections:
+class Connections:
     """The ssh processes of one call, so that none is left when it is interrupted."""
 
     def __init__(self) -> None:
@@ -158,7 +160,7 @@ class _Connections:
 
 
 def _run(
-    connections: _Connections,
+    connections: Connections,
     host: str,
     command: str,
     timeout_s: float,

@@ -20,7 +20,8 @@ from launch.config import dump_config
 from launch.lock import SUBMISSIONS_FOLDER
 from launch.provenance import FROZEN_FILE, PATCH_FILE, source, versions
 from launch.submit.base import CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER, Job, JobConfig, Place, folder_for
-from launch.submitted import RECORD_FILE
+from launch.submit.shell import interpreter
+from launch.submitted import RECORD_FILE, submission_folders
 
 PACKAGES = ("data_pipeline", "pretrain", "launch", "configs")
 NEW, LEFT_S = ".new-", 3600.0
@@ -52,9 +53,9 @@ def code_digest(root: Path = HERE) -> str:
 
 def next_folder(config: JobConfig) -> Path:
     """Of the next submission of this config; not made. Absolute."""
-    parent = folder_for(config).absolute() / SUBMISSIONS_FOLDER
-    taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]
-    return parent / f"{max(taken, default=0) + 1:03d}"
+    run = folder_for(config).absolute()
+    taken = [int(folder.name) for folder in submission_folders(run)]
+    return run / SUBMISSIONS_FOLDER / f"{max(taken, default=0) + 1:03d}"
 
 
 def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
@@ -127,6 +128,7 @@ def _record(job: Job, place: Place, made: Path, files: Mapping[str, str]) -> dic
         "kind": job.kind,
         "elements": job.elements,
         "place": place.model_dump(mode="json"),
+        "interpreter": interpreter(place),  # on the nodes; whoever asks them later may have another one
         "workdir": str(job.workdir),
         "run": str(job.run),
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -175,9 +177,19 @@ def find_submission(path: Path) -> Submission:
     """A submission by its folder, or the last of a run's folder. Raises: UsageError."""
     if (path / RECORD_FILE).is_file():
         return Submission(path, read_record(path))
-    folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*")) if path.is_dir() else []
-    if not folders:
-        raise UsageError(
-            f"{path} is no run that was submitted: need a run's folder, or one of its {SUBMISSIONS_FOLDER}"
-        )
-    return Submission(folders[-1], read_record(folders[-1]))
+    return submissions(path)[0]
+
+
+def submissions(run: Path) -> list[Submission]:
+    """Of a run, newest first; a damaged one is passed over, where there are others. Raises: UsageError."""
+    found, damaged = [], None
+    for folder in reversed(submission_folders(run)):
+        try:
+            found.append(Submission(folder, read_record(folder)))
+        except UsageError as error:
+            damaged = damaged or error
+    if found:
+        return found
+    raise damaged or UsageError(
+        f"{run} is no run that was submitted: need a run's folder, or one of its {SUBMISSIONS_FOLDER}"
+    )

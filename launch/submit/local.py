@@ -9,8 +9,10 @@ from typing import Literal
 from pydantic import field_validator
 
 from data_pipeline.errors import UsageError, why
+from data_pipeline.storage import write_whole
 from launch.submit.base import Job, Place, Started
-from launch.submit.node_process import start, told_of
+from launch.submit.freeze import update_record
+from launch.submit.node_process import pid_file, start, start_time_of, told_of
 from launch.submit.shell import command, interpreter, preamble
 
 SCRIPT = "job.sh"
@@ -45,7 +47,13 @@ class LocalPlace(Place):
         if detach:
             start(job.logs, 0, ["/bin/sh", script], socket.gethostname())
             return Started(None, told_of(job))
+        # Both are this process's after it has become the job, which can be asked to stop from elsewhere.
+        began = start_time_of(os.getpid()) or 0
+        told = {label: text for label, text in told_of(job) if label != "log"}  # it is printed here
         try:
+            word = f"{socket.gethostname()} {os.getpid()} {began}\n"
+            write_whole(pid_file(job.logs, 0), word.encode())
+            update_record(job.folder, told=told)
             os.execv("/bin/sh", ["/bin/sh", script])
         except OSError as error:
             raise UsageError(f"{script} could not be run: {why(error)}") from error

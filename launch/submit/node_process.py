@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,8 +273,12 @@ def _need_code(digest: str) -> None:
 
 def told_of(job: Job) -> tuple[tuple[str, str], ...]:
     """What to type from the start of such a job on: (label, command)."""
-    watch = (("watch", f"foreframe status {job.run} --watch"),) if job.kind == "train" else ()
-    return (*watch, ("log", f"tail -f {log_file(job.logs, 0)}"), ("stop", f"foreframe stop {job.run}"))
+    run, log = shlex.quote(str(job.run)), shlex.quote(str(log_file(job.logs, 0)))
+    return (
+        ("watch", f"foreframe status {run} --watch"),
+        ("log", f"tail -f {log}"),
+        ("stop", f"foreframe stop {run}"),
+    )
 
 
 def _main(arguments: Sequence[str]) -> int:

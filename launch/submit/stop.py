@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +10,13 @@ from pathlib import Path
 from data_pipeline.errors import LostPeerError, UsageError
 from launch.lock import SUBMISSIONS_FOLDER
 from launch.submit.base import LOGS_FOLDER
-from launch.submit.freeze import Submission, find_submission
-from launch.submit.node_process import ask, end, exit_code, read_nodes, state
+from launch.submit.freeze import Submission, find_submission, submissions
+from launch.submit.native import stop_natively
+from launch.submit.node_process import NodeState, ask, end, exit_code, read_nodes, state
 from launch.submit.ssh.nodes import Answer, Nodes
-from launch.submitted import RECORD_FILE
+from launch.submitted import HANDED_OVER, RECORD_FILE, end_of, place_kind
 
-NATIVE = ("scancel", "kubectl", "ray")  # programs whose command a submission may have left to be run
-NATIVE_S = 60.0
 POLL_S = 1.0
-HANDED_OVER = ("started", "submitted")
 Say = Callable[[str], None]
 
 
@@ -32,9 +27,9 @@ def stop(path: Path, say: Say, *, now: bool = False, waits: bool = False) -> Non
     was not reached.
     """
     found = newest_handed_over(path)
-    kind = found.record.get("place", {}).get("kind")
+    kind = place_kind(found.record)
     if kind not in ("local", "ssh"):
-        _natively(found, say)
+        stop_natively(found, say, now=now, waits=waits)
         return
     question = _ask_here if kind == "local" else _ask_hosts
     answers = question(found, "end" if now else "ask")
@@ -59,7 +54,7 @@ def _told(answer: Answer, now: bool) -> str:
         return "could not be ended" if now else "is asked to save and stop"
     code = answer.state.exit_code
     if code is None:
-        return "is gone: it was killed, or the machine started anew"
+        return "has ended, and left no exit code"
     return f"has ended with exit code {code}"
 
 
@@ -67,21 +62,12 @@ def newest_handed_over(path: Path) -> Submission:
     """A submission by its folder; of a run the newest that was started and may run. Raises: UsageError."""
     if (path / RECORD_FILE).is_file():
         return find_submission(path)
-    folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*"), reverse=True) if path.is_dir() else []
-    every = [find_submission(folder) for folder in folders]
-    handed_over = [found for found in every if found.record.get("state") in HANDED_OVER]
+    handed_over = [found for found in submissions(path) if found.record.get("state") in HANDED_OVER]
     if handed_over:  # a later one may have been refused because this one runs
-        return next((found for found in handed_over if not _has_ended(found)), handed_over[0])
-    if folders:
-        raise UsageError(f"none of {path / SUBMISSIONS_FOLDER} was started: there is nothing to stop")
-    return find_submission(path)  # says what is needed
-
-
-def _has_ended(found: Submission) -> bool:
-    """As far as it is known here: all nodes that were started have left an exit code."""
-    logs = found.folder / LOGS_FOLDER
-    nodes = read_nodes(logs)
-    return bool(nodes) and all(exit_code(logs, node) is not None for node in nodes)
+        return next(
+            (found for found in handed_over if end_of(found.folder, found.record) is None), handed_over[0]
+        )
+    raise UsageError(f"none of {path / SUBMISSIONS_FOLDER} was started: there is nothing to stop")
 
 
 def _ask_here(found: Submission, verb: str) -> dict[int, Answer]:
@@ -89,21 +75,22 @@ def _ask_here(found: Submission, verb: str) -> dict[int, Answer]:
     processes = read_nodes(logs)
     if not processes:
         raise UsageError(
-            f"{found.folder} runs in the terminal in which it was submitted: Ctrl-C there stops it"
+            f"{found.folder} left no word of its process: Ctrl-C in its terminal stops it, if it still runs"
         )
     for process in processes.values():
         if process.host != here:
             raise UsageError(f"{found.folder} runs on {process.host}, and this is {here}: stop it there")
+    answers = {}
     for node in processes:
-        if verb == "ask":
-            ask(logs, node)
-        elif verb == "end":
+        was_asked = verb == "ask" and ask(logs, node)  # and may have ended by now, which a later look tells
+        if verb == "end":
             end(logs, node)
-    return {node: Answer(here, state(logs, node)) for node in processes}
+        answers[node] = Answer(here, NodeState(True, None) if was_asked else state(logs, node))
+    return answers
 
 
 def _ask_hosts(found: Submission, verb: str) -> dict[int, Answer]:
-    nodes = Nodes.started(found.folder.absolute(), found.record["place"])
+    nodes = Nodes.started(found.folder.absolute(), found.record)
     if not nodes.hosts:
         raise UsageError(f"{found.folder} was started on no host yet, or its logs are gone")
     left = [node for node in nodes.hosts if exit_code(nodes.logs, node) is None]
@@ -111,27 +98,3 @@ def _ask_hosts(found: Submission, verb: str) -> dict[int, Answer]:
         node: Answer(host, state(nodes.logs, node)) for node, host in nodes.hosts.items() if node not in left
     }
     return dict(sorted({**answers, **nodes.ask(verb, left)}.items()))
-
-
-def _natively(found: Submission, say: Say) -> None:
-    """By the command of its place, which it has left."""
-    told = found.record.get("told", {}).get("stop")
-    if not told:
-        raise UsageError(
-            f"{found.folder / RECORD_FILE} does not say how it is stopped: {found.record.get('state')}"
-        )
-    words = shlex.split(told)
-    if words[0] not in NATIVE:
-        raise UsageError(f"{words[0]} is no cluster's program, and is not run: {told}")
-    if shutil.which(words[0]) is None:
-        raise UsageError(f"{words[0]} is not on PATH here; where it is, this stops the job: {told}")
-    say(told)
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=NATIVE_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"`{told}` failed: {error}") from error
-    printed = (done.stdout + done.stderr).strip()
-    if done.returncode != 0:
-        raise UsageError(f"`{told}` failed: {printed or f'exit code {done.returncode}'}")
-    if printed:
-        say(printed)

@@ -16,7 +16,7 @@ from launch.lock import LOCK_FILE, is_bare
 from launch.run_folder import check_data, refuse_changes
 from launch.run_state import read_lock
 from launch.submit.base import Job, JobConfig, Place, Started
-from launch.submit.freeze import freeze, next_folder, update_record
+from launch.submit.freeze import freeze, next_folder, read_record, update_record
 from pretrain.checkpoint import step_folders
 from pretrain.config import RunConfig, plan
 from pretrain.tracking.base import without_secrets
@@ -148,14 +148,21 @@ def submit(
     update_record(job.folder, state="started")
     try:
         started = place.start(job, detach=asked.detach)
-    except ForeframeError as error:
-        update_record(job.folder, state=f"not started: {error}")
+    except BaseException as error:  # a Ctrl-C too: what waits for it would wait for ever
+        _tell_refused(job, error)
         raise
     told = {"told": dict(started.told)} if started.told else {}  # one that was followed has told it itself
     update_record(job.folder, state="submitted", id=started.id, **told)
     for label, text in started.told:
         say(f"{label:<6} {text}")
     return started
+
+
+def _tell_refused(job: Job, error: BaseException) -> None:
+    """In the record; not of a job that has run, and was being followed when it was left."""
+    if read_record(job.folder)["state"] == "started":
+        told = str(error) if isinstance(error, ForeframeError) else "interrupted as it was handed over"
+        update_record(job.folder, state=f"not started: {told}")
 
 
 def _short(path: Path) -> str:

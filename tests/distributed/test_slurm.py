@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UsageError
+from launch.submit.freeze import read_record
 from launch.submit.slurm import SlurmPlace
+from launch.submit.stop import stop
 from launch.submit.submission import Asked, make_job, submit
+from launch.submitted import End, end_of
 from tests.servers.slurm import Slurm
 from tests.small_dataset import tiny_config
 
@@ -144,6 +147,26 @@ def test_a_node_that_fails_ends_the_others_and_the_job_with_its_code(start: Call
     job = start("[ $SLURM_NODEID = 0 ] || exit 3; trap 'exit 6' TERM; until_asked", nodes=2)
     assert job.end() == ("FAILED", "3", "0")
     assert "ended with exit code 3, first on n1" in job.log()
+
+
+@pytest.mark.slow
+def test_stop_lets_jobs_save_and_takes_those_that_wait_out_of_the_queue(
+    slurm: Slurm, start: Callable[..., Submitted]
+) -> None:
+    """The save takes longer than Slurm's own end of a job would leave it; none comes back."""
+    saves = """trap 'sleep 2; touch "$SEEN/saved-$SLURM_ARRAY_TASK_ID"; exit 75' TERM; until_asked"""
+    job, array = start(saves), start(saves, elements=3, array_parallel=1)
+    waiting = start(saves, extra_sbatch={"begin": "now+1hour"})
+    job.is_ready()
+    array.is_ready()
+    said: list[str] = []
+    for each in (job, array, waiting):
+        stop(each.folder, said.append, waits=True)
+        assert said[-1] == "all has ended"
+    assert job.end() == ("FAILED", "75", "0") and (job.seen / "saved-").exists()
+    assert end_of(job.folder, read_record(job.folder)) == End(75)
+    assert [path.name for path in array.seen.glob("saved-*")] == ["saved-0"]
+    assert waiting.end()[0] == "CANCELLED" and not list(waiting.seen.iterdir())
 
 
 def test_a_failing_element_of_an_array_is_seen_and_stops_no_other(start: Callable[..., Submitted]) -> None:

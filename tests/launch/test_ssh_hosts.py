@@ -213,6 +213,8 @@ def test_a_host_that_cannot_be_reached_when_it_is_stopped_is_told_and_the_other_
         stop(job.run, lambda _: None)
     until(lambda: (job.logs / "node-0.exit").exists())
     cluster.hosts[1].plug_in()
+    there = cluster.names[1]  # its neighbours forget only after a while that it was away
+    until(lambda: remote.run_on([there], "true", timeout_s=20, ssh_config=place.ssh_config)[there].is_done)
     said: list[str] = []
     stop(job.folder, said.append, now=True)
     assert said[1].startswith(f"node 1 on {cluster.names[1]} has ended with exit code")

@@ -119,7 +119,7 @@ def test_a_job_of_a_cluster_is_stopped_by_its_own_command(tmp_path: Path, scance
         ("kubernetes", {"stop": "kubectl delete trainjob one"}, "kubectl is not on PATH here; where it is"),
         ("slurm", {"stop": "rm -rf /tmp/nothing"}, "rm is no cluster's program, and is not run"),
         ("slurm", {}, "does not say how it is stopped"),
-        ("local", {}, "runs in the terminal in which it was submitted"),
+        ("local", {}, "left no word of its process"),
         ("ssh", {}, "was started on no host"),
     ],
 )

@@ -134,6 +134,7 @@ class SlurmPlace(Place):
         is_run = job.kind == "train" and not job.elements
         run = (("status", f"foreframe status {shlex.quote(str(job.run))}"),) if is_run else ()
         ends = (("ends", f"grep 'ended with' {logs}"),) if job.elements else ()
+        then = "; " if job.elements else " && "  # it fails of an array of which some elements have ended
         return Started(
             number,
             (
@@ -143,7 +144,7 @@ class SlurmPlace(Place):
                 ("log", f"tail -F {logs}"),
                 *ends,
                 ("stop", f"scancel {number}"),
-                ("save", f"scontrol update JobId={number} Requeue=0 && scancel --signal=TERM {number}"),
+                ("save", f"scontrol update JobId={number} Requeue=0{then}scancel --signal=TERM {number}"),
             ),
         )
 

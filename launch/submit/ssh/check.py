@@ -92,9 +92,7 @@ def _ask_all(place: SshPlace, job: Job) -> tuple[dict[str, dict[str, Any]], list
 
 def ask(place: SshPlace, hosts: Sequence[str], what: str, asked: Mapping[str, Any]) -> dict[str, Ran]:
     """The probe's own text, run by each host's interpreter."""
-    command = shlex.join(["exec", interpreter(place), "-", what, json.dumps(asked)]).replace(
-        "exec ", "exec ", 1
-    )
+    command = shlex.join(["exec", interpreter(place), "-", what, json.dumps(asked)])
     text = Path(probe.__file__).read_text(encoding="utf-8")
     return run_on(hosts, command, timeout_s=ANSWER_S, ssh_config=place.ssh_config, input=text)
 

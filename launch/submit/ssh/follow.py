@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipeline.errors import EXIT_LOST_PEER, EXIT_OK, EXIT_PREEMPTED, ForeframeError
+from launch.remote import Connections
 from launch.submit.base import Job, Started
 from launch.submit.freeze import update_record
 from launch.submit.node_process import exit_code, log_file, told_of
@@ -24,23 +25,28 @@ GONE_LOOKS = 2  # a process that has ended has written its exit code by the seco
 
 def follow(place: SshPlace, job: Job) -> Started:
     """Until all nodes have ended, or a second Ctrl-C. Its exit code is the job's."""
-    nodes = nodes_of(place, job)
-    update_record(job.folder, state="submitted", told=dict(told_of(job)))
-    following, interrupts = Following(nodes, needs_all=job.kind == "train"), 0
-    hint = "Ctrl-C asks for a save and an end, a second one leaves it alone"
-    while True:
-        try:
-            if hint:
-                say(f"runs on {', '.join(place.names)}; {hint}")
-                hint = ""
-            if interrupts and not following.was_asked:
-                following.ask_to_stop()
-            return Started(None, exit_code=following.until_the_end())
-        except KeyboardInterrupt:
-            interrupts += 1
-            if interrupts > 1:
-                say("left alone")
-                return Started(None, told_of(job), EXIT_INTERRUPTED)
+    following: Following | None = None
+    interrupts, hint = 0, "Ctrl-C asks for a save and an end, a second one leaves it alone"
+    try:
+        while True:
+            try:
+                if following is None:  # all of it in here: the nodes run already, whenever Ctrl-C comes
+                    update_record(job.folder, state="submitted", told=dict(told_of(job)))
+                    following = Following(nodes_of(place, job), needs_all=job.kind == "train")
+                if hint:
+                    say(f"runs on {', '.join(place.names)}; {hint}")
+                    hint = ""
+                if interrupts and not following.was_asked:
+                    following.ask_to_stop()
+                return Started(None, exit_code=following.until_the_end())
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    say("left alone")
+                    return Started(None, told_of(job), EXIT_INTERRUPTED)
+    finally:
+        if following is not None:
+            following.leave()
 
 
 def say(line: str) -> None:
@@ -78,6 +84,11 @@ class Following:
         for answer in self._nodes.ask("ask", sorted(self._left())).values():
             if answer.problem is not None:
                 self._say(f"not asked: {answer.problem}")
+
+    def leave(self) -> None:
+        """Look at the hosts no more: a look that hangs would hold up the end of this process."""
+        if self._looking is not None:
+            self._looking.connections.end()
 
     def _left(self) -> set[int]:
         return set(self._nodes.hosts) - set(self._codes)
@@ -161,12 +172,13 @@ class Look:
 
     def __init__(self, nodes: Nodes, only: list[int]) -> None:
         self.answers: dict[int, Answer] | None = None
+        self.connections = Connections()
         self._nodes, self._only = nodes, only
         threading.Thread(target=self._ask, daemon=True).start()
 
     def _ask(self) -> None:
         try:
-            self.answers = self._nodes.ask("state", self._only)
+            self.answers = self._nodes.ask("state", self._only, self.connections)
         except ForeframeError as error:  # no ssh on this machine any more
             self.answers = {node: Answer(self._nodes.hosts[node], None, str(error)) for node in self._only}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.remote import Ran, run_on
+from launch.remote import Connections, Ran, run_on
 from launch.submit.base import CODE_FOLDER, LOGS_FOLDER
 from launch.submit.node_process import END_S, LEFTOVERS_S, NodeState, read_nodes
 
@@ -27,11 +27,14 @@ class Nodes:
     ssh_config: Path | None
 
     @classmethod
-    def started(cls, folder: Path, place: Mapping[str, Any]) -> Nodes:
-        """Those that were started, as they have left word. place: as in submission.json."""
+    def started(cls, folder: Path, record: Mapping[str, Any]) -> Nodes:
+        """Those that were started, as they have left word. record: submission.json."""
         hosts = {node: process.host for node, process in read_nodes(folder / LOGS_FOLDER).items()}
+        place = record["place"]
+        # of the nodes, not of this machine, which may have another installation
+        python = record.get("interpreter") or place.get("python") or sys.executable
         settings = place.get("ssh_config")
-        return cls(folder, hosts, place.get("python") or sys.executable, Path(settings) if settings else None)
+        return cls(folder, hosts, python, Path(settings) if settings else None)
 
     @property
     def logs(self) -> Path:
@@ -46,17 +49,27 @@ class Nodes:
             f"exec {shlex.join([self.python, '-m', 'launch.submit.node_process', *given])}"
         )
 
-    def run(self, commands: Mapping[int, str], timeout_s: float) -> dict[int, Ran]:
-        """A command by node, on all of their hosts at once."""
+    def run(
+        self, commands: Mapping[int, str], timeout_s: float, connections: Connections | None = None
+    ) -> dict[int, Ran]:
+        """A command by node, on all of their hosts at once. connections: by which they can be cut off."""
         by_host = {self.hosts[node]: command for node, command in commands.items()}
-        ran = run_on(list(by_host), by_host, timeout_s=timeout_s, ssh_config=self.ssh_config)
+        ran = run_on(
+            list(by_host),
+            by_host,
+            timeout_s=timeout_s,
+            ssh_config=self.ssh_config,
+            connections=connections,
+        )
         return {node: ran[self.hosts[node]] for node in commands}
 
-    def ask(self, verb: str, only: Sequence[int] | None = None) -> dict[int, Answer]:
+    def ask(
+        self, verb: str, only: Sequence[int] | None = None, connections: Connections | None = None
+    ) -> dict[int, Answer]:
         """state: how they are; ask: to save and stop; end: without a save. What each then says of itself."""
         wanted = list(self.hosts if only is None else only)
         limit_s = ASK_S + (END_S + LEFTOVERS_S if verb == "end" else 0.0)
-        ran = self.run({node: self.command(verb, node) for node in wanted}, limit_s)
+        ran = self.run({node: self.command(verb, node) for node in wanted}, limit_s, connections)
         return {node: _answer(self.hosts[node], found) for node, found in ran.items()}
 
 

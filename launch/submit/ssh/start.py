@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from data_pipeline.errors import UsageError
@@ -36,10 +37,11 @@ def start_nodes(place: SshPlace, job: Job) -> None:
         commands[node] = nodes.command("start", node, [host, *run], given)
     try:
         ran = nodes.run(commands, START_S)
+        failed = [_told(found) for found in ran.values() if not found.is_done]
     except BaseException:  # a Ctrl-C: some may run already, and nobody would know of them
-        end_again(nodes)
+        for left in end_again(nodes):
+            print(f"  ssh       {left}", file=sys.stderr, flush=True)
         raise
-    failed = [_told(found) for found in ran.values() if not found.is_done]
     if failed:
         may_run = [node for node, found in ran.items() if found.is_done or found.exit_code is None]
         listed = "".join(f"\n  {told}" for told in [*failed, *end_again(nodes, may_run)])
