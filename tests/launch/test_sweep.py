@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 from data_pipeline.errors import ConfigError, UsageError
 from launch.cli import app
 from launch.config import read_config
+from launch.lock import lock_run
 from launch.sweep import local
 from launch.sweep.axes import Asked, as_typed, read_axes, read_list, split_values
-from launch.sweep.elements import SWEEP_FILE, Sweep, element_name, make_sweep, read_sweep, short_keys
+from launch.sweep.elements import LOCK, Sweep, element_name, make_sweep, short_keys
 from launch.sweep.local import device_slots, run_here
+from launch.sweep.record import SWEEP_FILE, read_sweep
 from launch.sweep.table import Outcome, outcomes_of, over_seeds
 from launch.yaml_file import parse_value
 from pretrain.config import RunConfig
@@ -62,11 +64,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of training: writes a run's folder at once, and fails with a learning rate above 1."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
 
-    def command(config: Path, nproc: int) -> list[str]:
+    def command(config: Path, nproc: int, python: str) -> list[str]:
         return [sys.executable, str(tmp_path / "stand_in.py"), str(config)]
 
     monkeypatch.setattr(local, "command_of", command)
     monkeypatch.setattr(local, "POLL_S", 0.01)
+    monkeypatch.setattr(local, "LOOK_S", 0.05)
 
 
 def swept(base: str, *axes: str, name: str | None = "grid", listed: Path | None = None) -> Sweep:
@@ -75,7 +78,8 @@ def swept(base: str, *axes: str, name: str | None = "grid", listed: Path | None 
 
 def run(sweep: Sweep, parallel: int = 1, env: dict[str, str] | None = None) -> tuple[int, list[str]]:
     said: list[str] = []
-    return run_here(sweep, nproc=1, parallel=parallel, env=env or {}, say=said.append), said
+    code, _ = run_here(sweep, nproc=1, parallel=parallel, env=env or {}, say=said.append)
+    return code, said
 
 
 def starts(sweep: Sweep) -> list[int]:
@@ -301,7 +305,7 @@ def test_a_stop_reaches_the_element_and_starts_no_other(base: str, stand_in: Non
 def test_two_sweeps_in_one_folder_are_refused(base: str, stand_in: None) -> None:
     found = swept(base, "seed=0,1")
     found.folder.mkdir(parents=True)
-    with local.lock_run(found.folder, local.LOCK, "swept"), pytest.raises(UsageError, match="being swept"):
+    with lock_run(found.folder, LOCK, "swept"), pytest.raises(UsageError, match="being swept"):
         run(found)
 
 
@@ -312,7 +316,7 @@ def test_a_folder_that_holds_something_else_is_refused(base: str) -> None:
         swept(base, "seed=0,1")
     Path("runs/other").mkdir()
     (Path("runs/other") / SWEEP_FILE).write_text("{")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is damaged: choose another --name"):
         swept(base, "seed=0,1", name="other")
     with pytest.raises(UsageError, match="--name is 'a/b'"):
         swept(base, "seed=0,1", name="a/b")

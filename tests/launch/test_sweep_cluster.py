@@ -12,11 +12,13 @@ import yaml
 pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`")
 
 from data_pipeline.errors import ConfigError, UsageError
+from launch.config import dump_config
 from launch.submit.base import Job, Place
 from launch.submit.local import LocalPlace
 from launch.sweep.axes import read_axes
 from launch.sweep.cluster import hand_over
-from launch.sweep.elements import SWEEP_FILE, Sweep, make_sweep
+from launch.sweep.elements import Sweep, make_sweep
+from launch.sweep.record import SWEEP_FILE
 from tests.launch.kubernetes_jobs import place
 
 
@@ -56,7 +58,7 @@ def test_all_elements_are_one_job_whose_pods_write_where_this_machine_looks(grid
 def test_what_has_finished_is_not_submitted_again(grid: Sweep) -> None:
     for element in grid.elements[:3]:
         element.run.mkdir(parents=True)
-        (element.run / "config.yaml").write_text("name: x\ndata: {shards: s}\n")
+        (element.run / "config.yaml").write_text(dump_config(element.config))
         result = {"run": str(element.run), "step": 9, "loss": 1.0, "seconds": 1.0, "stopped": None}
         (element.run / "result.json").write_text(json.dumps(result))
     said = handed(grid)
@@ -66,7 +68,7 @@ def test_what_has_finished_is_not_submitted_again(grid: Sweep) -> None:
     assert sum("finished, left as it is" in line for line in said) == 3
     last = grid.elements[3].run
     last.mkdir()
-    (last / "config.yaml").write_text("name: x\ndata: {shards: s}\n")
+    (last / "config.yaml").write_text(dump_config(grid.elements[3].config))
     (last / "result.json").write_text((grid.elements[0].run / "result.json").read_text())
     assert handed(grid)[-1] == "every element has finished or runs: nothing was submitted"
 
