@@ -62,12 +62,16 @@ def state_of(element: Element) -> Status | None:
 
     Raises: UsageError when its folder holds another experiment's run.
     """
+    _refuse_other_run(element)
+    return _status_of(element.run)
+
+
+def _status_of(run: Path) -> Status | None:
     try:
-        check_run(element.run)
+        check_run(run)
     except UsageError:
         return None
-    _refuse_other_run(element)
-    return read_status(element.run)
+    return read_status(run)
 
 
 def _refuse_other_run(element: Element) -> None:
@@ -258,17 +262,15 @@ class _Run:
         """At what has ended."""
         for each in [one for one in self._running if one.process.poll() is not None]:
             self._running.remove(each)
-            status = each.process.returncode
-            self._codes[each.element.name] = status if status >= 0 else EXIT_FAILED
+            code = each.process.returncode
+            self._codes[each.element.name] = code if code >= 0 else EXIT_FAILED
             self._tell(each.element, _told(each, self._sweep))
         if not self._before or time.monotonic() < self._looked_s + LOOK_S:
             return
         self._looked_s = time.monotonic()
         for one in list(self._before):
-            try:
-                found = read_status(one.element.run).state
-            except UsageError as error:  # its folder was removed; that stops no other
-                found = State("failed", "", str(error))
+            status = _status_of(one.element.run)
+            found = State("failed", "", "its folder is gone") if status is None else status.state
             if not found.is_alive:
                 self._before.remove(one)
                 is_over = found.word in ("finished", "failed")
@@ -301,7 +303,7 @@ def _log(sweep: Sweep, element: Element) -> Path:
 def _told(ended: Started, sweep: Sweep) -> str:
     """How an element ended."""
     element = ended.element
-    status = read_status(element.run) if element.run.is_dir() else None
+    status = _status_of(element.run)
     took = duration(time.monotonic() - ended.began_s)
     if ended.process.returncode != EXIT_OK or status is None:
         # A run's own record of its end says more than its log; without one the log's last line is all.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,7 @@ pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`
 
 from data_pipeline.errors import ConfigError, UsageError
 from launch.config import dump_config
-from launch.submit.base import Job, Place
+from launch.submit.base import Job, Place, Started
 from launch.submit.local import LocalPlace
 from launch.sweep.axes import read_axes
 from launch.sweep.cluster import hand_over
@@ -107,3 +109,35 @@ def test_a_refusal_of_the_cluster_is_told(
     assert record["state"].startswith("not started")
     again = make_sweep("c.yaml", read_axes(["optim.lr=2e-3"]), name="grid", ranks=1, shares_store=False)
     assert again.elements[0].name == "002-lr-2e-3_seed-0", "the same run as with the seed that is the default"
+
+
+class Queue(Arrays):
+    """A place that takes a job, which waits there."""
+
+    def start(self, job: Job, *, detach: bool) -> Started:
+        return Started("17", (("stop", "scancel 17"),))
+
+
+def test_elements_that_wait_in_an_earlier_job_are_not_submitted_twice(grid: Sweep) -> None:
+    def hand(sweep: Sweep, *, again: bool = False) -> list[str]:
+        said: list[str] = []
+        hand_over(sweep, Queue(), None, said.append, is_dry=False, checks_data=False, submits_again=again)
+        return said
+
+    hand(grid)
+    with pytest.raises(
+        UsageError, match=r"000-lr-1e-3_seed-0 and 3 more wait in .*001 \(\w+ 17\).*`scancel 17`"
+    ):
+        hand(grid)
+    assert not Path("runs/grid/submissions/002").exists()
+    new = make_sweep("c.yaml", read_axes(["optim.lr=8e-3,9e-3"]), name="grid", ranks=1, shares_store=False)
+    assert "     1 005-lr-9e-3" in hand(new), "what does not wait is submitted"
+    assert "     3 003-lr-2e-3_seed-1" in hand(grid, again=True)
+    for element in grid.elements:  # they began, and were lost with their machine
+        element.run.mkdir()
+        (element.run / "config.yaml").write_text(dump_config(element.config))
+        (element.run / ".lock").write_text("1 gone")
+        later_s = time.time() + 1
+        os.utime(element.run / ".lock", (later_s, later_s))
+        (element.run / "failure.json").write_text(json.dumps({"sentence": "it failed", "exit_code": 1}))
+    assert "     3 003-lr-2e-3_seed-1" in hand(grid)
