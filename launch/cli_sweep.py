@@ -89,11 +89,11 @@ def here(found: Sweep, place: Place, parallel: int, *, is_dry: bool, checks_data
     from launch.sweep.local import check_elements, check_python, run_here
     from launch.sweep.table import following, outcomes_of, tables_of
 
-    console = make_console()
+    console, python = make_console(), check_python(place)
     count = len(found.elements)
     what = f"{count} element{'s' * (count > 1)} of {place.ranks} rank{'s' * (place.ranks > 1)}"
     say(f"sweep  {shown(found.folder)}: {what}, {min(parallel, count)} at a time")
-    code, python = 0, check_python(place)
+    code = 0
     if not is_dry:
         if checks_data:
             check_elements(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UsageError
 from launch.lock import SUBMISSIONS_FOLDER
@@ -90,17 +92,25 @@ def _refuse_waiting(sweep: Sweep, left: Sequence[Element]) -> None:
         record = read_record(folder)
         if record.get("state") not in HANDED_OVER:
             continue
-        since_s = datetime.fromisoformat(str(record["submitted"])).timestamp()
+        since_s = _submitted_s(record)
         named = _names(folder)
         waiting = [each.name for each in left if each.name in named and not _has_begun(each.run, since_s)]
         if waiting:
             stop = record.get("told", {}).get("stop") or f"foreframe stop {shown(folder)}"
-            job = f"{record['place']['kind']} {record.get('id') or ''}".rstrip()
+            job = f"{record.get('place', {}).get('kind', '?')} {record.get('id') or ''}".rstrip()
             more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
             raise UsageError(
                 f"{waiting[0]}{more} wait in {shown(folder)} ({job}): wait for that job, or stop it with "
                 f"`{stop}` and give --again"
             )
+
+
+def _submitted_s(record: Mapping[str, Any]) -> float:
+    """Seconds since 1970; of a record that does not say it, such as a damaged one, infinitely late."""
+    try:
+        return datetime.fromisoformat(str(record.get("submitted"))).timestamp()
+    except ValueError:
+        return math.inf
 
 
 def _names(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ from launch.config import dump_config
 from launch.lock import LOCK_FILE, lock_run
 from launch.sweep import local
 from launch.sweep.elements import LOCK, Element, Sweep, held
-from launch.sweep.local import run_here
+from launch.sweep.local import command_of, run_here
 from launch.sweep.record import SWEEP_FILE, free_number
 from tests.launch.sweeps import run, small_config, starts, swept, training  # noqa: F401  fixtures
 
@@ -194,6 +194,7 @@ def test_elements_are_run_by_the_interpreter_of_the_place(
     monkeypatch.setattr(local, "command_of", command)
     done = CliRunner().invoke(app, [*words, f"python={own}"])
     assert (done.exit_code, used) == (0, [str(own)] * 2)
+    assert command_of(Path("c.yaml"), 2, str(own))[:3] == [str(own), "-m", "launch"]
 
 
 def test_as_many_at_a_time_as_one_likes(base: str, stand_in: None) -> None:
