@@ -17,13 +17,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.config import RayConfig
 from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, ForeframeError, UsageError, why
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 Item = TypeVar("Item")
 
@@ -62,7 +65,6 @@ def ray_environment() -> dict[str, str]:
 
     What the environment says already stays.
     """
-    folder = str(Path(__file__).resolve().parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,7 +75,34 @@ def ray_environment() -> dict[str, str]:
         "RAY_grpc_client_keepalive_timeout_ms": "20000",
     }
     found = {name: os.environ.get(name, value) for name, value in settings.items()}
-    return found | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [folder, *paths])))}
+    return found | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [code_folder(), *paths])))}
+
+
+def code_folder() -> str:
+    """The folder that this process imported data_pipeline from."""
+    return str(Path(__file__).resolve().parent.parent)
+
+
+class _WorkerPaths(list[str]):
+    """Where workers look for modules before they look anywhere else: where this process found its own.
+
+    Ray puts the folder that one works in first, whatever PYTHONPATH and PYTHONSAFEPATH say, and workers would
+    run what lies there: an edited checkout, in place of the code that was submitted. No setting is against
+    it; `connect` of ray/_private/worker.py extends this list, and workers look into the last of it first.
+    Where code travels as working_dir of a job Ray extends nothing, and workers look into that. A node without
+    this folder goes on to what is installed there.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend([*(folder for folder in folders if folder != os.getcwd()), code_folder()])
+
+
+def _job_config() -> JobConfig:
+    from ray.job_config import JobConfig
+
+    found = JobConfig()
+    found._py_driver_sys_path = _WorkerPaths()
+    return found
 
 
 @contextlib.contextmanager
@@ -111,7 +140,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
         try:
             if config.address:
                 _knock(config.address)
-                ray.init(address=config.address, **quiet)
+                ray.init(address=config.address, job_config=_job_config(), **quiet)
             else:
                 ray.init(
                     address="local",
@@ -119,6 +148,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
                     num_gpus=0,
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
+                    job_config=_job_config(),
                     **quiet,
                 )
         except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:

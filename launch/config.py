@@ -104,6 +104,7 @@ def check_document(
     if config is not None:
         problems += [found for found in _broken_rules(config, rules) if not _touches(found, suspect)]
     if problems:
+        _refuse_other_kind(document, model)
         first = {problem.key: problem for problem in reversed(problems)}
         raise ConfigError.of(
             replace(problem, file=problem.file or _origin(problem.key, overridden, document))
@@ -140,6 +141,18 @@ def _merge(document: Document, overrides: list[str]) -> tuple[dict[str, Any], se
         plain = OmegaConf.to_container(merged, resolve=False)
     assert isinstance(plain, dict), "a mapping stays a mapping"
     return {str(key): value for key, value in plain.items()}, overridden, problems
+
+
+def _refuse_other_kind(document: Document, model: type[BaseModel]) -> None:
+    """Raises: UsageError when a file is of another kind than is asked for: all its keys would be wrong."""
+    if model not in KINDS.values():
+        return
+    keys = set(document.data)
+    known = {kind: len(keys & set(each.model_fields)) for kind, each in KINDS.items()}
+    wanted = next(kind for kind, each in KINDS.items() if each is model)
+    best = max(known, key=lambda kind: known[kind])
+    if known[best] > known[wanted] and not keys - set(KINDS[best].model_fields):
+        raise UsageError(f"{document.file} is a {best} config; this command takes a {wanted} config")
 
 
 def _at_home(value: Any) -> Any:

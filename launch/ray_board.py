@@ -31,9 +31,17 @@ class Board:
         found = self._call(lambda client: client.internal_kv_get(key.encode(), NAMESPACE, CALL_S))
         return None if found is None else dict(json.loads(found))
 
-    def write(self, key: str, note: dict[str, Any]) -> None:
-        data = json.dumps(note).encode()
-        self._call(lambda client: client.internal_kv_put(key.encode(), data, True, NAMESPACE, CALL_S))
+    def write(self, key: str, note: dict[str, Any], within_s: float, gives_up: Callable[[], bool]) -> None:
+        """As soon as Ray has time for it. gives_up: asked while it has none."""
+        data, deadline_s = json.dumps(note).encode(), time.monotonic() + within_s
+        while True:
+            try:
+                self._call(lambda client: client.internal_kv_put(key.encode(), data, True, NAMESPACE, CALL_S))
+                return
+            except LostPeerError:
+                if gives_up() or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(POLL_S)
 
     def nodes(self) -> set[str]:
         """Names of the nodes that are there."""

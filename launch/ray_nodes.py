@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,15 @@ def run_first(job: Job, command: Sequence[str], say: Say, *, waits: bool = True)
             board = Board(own, port)
             if not _is_up(board, name_of(0), ray, folder, stopped):
                 return _asked(stopped)
-            board.write(JOB, {"id": uuid.uuid4().hex, "nnodes": job.nnodes, "versions": versions()})
-            if waits:
-                _gather(board, job, say, stopped)
+            note = {"id": uuid.uuid4().hex, "nnodes": job.nnodes, "versions": versions()}
+            board.write(JOB, note, UP_S, lambda: ray.poll() is not None or stopped.at_once)
+            there = _gather(board, ray, job, say, stopped) if waits else {name_of(0)}
             if stopped.number is not None:
                 exit_code = _asked(stopped)
             else:
                 at = f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
-                exit_code = _drive([*command, "--ray-address", at], ray, board, job, say, stopped)
-            _part(board, exit_code, stopped)
+                exit_code = _drive([*command, "--ray-address", at], ray, board, there, say, stopped)
+            _part(board, ray, exit_code, stopped)
             return exit_code
         finally:
             end_descendants(0.0 if stopped.at_once else LEFTOVERS_S)
@@ -148,11 +149,18 @@ def _is_up(board: Board, name: str, ray: subprocess.Popen[bytes], folder: Path, 
     return False
 
 
-def _gather(board: Board, job: Job, say: Say, stopped: Stopped) -> None:
-    """Wait for the other nodes, but not for ever: a job does not stand still for one machine."""
-    wanted = {name_of(node) for node in range(job.nnodes)}
+def _gather(board: Board, ray: subprocess.Popen[bytes], job: Job, say: Say, stopped: Stopped) -> set[str]:
+    """Wait for the other nodes, but not for ever: a job does not stand still for one machine. Who is there.
+
+    Raises: LostPeerError when Ray ended on this one.
+    """
+    wanted, there = {name_of(node) for node in range(job.nnodes)}, {name_of(0)}
     began_s, has_said = time.monotonic(), False
-    while stopped.number is None and (missing := wanted - board.nodes()):
+    while stopped.number is None:
+        with _no_news(ray):
+            there = board.nodes()
+        if not (missing := wanted - there):
+            break
         waited_s = time.monotonic() - began_s
         names = ", ".join(sorted(missing, key=_number)[:5]) + (" and more" if len(missing) > 5 else "")
         if waited_s > GATHER_S:
@@ -160,11 +168,12 @@ def _gather(board: Board, job: Job, say: Say, stopped: Stopped) -> None:
                 f"{len(missing)} of {job.nnodes} nodes not there after {GATHER_S:.0f} s ({names}): "
                 f"begun without; a node that comes later joins"
             )
-            return
+            break
         if waited_s > SAY_AFTER_S and not has_said:
             has_said = True
             say(f"waiting up to {GATHER_S:.0f} s for {len(missing)} of {job.nnodes} nodes: {names}")
         time.sleep(POLL_S * 4)
+    return there
 
 
 def _number(name: str) -> int:
@@ -175,15 +184,17 @@ def _drive(
     command: Sequence[str],
     ray: subprocess.Popen[bytes],
     board: Board,
-    job: Job,
+    there: set[str],
     say: Say,
     stopped: Stopped,
 ) -> int:
-    """The driver, from its start to its end, and who of the nodes comes and goes meanwhile."""
+    """The driver, from its start to its end, and who of the nodes comes and goes meanwhile.
+
+    there: the nodes at its start.
+    """
     environment = {**os.environ, SUPERVISOR_VARIABLE: str(os.getpid())}
     driver = subprocess.Popen(command, env=environment, start_new_session=True)
-    there, looked_s = board.nodes(), time.monotonic()
-    is_forwarded, deadline_s = False, float("inf")
+    looked_s, is_forwarded, deadline_s = time.monotonic(), False, float("inf")
     while (status := driver.poll()) is None:
         if stopped.number is not None and not is_forwarded:
             is_forwarded, deadline_s = True, time.monotonic() + STOPS_S
@@ -206,6 +217,16 @@ def _drive(
     return status
 
 
+@contextmanager
+def _no_news(ray: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A Ray that does not answer is busy, as while a hundred nodes join, unless it has ended here."""
+    try:
+        yield
+    except LostPeerError:
+        if ray.poll() is not None:
+            raise
+
+
 def _tell_changes(board: Board, before: set[str], say: Say) -> set[str]:
     try:
         there = board.nodes()
@@ -218,12 +239,15 @@ def _tell_changes(board: Board, before: set[str], say: Say) -> set[str]:
     return there
 
 
-def _part(board: Board, exit_code: int, stopped: Stopped) -> None:
+def _part(board: Board, ray: subprocess.Popen[bytes], exit_code: int, stopped: Stopped) -> None:
     """Leave word of the end, and give the others the time to read it."""
     try:
-        board.write(END, {"exit_code": exit_code})
+        board.write(END, {"exit_code": exit_code}, LEAVE_S, lambda: ray.poll() is not None or stopped.at_once)
         deadline_s = time.monotonic() + LEAVE_S
-        while board.nodes() - {name_of(0)} and time.monotonic() < deadline_s and not stopped.at_once:
+        while time.monotonic() < deadline_s and not stopped.at_once:
+            with _no_news(ray):
+                if not board.nodes() - {name_of(0)}:
+                    return
             time.sleep(POLL_S * 4)
     except LostPeerError:
         return  # Ray is gone already: the others see that it is
@@ -236,7 +260,7 @@ def _asked(stopped: Stopped) -> int:
 def run_other(job: Job, say: Say, is_finished: Callable[[], bool]) -> int:
     """Any other node: lends its cores until the first says how the job ended; that exit code.
 
-    is_finished: whether there is nothing to do any more, asked when no first node is to be found.
+    is_finished: whether there is nothing to do any more, asked when no first node is to be found, or is gone.
     Raises: LostPeerError when the first node never came or went without a word; UsageError when this node
     has other versions than it.
     """
@@ -244,26 +268,32 @@ def run_other(job: Job, say: Say, is_finished: Callable[[], bool]) -> int:
     adopt_orphans()
     with ray_folder() as folder, Stopped() as stopped:
         try:
-            board = _find_first(job, say, stopped, is_finished)
-            if board is None:
+            first = _find_first(job, say, stopped, is_finished)
+            if first is None:
                 return EXIT_OK if stopped.number is None else _asked(stopped)
-            found = board.read(JOB)
-            assert found is not None
+            board, found = first
             _check(job, found)
             return _lend(board, found, job, folder, say, stopped)
+        except LostPeerError:
+            if not is_finished():
+                raise
+            say("the first node ended before this one had joined, and the data set is finished")
+            return EXIT_OK
         finally:
             end_descendants(0.0 if stopped.at_once else LEFTOVERS_S)
 
 
-def _find_first(job: Job, say: Say, stopped: Stopped, is_finished: Callable[[], bool]) -> Board | None:
-    """The first node's board, once its job is on it; None when asked to stop or when all is done."""
+def _find_first(
+    job: Job, say: Say, stopped: Stopped, is_finished: Callable[[], bool]
+) -> tuple[Board, dict[str, Any]] | None:
+    """The first node's board, and the job on it; None when asked to stop or when all is done."""
     host, port = address(str(job.rendezvous))
     began_s, has_said, has_asked = time.monotonic(), False, False
     while stopped.number is None:
         board = Board(host, port)
         try:
-            if board.read(JOB) is not None:
-                return board
+            if (found := board.read(JOB)) is not None:
+                return board, found
         except LostPeerError:
             pass  # not yet
         waited_s = time.monotonic() - began_s

@@ -21,6 +21,7 @@ from data_pipeline.errors import EXIT_LOST_PEER, ForeframeError, LostPeerError, 
 from launch.processes import SUPERVISOR_VARIABLE, send
 from launch.ray_start import free_port
 from launch.submit.ray import CONFIG
+from launch.submit.shell import DUMPS, DUMPS_VARIABLE, GPU_VARIABLES
 
 PLACED_S = 600.0  # nodes that others use may be free so much later
 POLL_S = 1.0
@@ -40,13 +41,18 @@ class NodeProcess:
 
         return str(ray.util.get_node_ip_address()), free_port()
 
-    def start(self, words: Sequence[str], workdir: str) -> str:
-        """Start `python -m launch WORDS`; what is wrong with this node, "" when nothing is."""
+    def start(self, words: Sequence[str], workdir: str, logs: str | None) -> str:
+        """Start `python -m launch WORDS`; what is wrong with this node, "" when nothing is.
+
+        logs: of nodes with GPUs; where ranks leave their last collectives after a hang.
+        """
         if not Path(workdir).is_dir():
             return f"{os.uname().nodename} has no folder {workdir}, which must be shared between the nodes"
         code = str(Path(__file__).resolve().parents[1])
         given = [f"{code}/{CONFIG}" if word == CONFIG else word for word in words]
         environment = {
+            **(GPU_VARIABLES if logs else {}),
+            **({DUMPS_VARIABLE: f"{logs}/{DUMPS}"} if logs and Path(logs).is_dir() else {}),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
             "PYTHONSAFEPATH": "1",
@@ -75,7 +81,9 @@ class _Stop:
         self.number = number
 
 
-def train_on_nodes(words: Sequence[str], workdir: str, nodes: int, resources: dict[str, float]) -> int:
+def train_on_nodes(
+    words: Sequence[str], workdir: str, logs: str | None, nodes: int, resources: dict[str, float]
+) -> int:
     """Run the node's command on that many nodes; the exit code of the first.
 
     words: with NODE and HOST:PORT where a node's number and the first one's address belong.
@@ -107,7 +115,9 @@ def train_on_nodes(words: Sequence[str], workdir: str, nodes: int, resources: di
                 [{"NODE": str(number), "HOST:PORT": at}.get(word, word) for word in words]
                 for number in range(nodes)
             ]
-            started = [each.start.remote(own, workdir) for each, own in zip(held, commands, strict=True)]
+            started = [
+                each.start.remote(own, workdir, logs) for each, own in zip(held, commands, strict=True)
+            ]
             wrong = [told for told in ray.get(started, timeout=ANSWERS_S) if told]
             if wrong:
                 raise UsageError(wrong[0])
@@ -184,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, required=True, help="of each node")
     parser.add_argument("--cpus", type=int, required=True, help="of each node")
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--logs", help="a folder for what NCCL leaves after a hang; of nodes with GPUs")
     parser.add_argument("words", nargs="+", help="of `python -m launch` on each node")
     given = parser.parse_args(arguments)
     resources = {"CPU": float(given.cpus), **({"GPU": float(given.gpus)} if given.gpus else {})}
@@ -191,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ray.init(address="auto", log_to_driver=True)
     try:
-        return train_on_nodes(given.words, given.workdir, given.nodes, resources)
+        return train_on_nodes(given.words, given.workdir, given.logs, given.nodes, resources)
     except ForeframeError as error:
         print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_code

@@ -24,13 +24,13 @@ PARTS = {
     "gathered": "weights, gathered",
 }
 MOMENTS = {
-    "target": "the target reads",
-    "forward": "the forward ends",
-    "loss": "the loss goes back",
-    "predictor": "predictor goes back",
-    "encoder": "encoder goes back",
-    "first": "first block goes back",
-    "kept": "the backward ends",
+    "target": "target reads",
+    "forward": "forward ends",
+    "loss": "loss back",
+    "predictor": "predictor back",
+    "encoder": "encoder back",
+    "first": "first block back",
+    "kept": "backward ends",
     "step": "AdamW steps",
 }
 
@@ -73,7 +73,8 @@ def _head(found: Estimate) -> Iterator[str]:
         )
     )
     where = f"{_count(stated.nodes, 'node')} × {stated.gpus_per_node} {stated.gpu.name}"
-    yield f"on {where}; {found.clips:,} clips a step = {split}. On paper: nothing was run."
+    yield f"on {where}, on paper: nothing was run; {found.clips:,} clips a step ="
+    yield f"{split}"
 
 
 def _work(found: Estimate) -> Iterator[str]:
@@ -201,8 +202,8 @@ def _loading(found: Estimate) -> Iterator[str]:
     yield from table(heads, rows)
     most = found.loadings[0].clips_per_s
     yield (
-        f"For {found.speed.clips_per_s:,.4g} clips/s, {found.speed.clips_per_s / ranks:,.3g} a rank, whose "
-        f"{_count(found.workers, 'worker')} (data.workers) could decode {short(most)} of mp4."
+        f"For {short(found.speed.clips_per_s)} clips/s, {short(found.speed.clips_per_s / ranks)} a rank, "
+        f"whose {_count(found.workers, 'worker')} (data.workers) could decode {short(most)} of mp4."
     )
     yield "CPU and bytes were measured on an AMD EPYC (benchmarks/results/loader.json, shard.json), and are"
     yield "taken to grow with a clip's seconds and pixels."
@@ -211,8 +212,8 @@ def _loading(found: Estimate) -> Iterator[str]:
 def _run(found: Estimate) -> Iterator[str]:
     stated, own = found.stated, found.speed
     yield (
-        f"A step takes {duration(own.step_s)}: {own.clips_per_s:,.4g} clips/s, "
-        f"{own.clips_per_s / found.ranks:,.3g} a rank. What binds: {own.binds}."
+        f"A step takes {duration(own.step_s)}: {short(own.clips_per_s)} clips/s, "
+        f"{short(own.clips_per_s / found.ranks)} a rank. What binds: {own.binds}."
     )
     peak = stated.gpu.peak(found.precision)
     seen = found.flops_a_step / found.ranks / own.step_s / peak
@@ -230,8 +231,8 @@ def _run(found: Estimate) -> Iterator[str]:
 def _saving(found: Estimate) -> Iterator[str]:
     saves, stated = found.saving, found.stated
     yield (
-        f"A checkpoint of {bytes_of(saves.size)} holds training up for {duration(saves.held_up_s)} and is "
-        f"written in {duration(saves.written_s)}, at {bytes_of(stated.storage)}/s (--storage)."
+        f"A checkpoint of {bytes_of(saves.size)} holds training up for {duration(saves.held_up_s)}, and is "
+        f"written in {duration(saves.written_s)} at {bytes_of(stated.storage)}/s."
     )
     if math.isinf(saves.between_failures_s):
         yield "No failures are expected (--failures 0)."
@@ -249,7 +250,7 @@ def _saving(found: Estimate) -> Iterator[str]:
 
 def _what_if(found: Estimate) -> Iterator[str]:
     priced = found.stated.price is not None
-    heads = ["GPUs, the same global batch", "clips a forward", "a step", "clips/s", "the run", "GPU hours"]
+    heads = ["GPUs, the same batch", "clips", "a step", "clips/s", "the run", "GPU hours"]
     heads += ["$"] * priced + ["lost", "binds"]
     rows = []
     for each in found.what_if:
@@ -261,14 +262,14 @@ def _what_if(found: Estimate) -> Iterator[str]:
             label,
             f"{each.micro_batch:,}",
             duration(each.step_s or 0.0),
-            f"{each.clips_per_s:,.4g}",
+            short(each.clips_per_s or 0.0),
             duration(DAY_S * (each.days or 0.0)),
             short(each.gpu_hours or 0.0),
         ]
         row += [f"{each.cost:,.0f}"] if each.cost is not None else []
         rows.append([*row, percent(each.lost or 0.0), each.binds or ""])
     yield from table(heads, rows)
-    yield "With failures, and saves as often as is best. A forward's clips as configured, or what fits."
+    yield "With failures, and saves as often as is best. clips: of a forward, as configured or what fits."
 
 
 def _assumed(found: Estimate) -> Iterator[str]:

@@ -60,7 +60,7 @@ def _on(
     flops_a_clip: float,
 ) -> WhatIf:
     if config.train.global_batch % gpus:
-        return WhatIf(gpus, "does not divide the batch")
+        return WhatIf(gpus, "no divisor")
     each = min(gpus, NODE_GPUS if stated.ranks == 1 else stated.gpus_per_node)
     there = replace(stated, nodes=-(-gpus // each), gpus_per_node=each)
     if there.ranks != gpus:

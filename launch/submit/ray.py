@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 REQUEST, CONFIG, CLUSTER = "job.yaml", "submitted.yaml", "cluster.yaml"
+ANSWERS_S = 10.0
 STOP_S = 700  # a job that is stopped has so long for its last save; Ray would give it 3
 ADDRESS = re.compile(r"https?://[^/@\s]+(:\d+)?/?")
 
@@ -84,6 +85,7 @@ class RayPlace(Place):
             node = job.arguments(self, node_rank="NODE", rendezvous="HOST:PORT", config=CONFIG)
             options = ["--nodes", str(self.nodes), "--gpus", str(self.gpus_per_node)]
             options += ["--cpus", str(self.cpus_per_node), "--workdir", str(job.workdir)]
+            options += ["--logs", str(job.logs)] * bool(self.gpus_per_node)
             words = [python, "-m", "launch.ray_train", *options, "--", *node]
         request = {
             "entrypoint": f"exec {shlex.join(words)}",  # so that a stop reaches it, and no shell before it
@@ -185,6 +187,7 @@ def _asking(place: RayPlace) -> Iterator[JobSubmissionClient]:
     """The cluster's job server; what goes wrong there is a UsageError."""
     import logging
 
+    import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
     from ray.util.state.exception import RayStateApiException
@@ -193,26 +196,38 @@ def _asking(place: RayPlace) -> Iterator[JobSubmissionClient]:
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
+        # Ray's client waits for ever. What the answer is, a refusal too, it finds out itself.
+        requests.get(f"{address}/api/version", timeout=ANSWERS_S)
         yield JobSubmissionClient(address)
+    except requests.Timeout as error:
+        raise UsageError(
+            f"nothing answers at {address} within {ANSWERS_S:.0f} s: the tunnel there may be dead (`ray "
+            f"dashboard` or `ssh -L` once more), or a firewall is between; `curl {address}/api/version` "
+            f"shows an answer when it is mended"
+        ) from error
     except AuthenticationError as error:
         raise UsageError(
             f"the Ray cluster at {address} asks for its token: need RAY_AUTH_MODE=token, and its "
             f"~/.ray/auth_token here or RAY_AUTH_TOKEN_PATH with the path of a copy"
         ) from error
-    except (ConnectionError, RayStateApiException) as error:
-        starts = (
-            f"; `ray up {CLUSTER}` starts it (--dry-run writes that file), and `ray dashboard {CLUSTER}` "
-            f"leads to it"
-            if place.cluster
-            else ""
-        )
-        raise UsageError(
-            f"no job server of a Ray cluster answers at {address}: need the machine where `ray start --head` "
-            f"runs with `ray[default]` installed, and its port (8265 unless --dashboard-port says another)"
-            f"{starts}"
-        ) from error
+    except (ConnectionError, requests.ConnectionError, RayStateApiException) as error:
+        raise UsageError(_nobody(place)) from error
     except (RuntimeError, ValueError) as error:  # what the job server answers: the last line says it
         words = str(error).strip().splitlines()
         raise UsageError(
             f"the Ray cluster at {address} refused the job: {words[-1] if words else ''}"
         ) from error
+
+
+def _nobody(place: RayPlace) -> str:
+    starts = (
+        f"; `ray up {CLUSTER}` starts it (--dry-run writes that file), and `ray dashboard {CLUSTER}` "
+        f"leads to it"
+        if place.cluster
+        else ""
+    )
+    return (
+        f"no job server of a Ray cluster answers at {place.address}: need the machine where `ray start "
+        f"--head` runs with `ray[default]` installed, and its port (8265 unless --dashboard-port says "
+        f"another){starts}"
+    )

@@ -12,8 +12,9 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, DataError, ForeframeError, Problem, UsageError
 from data_pipeline.sources.globs import has_magic
 from launch.config import CONFIG_FILE, KINDS, flatten, kind_of, read_config
-from launch.lock import is_bare
+from launch.lock import LOCK_FILE, is_bare
 from launch.run_folder import check_data, refuse_changes
+from launch.run_state import read_lock
 from launch.submit.base import Job, JobConfig, Place, Started
 from launch.submit.freeze import freeze, next_folder, update_record
 from pretrain.checkpoint import step_folders
@@ -60,6 +61,13 @@ def check_run(job: Job) -> None:
     """
     if not isinstance(job.config, RunConfig) or job.elements:  # of a sweep each element has a run of its own
         return
+    for name, doing in ((f"{LOCK_FILE}-supervise-{0:05d}", "supervised"), (LOCK_FILE, "trained")):
+        lock = read_lock(job.run / name)
+        if lock.is_held:
+            raise UsageError(
+                f"{job.run} is being {doing} by process {lock.pid} on {lock.host}; wait for its end, "
+                f"`foreframe stop {job.run}`, or choose another name=..."
+            )
     known = job.run / CONFIG_FILE
     if known.is_file():
         if step_folders(job.run):

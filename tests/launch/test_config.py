@@ -289,3 +289,11 @@ def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.Monkey
     file.write_text("name: set\nout: ~/sets/a\nsources: []\n")
     found = read_config(file, ["sources=[~/clips, s3://bucket/~/clips]"], DataConfig)
     assert (found.out, found.sources) == (f"{tmp_path}/sets/a", (f"{tmp_path}/clips", "s3://bucket/~/clips"))
+
+
+def test_a_config_of_the_other_kind_is_said_to_be_one() -> None:
+    """And not told key by key."""
+    with pytest.raises(UsageError, match=r"folder\.yaml is a data config; this command takes a train config"):
+        read_config(shipped_config("data/folder.yaml"), [], RunConfig)
+    with pytest.raises(UsageError, match=r"tiny-cpu\.yaml is a train config; this command takes a data"):
+        read_config(shipped_config("train/tiny-cpu.yaml"), [], DataConfig)

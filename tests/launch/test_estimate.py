@@ -81,7 +81,9 @@ def test_the_command_prints_tables_or_json_and_refuses_what_cannot_be_split() ->
     assert (
         "326.0 M weights trained, 303.9 M in the target; bf16, 128 ranks, 1 forward a step" in printed.output
     )
-    assert "on 16 nodes × 8 h100; 3,072 clips a step = 128 ranks × 1 forward × 24 clips" in printed.output
+    assert "on 16 nodes × 8 h100, on paper: nothing was run; 3,072 clips a step =" in printed.output
+    assert "\n128 ranks × 1 forward × 24 clips\n" in printed.output
+    assert max(map(len, printed.output.splitlines())) <= 100, "a terminal breaks what is longer"
     assert "ZeRO-1 *" in printed.output and "activations, at their most" in printed.output
     assert "A clip takes 5.09 TFLOP forward and backward, a step of 3,072 clips 15.6 PFLOP" in printed.output
     assert "122 TFLOP a rank" in printed.output and "On the device 5.93 TFLOP a clip" in printed.output

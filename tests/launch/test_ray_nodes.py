@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from data_pipeline.errors import LostPeerError, UsageError
 from launch import ray_board, ray_nodes
 from launch.meeting import Job
 from launch.ray_board import Board
-from launch.ray_nodes import _check, _gather, run_other, shard_on_node, versions
+from launch.ray_nodes import _check, _drive, _gather, run_other, shard_on_node, versions
 from launch.supervise import Stopped
 
 
@@ -93,29 +94,85 @@ def test_a_node_that_comes_after_the_end_of_all_ends_well(monkeypatch: pytest.Mo
     assert said == [f"no first node at {at}, and the data set is finished: nothing to do here"]
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_a_node_that_joins_as_the_first_one_ends_is_lost_only_to_work_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = {"id": "0", "nnodes": 2, "versions": versions()}
+    monkeypatch.setattr(Board, "read", lambda *_: note)  # and then nobody is at the door any more
+    job, said = Job(1, 2, 1, f"127.0.0.1:{free_port()}"), list[str]()
+    assert run_other(job, said.append, lambda: True) == 0
+    assert said == ["the first node ended before this one had joined, and the data set is finished"]
+    with pytest.raises(LostPeerError, match="the same command on all nodes goes on"):
+        run_other(job, said.append, lambda: False)
+
+
+THREE = Job(1, 3, 0, "127.0.0.1:29400")
+
+
 class Roll(Board):
-    """A board on which a node more appears at each look."""
+    """A board on which a node more appears at each look; silence where a name is empty."""
 
     def __init__(self, *names: str) -> None:
         self._names, self.looks = names, 0
 
     def nodes(self) -> set[str]:
         self.looks += 1
-        return set(self._names[: self.looks])
+        if not all(self._names[self.looks - 1 : self.looks]):
+            raise LostPeerError("the first node does not answer: timed out")
+        return set(filter(None, self._names[: self.looks]))
 
 
-def test_the_first_node_waits_for_all_and_then_no_longer() -> None:
+@pytest.fixture
+def ray() -> Iterator[subprocess.Popen[bytes]]:
+    """Stands for Ray's processes: it lives until it is told to end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_the_first_node_waits_for_all_and_then_no_longer(ray: subprocess.Popen[bytes]) -> None:
     board, said = Roll("node-0", "node-2", "node-1"), []
-    _gather(board, Job(1, 3, 0, "127.0.0.1:29400"), said.append, Stopped())
+    assert _gather(board, ray, THREE, said.append, Stopped()) == {"node-0", "node-1", "node-2"}
     assert board.looks == 3
     assert said == []
 
 
-def test_the_first_node_begins_without_those_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_is_busy_while_nodes_join_ends_no_job(ray: subprocess.Popen[bytes]) -> None:
+    assert len(_gather(Roll("", "node-0", "", "node-2", "node-1"), ray, THREE, print, Stopped())) == 3
+    board = Roll("", "node-0")
+    assert _drive([sys.executable, "-c", ""], ray, board, {"node-0"}, print, Stopped()) == 0
+    ray.kill()
+    ray.wait()
+    with pytest.raises(LostPeerError, match="does not answer"):
+        _gather(Roll("node-0", ""), ray, THREE, print, Stopped())
+
+
+def test_a_note_is_left_as_soon_as_ray_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_board, "POLL_S", 0.01)
+    tried: list[str] = []
+
+    def busy(*_: Any) -> None:
+        tried.append("")
+        if len(tried) != 3:
+            raise LostPeerError("the first node does not answer: timed out")
+
+    board = Board("127.0.0.1", 9)
+    monkeypatch.setattr(board, "_call", busy)
+    board.write("end", {"exit_code": 0}, 60.0, lambda: False)
+    assert len(tried) == 3
+    for within_s, gives_up in ((60.0, True), (0.0, False)):
+        with pytest.raises(LostPeerError):
+            board.write("end", {"exit_code": 0}, within_s, lambda given=gives_up: given)
+
+
+def test_the_first_node_begins_without_those_that_do_not_come(
+    monkeypatch: pytest.MonkeyPatch, ray: subprocess.Popen[bytes]
+) -> None:
     monkeypatch.setattr(ray_nodes, "GATHER_S", 0.3)
     monkeypatch.setattr(ray_nodes, "SAY_AFTER_S", 0.0)
     said: list[str] = []
-    _gather(Roll("node-0", "node-2"), Job(1, 4, 0, "127.0.0.1:29400"), said.append, Stopped())
+    _gather(Roll("node-0", "node-2"), ray, Job(1, 4, 0, "127.0.0.1:29400"), said.append, Stopped())
     assert "waiting up to 0 s for" in said[0]
     assert said[-1] == (
         "2 of 4 nodes not there after 0 s (node-1, node-3): begun without; a node that comes later joins"

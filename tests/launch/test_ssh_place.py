@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -117,6 +118,53 @@ def test_each_node_runs_its_part_with_its_own_interface_and_slots(here: Path) ->
     (named,) = place_of(*settings, "interface=ib0", "env.GLOO_SOCKET_IFNAME=eth1").files(job).values()
     told = ran(named, here, "1", "[fd00::1]:29400")
     assert told[2:4] == ["GLOO_SOCKET_IFNAME=eth1", "NCCL_SOCKET_IFNAME=ib0"]
+
+
+def devices_of(here: Path, node: int, *settings: str) -> str:
+    """What the ranks of a node see as GPUs, told by an interpreter that tells only that."""
+    teller = here / "python"
+    teller.write_text('#!/bin/sh\necho "${CUDA_VISIBLE_DEVICES-unset}"\n')
+    teller.chmod(0o755)
+    place = place_of(*settings, f"python={teller}", "interface=eth0")
+    (script,) = place.files(job_in(here, place)).values()
+    return ran(script, here, str(node), "10.0.0.1:29400")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices"),
+    [
+        (["ranks_per_node=2"], ["0,1", "0,1", "unset"]),  # c has two
+        (["ranks_per_node=1"], ["0", "0", "0"]),
+        (["include=a:0,3@b@c", "ranks_per_node=2"], ["0,3", "0,1", "unset"]),
+        (["exclude=a:3@b:3@c"], ["0,1,2", "0,1,2"]),
+        (["exclude=c"], ["unset", "unset"]),
+        (["exclude=c:0@a:0,1,2@b:0,1,2", "env.CUDA_VISIBLE_DEVICES=7"], ["7", "7", "7"]),
+    ],
+)
+def test_ranks_see_the_gpus_of_their_slots_alone(here: Path, settings: list[str], devices: list[str]) -> None:
+    assert [devices_of(here, k, "hostfile=hosts", *settings) for k in range(len(devices))] == devices
+
+
+def test_the_pages_own_examples_fit_its_hostfile(here: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/launch/ssh.md").read_text()
+    (printed,) = re.findall(r"^(printf .*) > hostfile$", page, re.MULTILINE)
+    text = subprocess.run(["/bin/sh", "-c", printed], capture_output=True, text=True, check=True).stdout
+    (here / "hostfile").write_text(text)
+    settings = re.findall(r"^foreframe submit .*--with '?([^\s']+)", page, re.MULTILINE)
+    assert len(settings) == 5
+    for each in settings:
+        other = [] if each.startswith("host") else ["hostfile=hostfile"]
+        assert place_of(each, *other).ranks in (1, 7, 8)
+
+
+def test_hosts_tell_what_nccl_does_in_the_folder_of_the_logs(here: Path) -> None:
+    teller = here / "python"
+    teller.write_text('#!/bin/sh\necho "$NCCL_DEBUG $TORCH_NCCL_DUMP_ON_TIMEOUT $TORCH_FR_DUMP_TEMP_FILE"\n')
+    teller.chmod(0o755)
+    place = place_of("hosts=[a]", f"python={teller}", "env.NCCL_DEBUG=INFO")
+    job = job_in(here, place)
+    (script,) = place.files(job).values()
+    assert ran(script, here) == [f"INFO 1 {job.logs}/collectives-rank-"]
 
 
 def test_one_host_needs_no_meeting(here: Path) -> None:

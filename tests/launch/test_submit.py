@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, DataError, UsageError
 from launch import provenance
 from launch.config import dump_config, read_config
+from launch.lock import lock_run
 from launch.submit import freeze, places
 from launch.submit.base import Job, Place, Started
 from launch.submit.freeze import code_digest, code_files, find_submission, read_record
@@ -343,6 +344,15 @@ def test_a_run_of_another_experiment_is_refused_before_it_waits_in_a_queue(confi
     assert not Path("runs/one/submissions").exists()
     place = Elsewhere()
     submit(make_job(changed, place, ("seed",)), place, Asked(), lambda _: None)
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock-supervise-00000"])
+def test_a_run_that_is_being_trained_is_not_submitted_again(config: RunConfig, here: Path, name: str) -> None:
+    run = here / "runs/one"
+    run.mkdir(parents=True)
+    with lock_run(run, name), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
+        submitted(config)
+    assert not (run / "submissions").exists()
 
 
 def test_out_that_cannot_be_written_is_a_sentence(config: RunConfig, here: Path) -> None:

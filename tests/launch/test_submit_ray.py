@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, UsageError
+from launch.ray_train import NodeProcess
 from launch.submit.places import read_place
 from launch.submit.ray import RayPlace, config_text
 from launch.submit.ray_cluster import RayCluster, check_document, cluster_document
@@ -126,10 +128,26 @@ def test_a_run_is_trained_by_the_command_of_every_other_place(small_dataset: Pat
     job = make_job(tiny_config(small_dataset, tmp_path), place)
     entrypoint = yaml.safe_load(place.files(job)["job.yaml"])["entrypoint"]
     assert entrypoint == (
-        f"exec python -m launch.ray_train --nodes 2 --gpus 8 --cpus 32 --workdir {Path.cwd()} -- "
+        f"exec python -m launch.ray_train --nodes 2 --gpus 8 --cpus 32 --workdir {Path.cwd()} "
+        f"--logs {job.logs} -- "
         "supervise submitted.yaml --nproc 8 --nnodes 2 --node-rank NODE --rendezvous HOST:PORT"
     )
     assert config_text(job) == place.files(job)["code/submitted.yaml"]
+
+
+@pytest.mark.parametrize("logs", ["logs", None])
+def test_a_node_with_gpus_tells_what_nccl_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: str | None
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")  # as env of the place has it
+    monkeypatch.setattr("subprocess.Popen", lambda *_, env, **__: given.update(env))
+    (tmp_path / "logs").mkdir()
+    folder = None if logs is None else str(tmp_path / logs)
+    assert NodeProcess().start(["supervise"], str(tmp_path), folder) == ""
+    assert given["NCCL_DEBUG"] == "INFO"
+    assert given.get("TORCH_NCCL_DUMP_ON_TIMEOUT") == (logs and "1")
+    assert given.get("TORCH_FR_DUMP_TEMP_FILE") == (logs and f"{folder}/collectives-rank-")
 
 
 def refused(place: RayPlace, config: DataConfig) -> str:
@@ -158,6 +176,19 @@ def test_no_cluster_is_a_sentence(config: DataConfig) -> None:
     assert "no job server of a Ray cluster answers at http://127.0.0.1:9" in refused(place, config)
     cluster = RayCluster(head="10.0.0.1", workers=("10.0.0.2",))
     assert "`ray up cluster.yaml` starts it" in refused(place.model_copy(update={"cluster": cluster}), config)
+
+
+def test_a_tunnel_that_is_dead_is_a_sentence(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.submit.ray.ANSWERS_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and nothing is said
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told: list[str] = []
+        asked = threading.Thread(
+            target=lambda: told.append(refused(RayPlace(address=address), config)), daemon=True
+        )
+        asked.start()
+        asked.join(60.0)
+    assert told and f"nothing answers at {address} within 0 s: the tunnel there may be dead" in told[0]
 
 
 def test_a_job_that_the_server_refuses_is_a_sentence(server: JobServer, config: DataConfig) -> None:

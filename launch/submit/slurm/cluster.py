@@ -77,11 +77,19 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return "; ".join(dict.fromkeys(plain)) or f"exit code {done.returncode}"
 
 
+def _silent(done: subprocess.CompletedProcess[str]) -> UsageError:
+    last = said(done).split("; ")[-1]
+    return UsageError(
+        f"Slurm does not answer here ({last}): type it where `sinfo` works, on a login node of the cluster; "
+        f"--dry-run needs none"
+    )
+
+
 def partitions(environment: Mapping[str, str]) -> dict[str, Partition]:
     """Of the cluster, by name. Raises: UsageError when it does not answer."""
     done = run(["scontrol", "--oneliner", "show", "partition"], environment)
     if done.returncode:
-        raise UsageError(f"Slurm does not answer: {said(done)}")
+        raise _silent(done)
     found = [read_partition(line) for line in done.stdout.splitlines() if line.startswith("PartitionName=")]
     return {each.name: each for each in found}
 
@@ -173,7 +181,7 @@ def features(partition: str | None, environment: Mapping[str, str]) -> set[str]:
     where = [f"--partition={partition}"] if partition else []
     done = run(["sinfo", "--noheader", "--format=%f", *where], environment)
     if done.returncode:
-        raise UsageError(f"Slurm does not answer: {said(done)}")
+        raise _silent(done)
     return {each for line in done.stdout.split() for each in line.split(",") if each != "(null)"}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.errors import EXIT_PREEMPTED, UsageError
 from launch.submit.base import ELEMENTS_FOLDER, Job
-from launch.submit.shell import command, interpreter, preamble
+from launch.submit.shell import DUMPS, command, gpu_variables, interpreter, preamble
 from launch.submit.slurm.cluster import time_of
 from pretrain.config import RunConfig
 
@@ -54,7 +54,7 @@ def render(job: Job, place: SlurmPlace) -> str:
         [
             _options(job, place),
             _beginning(job, place),
-            *([_gpus()] if place.gpus_per_node else []),
+            *([gpu_variables(f'"${{note%.note}}-{DUMPS}"')] if place.gpus_per_node else []),
             *([_meeting()] if place.nodes > 1 else []),
             _on_node(job, place),
             _steps(job, place),
@@ -154,15 +154,6 @@ def _beginning(job: Job, place: SlurmPlace) -> str:
         'say() { echo "$(date +%FT%T) $*"; }\n'
         'say "job $id on $SLURM_JOB_NODELIST, start $((restarts + 1))"\n'
     )
-
-
-def _gpus() -> str:
-    return """\
-# NCCL says what goes wrong. After a hang each rank leaves its last collectives: torchfrtrace reads them.
-export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}" TORCH_NCCL_DUMP_ON_TIMEOUT=1
-export TORCH_FR_DUMP_TEMP_FILE="${note%.note}-collectives-rank-"
-"""
 
 
 def _meeting() -> str:

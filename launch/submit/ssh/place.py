@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from data_pipeline.errors import UsageError
 from launch.submit.base import Job, Place, Started
 from launch.submit.hostfile import Slots, read_hostfile, take
-from launch.submit.shell import command, interpreter, preamble
+from launch.submit.shell import DUMPS, command, gpu_variables, interpreter, preamble
 
 SCRIPT = "node.sh"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -44,6 +44,7 @@ class SshPlace(Place):
         description="Of the network between hosts; null: the one by which each reaches the first host.",
     )
     _taken: Slots = PrivateAttr(default_factory=dict)
+    _pool: dict[str, int] = PrivateAttr(default_factory=dict)
     _num_hosts: int = PrivateAttr(0)
 
     @field_validator("hostfile", "ssh_config")
@@ -69,7 +70,7 @@ class SshPlace(Place):
         else:
             pool = dict.fromkeys(self.hosts, wanted or 1)
         taken = list(take(pool, self.include, self.exclude).items())
-        self._num_hosts = len(taken)
+        self._num_hosts, self._pool = len(taken), pool
         if "nodes" in self.model_fields_set:
             taken = taken[: self.nodes]
         self._taken = {host: slots[:wanted] if wanted else slots for host, slots in taken}
@@ -140,8 +141,8 @@ class SshPlace(Place):
         meet = "the first host's address and a port that is free there"
         how = f"# Each runs {SCRIPT} NODE HOST:PORT, with {meet}.\n" if several else ""
         table = "".join(
-            f"#   node {node}  {_told(host, slots) if job.kind == 'train' else host}\n"
-            for node, (host, slots) in enumerate(self._taken.items())
+            f"#   node {node}  {self._told(host) if job.kind == 'train' else host}\n"
+            for node, host in enumerate(self.names)
         )
         given = "node=$1 rendezvous=$2\n" if several else ""
         words = [interpreter(self), "-m", "launch"]
@@ -150,22 +151,30 @@ class SshPlace(Place):
             f"#!/bin/sh\n# {job.name}: {doing} on {on}.\n{how}{table if several else ''}set -eu\n{given}",
             f"{preamble(job, self)}export PYTHONUNBUFFERED=1  # the log has each line as it is printed\n",
             self._devices() if job.kind == "train" else "",
+            gpu_variables(f"{shlex.quote(str(job.logs))}/{DUMPS}") if job.kind == "train" else "",
             self._network() if several else "",
             f"exec {command(words)}\n",
         ]
 
+    def _are_all(self, host: str) -> bool:
+        return len(self._taken[host]) == self._pool[host]
+
     def _devices(self) -> str:
-        """Which GPUs a host's ranks see, where not the first of them are taken."""
-        rows = [
-            f"  {node}) export CUDA_VISIBLE_DEVICES={','.join(map(str, slots))} ;;\n"
-            for node, slots in enumerate(self._taken.values())
-            if slots != list(range(len(slots)))
-        ]
-        if not rows or "CUDA_VISIBLE_DEVICES" in self.env:
+        """Which GPUs a host's ranks see, where not all of them are taken."""
+        nodes: dict[str, list[int]] = {}
+        for node, (host, slots) in enumerate(self._taken.items()):
+            if not self._are_all(host):
+                nodes.setdefault(",".join(map(str, slots)), []).append(node)
+        if not nodes or "CUDA_VISIBLE_DEVICES" in self.env:
             return ""
-        of = "$node" if self.nodes > 1 else "0"
-        why = "# The slots that were taken, where they are not a host's first."
-        return f"{why}\ncase {of} in\n{''.join(rows)}esac\n"
+        why = "# The slots that were taken, where they are not all of a host's.\n"
+        if [len(each) for each in nodes.values()] == [self.nodes]:
+            return f"{why}export CUDA_VISIBLE_DEVICES={next(iter(nodes))}\n"
+        rows = [
+            f"  {'|'.join(map(str, each))}) export CUDA_VISIBLE_DEVICES={devices} ;;\n"
+            for devices, each in nodes.items()
+        ]
+        return f"{why}case $node in\n{''.join(rows)}esac\n"
 
     def _network(self) -> str:
         names = [name for name in INTERFACES if name not in self.env]
@@ -181,6 +190,11 @@ class SshPlace(Place):
             f'if [ -n "$interface" ]; then\n{exports}fi\n'
         )
 
+    def _told(self, host: str) -> str:
+        slots = self._taken[host]
+        many = f"{len(slots)} ranks" if len(slots) > 1 else "1 rank"
+        return f"{host}, {many}" + ("" if self._are_all(host) else f" (slots {', '.join(map(str, slots))})")
+
     def check(self, job: Job) -> None:
         from launch.submit.ssh.check import check_hosts
 
@@ -193,9 +207,3 @@ class SshPlace(Place):
 
         start_nodes(self, job)
         return Started(None, told_of(job)) if detach else follow(self, job)
-
-
-def _told(host: str, slots: list[int]) -> str:
-    many = f"{len(slots)} ranks" if len(slots) > 1 else "1 rank"
-    is_first = slots == list(range(len(slots)))
-    return f"{host}, {many}" + ("" if is_first else f" (slots {', '.join(map(str, slots))})")
