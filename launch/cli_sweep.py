@@ -40,7 +40,8 @@ def sweep(
         typer.Option(help="Of the sweep, whose runs lie in out/NAME; without it CONFIG's, -sweep."),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", min=1, help="Ranks of an element; on a cluster those of a node.")
+        int | None,
+        typer.Option("--nproc", min=1, max=1024, help="Ranks of an element; on a cluster those of a node."),
     ] = None,
     parallel: Annotated[
         int | None, typer.Option("--parallel", min=1, help="Elements at a time; on this machine one.")
@@ -51,6 +52,12 @@ def sweep(
     gpus_per_node: GpusPerNode = None,
     dry_run: DryRun = False,
     no_data_check: NoDataCheck = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="On a cluster also elements that wait in an earlier job, if it is gone."
+        ),
+    ] = False,
 ) -> None:
     """Train a grid or a list of settings, as runs of one group in MLflow; on this machine, or a cluster.
 
@@ -72,17 +79,17 @@ def sweep(
         raise typer.Exit(here(found, place, parallel or 1, is_dry=dry_run, checks_data=not no_data_check))
     from launch.sweep.cluster import hand_over
 
-    hand_over(found, place, parallel, say, is_dry=dry_run, checks_data=not no_data_check)
+    hand_over(found, place, parallel, say, is_dry=dry_run, checks_data=not no_data_check, submits_again=again)
 
 
 def here(found: Sweep, place: Place, parallel: int, *, is_dry: bool, checks_data: bool) -> int:
     """Run a sweep on this machine, and print what it came to."""
     from launch.console import make_console
     from launch.sweep.elements import shown
-    from launch.sweep.local import check_elements, run_here
+    from launch.sweep.local import check_elements, check_python, run_here
     from launch.sweep.table import following, outcomes_of, tables_of
 
-    console = make_console()
+    console, python = make_console(), check_python(place)
     count = len(found.elements)
     what = f"{count} element{'s' * (count > 1)} of {place.ranks} rank{'s' * (place.ranks > 1)}"
     say(f"sweep  {shown(found.folder)}: {what}, {min(parallel, count)} at a time")
@@ -90,7 +97,9 @@ def here(found: Sweep, place: Place, parallel: int, *, is_dry: bool, checks_data
     if not is_dry:
         if checks_data:
             check_elements(found)
-        code = run_here(found, nproc=place.ranks, parallel=parallel, env=place.env, say=say)
+        code, found = run_here(
+            found, nproc=place.ranks, parallel=parallel, env=place.env, say=say, python=python
+        )
     outcomes = outcomes_of(found)
     for table in tables_of(found, outcomes):
         console.print(table)

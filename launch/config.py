@@ -129,7 +129,7 @@ def _merge(document: Document, overrides: list[str]) -> tuple[dict[str, Any], se
             parsed = parse_value(value)
             OmegaConf.update(merged, key, parsed, merge=not isinstance(parsed, dict))
             overridden.add(key)
-        except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             problems.append(Problem(key, f"a value that fits there ({reason})", value, (), COMMAND_LINE))
     try:

@@ -107,6 +107,20 @@ def read_documents(text: str, file: str) -> list[Document]:
     return found
 
 
+def read_sequence(text: str, file: str) -> list[Any]:
+    """The items of a YAML list at the top of a text; `file` is what it is called.
+
+    Raises: ConfigError as `read_document`, and for what is no list.
+    """
+    with _told(file), _loading(text) as loader:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.SequenceNode):
+            raise ConfigError("the list", need="a list, an item an element", file=file)
+        if problems := _walk(node, "", Document(file, {}), frozenset()):
+            raise ConfigError.of(problems)
+        return list(loader.construct_document(node))
+
+
 def _document(node: yaml.Node | None, loader: Loader, file: str) -> Document:
     if node is None:
         raise ConfigError("the file", need="settings, at least `name:`; it is empty", file=file)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from data_pipeline.errors import ConfigError, Problem, UsageError
-from data_pipeline.storage import write_whole
+from data_pipeline.errors import ConfigError, Problem, UsageError, why
 from launch.config import kind_of, read_config
+from launch.lock import lock_run
 from launch.sweep.axes import Asked, Row
+from launch.sweep.record import free_number, read_sweep, write_elements
 from pretrain.config import RunConfig, plan
 
-SWEEP_FILE = "sweep.json"
+LOCK = ".lock-sweep"
 LONGEST_NAME = 60
 OWN = {"name", "out", "tracker"}  # what a sweep sets for each element, and does not count as a difference
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -84,27 +85,60 @@ def make_sweep(path: str, asked: Asked, *, name: str | None, ranks: int, shares_
     folder = Path(configs[0].out) / called
     digests = [digest_of(config) for config in configs]
     _refuse_twins(digests, asked.rows)
-    known = read_sweep(folder)
-    free = 1 + max((_number(each) for each in known.values()), default=-1)
-    short = short_keys([key for row in asked.rows for key, _ in row])
+    own = [_own_settings(config, folder, called, shares_store=shares_store) for config in configs]
+    unnamed = [Element("", *each) for each in zip(asked.rows, own, digests, strict=True)]
+    return _named(Sweep(called, folder, tuple(unnamed)))
+
+
+def _named(sweep: Sweep) -> Sweep:
+    """With the names that its elements have by now in its folder, and free ones for those that are new."""
+    known = read_sweep(sweep.folder)
+    free = free_number(sweep.folder, known.values())
+    short = short_keys([key for each in sweep.elements for key, _ in each.settings])
     elements = []
-    for row, config, digest in zip(asked.rows, configs, digests, strict=True):
-        own_name = known.get(digest)
-        if own_name is None:
-            own_name, free = element_name(free, row, short), free + 1
-        own = _own_settings(config, own_name, folder, called, shares_store=shares_store)
-        elements.append(Element(own_name, row, own, digest))
-    return Sweep(called, folder, tuple(elements))
+    for each in sweep.elements:
+        name = known.get(each.digest)
+        if name is None:
+            name, free = element_name(free, each.settings, short), free + 1
+        elements.append(replace(each, name=name, config=each.config.model_copy(update={"name": name})))
+    return replace(sweep, elements=tuple(elements))
 
 
-def _own_settings(config: RunConfig, name: str, folder: Path, group: str, *, shares_store: bool) -> RunConfig:
+@contextmanager
+def held(sweep: Sweep) -> Iterator[Sweep]:
+    """The sweep's folder for this process alone: its elements as they are called there, and noted.
+
+    Named anew under the lock, as another command may have named its own since this one was read.
+    Raises: UsageError when another command holds the folder, or it cannot be written.
+    """
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{sweep.folder} cannot be made, choose another out=...: {why(error)}") from error
+    with lock_run(sweep.folder, LOCK, "swept"):
+        named = _named(sweep)
+        noted = [
+            {"name": each.name, "settings": dict(each.settings), "digest": each.digest}
+            for each in named.elements
+        ]
+        write_elements(sweep.folder, sweep.name, noted)
+        yield named
+
+
+def _own_settings(config: RunConfig, folder: Path, group: str, *, shares_store: bool) -> RunConfig:
+    """Raises: UsageError where one file for all MLflow runs could not be told to MLflow."""
     tracker = config.tracker
     if tracker.kind == "mlflow":
         uri = tracker.uri
         if uri is None and shares_store:
+            if found := [sign for sign in "?#%" if sign in str(folder.absolute())]:
+                raise UsageError(
+                    f"{folder.absolute()} has a `{found[0]}`, which means something else in the address "
+                    "of an MLflow store: choose another out=..., or name a server in tracker.uri"
+                )
             uri = f"sqlite:///{folder.absolute()}/mlflow.db"
         tracker = tracker.model_copy(update={"group": tracker.group or group, "uri": uri})
-    return config.model_copy(update={"name": name, "out": str(folder), "tracker": tracker})
+    return config.model_copy(update={"out": str(folder), "tracker": tracker})
 
 
 def _told_once(problems: Sequence[tuple[int, Problem]], rows: Sequence[Row]) -> list[Problem]:
@@ -176,45 +210,3 @@ def element_name(number: int, row: Row, short: Mapping[str, str]) -> str:
 def shown(path: Path) -> Path:
     """Relative to where it was typed, if it lies there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _number(name: str) -> int:
-    digits = name.partition("-")[0]
-    return int(digits) if digits.isdigit() else -1
-
-
-def read_sweep(folder: Path) -> dict[str, str]:
-    """Names of the elements that a sweep in this folder has had, by digest; {} where there was none.
-
-    Raises: UsageError when its record cannot be read, or the folder holds something else.
-    """
-    file = folder / SWEEP_FILE
-    try:
-        plain = json.loads(file.read_bytes())
-        return {str(each["digest"]): str(each["name"]) for each in plain["elements"]}
-    except FileNotFoundError:
-        if folder.exists() and (not folder.is_dir() or (folder / "config.yaml").exists()):
-            raise UsageError(f"{folder} is there and holds no sweep: choose another --name") from None
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} cannot be read: choose another --name, or remove it") from error
-
-
-def write_sweep(sweep: Sweep) -> None:
-    """Note the elements, beside those of earlier commands. Raises: UsageError when it cannot be written."""
-    file = sweep.folder / SWEEP_FILE
-    before: list[dict[str, Any]] = []
-    if file.exists():
-        asked = {element.digest for element in sweep.elements}
-        before = [each for each in json.loads(file.read_bytes())["elements"] if each["digest"] not in asked]
-    now = [
-        {"name": each.name, "settings": dict(each.settings), "digest": each.digest} for each in sweep.elements
-    ]
-    plain = {"name": sweep.name, "elements": sorted([*before, *now], key=lambda each: str(each["name"]))}
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(plain, indent=1).encode())
-    except OSError as error:
-        raise UsageError(
-            f"{sweep.folder} cannot be written, choose another out=...: {error.strerror}"
-        ) from error

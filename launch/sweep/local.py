@@ -7,7 +7,9 @@ not stop the others.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,18 +17,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError
+from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError, UsageError, why
 from launch.attempts import duration
-from launch.config import dump_config
+from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from launch.failure import FAILURE_FILE
-from launch.lock import lock_run
 from launch.processes import Asked, send
-from launch.run_folder import check_data
+from launch.run_folder import OPERATIONAL, check_data
+from launch.run_state import State
 from launch.status import Status, check_run, read_status
-from launch.sweep.elements import Element, Sweep, shown, write_sweep
+from launch.submit.base import Place
+from launch.submit.shell import interpreter
+from launch.sweep.elements import OWN, Element, Sweep, held, shown
+from launch.sweep.record import CONFIGS_FOLDER
+from pretrain.config import RunConfig
 
 POLL_S = 0.2
-CONFIGS_FOLDER, LOGS_FOLDER, LOCK = "configs", "logs", ".lock-sweep"
+LOOK_S = 1.0  # at elements that others started
+LOGS_FOLDER = "logs"
 EXIT_INTERRUPTED, EXIT_FAILED = 130, 1
 RECORDS = (FAILURE_FILE, "restarts.jsonl", "result.json")
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -42,13 +49,52 @@ class Started:
     began_s: float
 
 
+@dataclass(frozen=True)
+class Before:
+    """An element that ran when this command came, as after a sweep that was killed. gpus: its own."""
+
+    element: Element
+    gpus: frozenset[str]
+
+
 def state_of(element: Element) -> Status | None:
-    """How an element is; None where it has not begun."""
+    """How an element is; None where it has not begun.
+
+    Raises: UsageError when its folder holds another experiment's run.
+    """
+    _refuse_other_run(element)
+    return _status_of(element.run)
+
+
+def _status_of(run: Path) -> Status | None:
     try:
-        check_run(element.run)
+        check_run(run)
     except UsageError:
         return None
-    return read_status(element.run)
+    return read_status(run)
+
+
+def _refuse_other_run(element: Element) -> None:
+    """A run may have gone on with other settings of how it is run; what it learns is as the element says."""
+    known = element.run / CONFIG_FILE
+    if not known.is_file():
+        return
+    try:
+        found = read_config(known, [], RunConfig)
+    except ConfigError as error:
+        raise UsageError(
+            f"{known} cannot be read, so nobody knows whose run it is: choose another --name"
+        ) from error
+    free = (*OPERATIONAL, *OWN)
+    if found.init.weights is not None and element.config.init.weights is not None:
+        free = (*free, "init.weights")  # the same weights lie elsewhere on another machine
+    changed = [
+        f"{key} {old!r} there, {new!r} here"
+        for key, old, new in diff(found, element.config)
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+    if changed:
+        raise UsageError(f"{element.run} holds another run ({'; '.join(changed[:3])}): choose another --name")
 
 
 def check_elements(sweep: Sweep) -> None:
@@ -62,6 +108,14 @@ def check_elements(sweep: Sweep) -> None:
         seen.add(same)
 
 
+def check_python(place: Place) -> str:
+    """The interpreter of the elements. Raises: UsageError when there is none of that name."""
+    python = interpreter(place)
+    if shutil.which(python, path=place.env.get("PATH")) is None:
+        raise UsageError(f"python is {python}: no such program here that may be run")
+    return python
+
+
 def run_here(
     sweep: Sweep,
     *,
@@ -69,128 +123,197 @@ def run_here(
     parallel: int,
     env: Mapping[str, str],
     say: Callable[[str], None],
-) -> int:
-    """Until every element has ended. Returns 0, or what failed elements ended with: 1 where that differs.
+    python: str = sys.executable,
+) -> tuple[int, Sweep]:
+    """Until every element has ended.
 
+    Returns 0, or what those that have not finished ended with, 1 where that differs; and the elements as they
+    are called in the sweep's folder. 75 is also of those that run elsewhere, of which the same command tells
+    more later.
     nproc: ranks of an element. parallel: elements at a time. env: variables of all of them.
-    Raises: UsageError when another sweep runs in the folder, or GPUs do not suffice.
+    Raises: UsageError when another sweep runs in the folder, it holds another experiment's run, or GPUs do
+    not suffice.
     """
+    parallel = min(parallel, len(sweep.elements))
     devices = device_slots(nproc, parallel, {**os.environ, **env})
-    write_sweep(sweep)
-    for folder in (CONFIGS_FOLDER, LOGS_FOLDER):
-        (sweep.folder / folder).mkdir(exist_ok=True)
-    with lock_run(sweep.folder, LOCK, "swept"), Asked() as asked:
-        codes = _run_all(sweep, nproc, parallel, env, devices, asked, say)
+    with held(sweep) as named, Asked() as asked:
+        try:
+            for folder in (CONFIGS_FOLDER, LOGS_FOLDER):
+                (named.folder / folder).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{named.folder / folder} cannot be made: {why(error)}") from error
+        codes = _Run(named, python, nproc, env, devices, say).until_all_ended(asked)
         if asked.number is not None:
             say(f"stopped by {asked.number.name}; the same command goes on")
-            return EXIT_INTERRUPTED if asked.number == signal.SIGINT else EXIT_PREEMPTED
+            return EXIT_INTERRUPTED if asked.number == signal.SIGINT else EXIT_PREEMPTED, named
     failed = {code for code in codes.values() if code != EXIT_OK}
-    return EXIT_OK if not failed else failed.pop() if len(failed) == 1 else EXIT_FAILED
+    return (EXIT_OK if not failed else failed.pop() if len(failed) == 1 else EXIT_FAILED), named
 
 
-def _run_all(
-    sweep: Sweep,
-    nproc: int,
-    parallel: int,
-    env: Mapping[str, str],
-    devices: Sequence[str | None],
-    asked: Asked,
-    say: Callable[[str], None],
-) -> dict[str, int]:
-    """The exit code of each element that ran, by name."""
-    left = [
-        (number, each)
-        for number, each in enumerate(sweep.elements, 1)
-        if _is_to_run(number, each, sweep, say)
-    ]
-    running: list[Started] = []
-    codes: dict[str, int] = {}
-    was_asked = False
+class _Run:
+    """A sweep while it runs: which elements are left, which run, with which exit code each ended."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        python: str,
+        nproc: int,
+        env: Mapping[str, str],
+        devices: Sequence[str | None],
+        say: Callable[[str], None],
+    ) -> None:
+        """devices: the GPUs of each of those at a time."""
+        self._sweep, self._python, self._nproc, self._env = sweep, python, nproc, env
+        self._devices, self._say = devices, say
+        self._left: list[Element] = []
+        self._running: list[Started] = []
+        self._before: list[Before] = []
+        self._codes: dict[str, int] = {}
+        self._looked_s = 0.0
+        states = [
+            (each, state_of(each)) for each in sweep.elements
+        ]  # what is refused is so before any starts
+        for element, status in states:
+            self._place(element, status)
+
+    def until_all_ended(self, asked: Asked) -> dict[str, int]:
+        """The exit code of each element that had not finished before, by name."""
+        was_asked = False
+        try:
+            while self._running or ((self._left or self._before) and asked.number is None):
+                while asked.number is None and self._left and (slot := self._free_slot()) is not None:
+                    self._begin(self._left.pop(0), slot)
+                if asked.number is not None and not was_asked:
+                    was_asked = True
+                    number_sent = signal.SIGTERM if asked.number == signal.SIGHUP else asked.number
+                    for each in self._running:
+                        send(each.process.pid, number_sent)
+                self._look()
+                time.sleep(POLL_S)
+        finally:  # also after a second Ctrl-C; what a supervisor started ends with it
+            for each in self._running:
+                send(each.process.pid, signal.SIGKILL)
+                each.process.wait()
+        return self._codes
+
+    def _tell(self, element: Element, told: str) -> None:
+        count = str(len(self._sweep.elements))
+        number = next(at for at, each in enumerate(self._sweep.elements, 1) if each.name == element.name)
+        self._say(f"{number:>{len(count)}}/{count}  {element.name}  {told}")
+
+    def _place(self, element: Element, status: Status | None) -> None:
+        """Among what is left, what runs already, or what needs nothing."""
+        word = None if status is None else status.state.word
+        if status is None or word not in ("finished", "running", "hung", "silent"):
+            self._left.append(element)
+        elif word == "finished":
+            self._tell(element, "finished before, left as it is")
+        elif word == "silent":  # its own lock refuses a second process, should the first one live
+            self._tell(element, f"silent, {status.state.known_by}: run again")
+            self._left.append(element)
+        elif status.state.host in (None, socket.gethostname()):
+            pid = status.state.pid
+            self._tell(element, f"{word} already{f', process {pid}' if pid else ''}: waited for")
+            self._before.append(Before(element, _gpus_of(pid)))
+        else:
+            self._tell(element, f"{word} already on {status.state.host}, left alone")
+            self._codes[element.name] = EXIT_PREEMPTED
+
+    def _free_slot(self) -> int | None:
+        """The first place for another element; None while as many run as shall."""
+        if len(self._running) + len(self._before) >= len(self._devices):
+            return None
+        taken = {each.slot for each in self._running}
+        used = frozenset[str]().union(*(each.gpus for each in self._before))
+        free = [
+            slot
+            for slot, devices in enumerate(self._devices)
+            if slot not in taken and (devices is None or used.isdisjoint(devices.split(",")))
+        ]
+        return free[0] if free else None
+
+    def _begin(self, element: Element, slot: int) -> None:
+        """One that cannot be started has failed, and stops no other."""
+        log = _log(self._sweep, element)
+        try:
+            process = self._start(element, log, self._devices[slot])
+        except OSError as error:
+            self._tell(element, f"failed, could not be started: {why(error)}")
+            self._codes[element.name] = EXIT_FAILED
+            return
+        self._running.append(Started(element, process, slot, time.monotonic()))
+        self._tell(element, f"started, {shown(log)}")
+
+    def _start(self, element: Element, log: Path, devices: str | None) -> subprocess.Popen[bytes]:
+        config = self._sweep.folder / CONFIGS_FOLDER / f"{element.name}.yaml"
+        config.write_text(dump_config(element.config))
+        own = {**os.environ, **self._env, **({DEVICES: devices} if devices is not None else {})}
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                command_of(config, self._nproc, self._python),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=own,
+                start_new_session=True,
+            )
+
+    def _look(self) -> None:
+        """At what has ended."""
+        for each in [one for one in self._running if one.process.poll() is not None]:
+            self._running.remove(each)
+            code = each.process.returncode
+            self._codes[each.element.name] = code if code >= 0 else EXIT_FAILED
+            self._tell(each.element, _told(each, self._sweep))
+        if not self._before or time.monotonic() < self._looked_s + LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        for one in list(self._before):
+            status = _status_of(one.element.run)
+            found = State("failed", "", "its folder is gone") if status is None else status.state
+            if not found.is_alive:
+                self._before.remove(one)
+                is_over = found.word in ("finished", "failed")
+                self._codes[one.element.name] = _code_of(found) if is_over else EXIT_PREEMPTED
+                self._tell(one.element, f"{found.word}{f': {found.reason}' if found.reason else ''}")
+
+
+def _code_of(state: State) -> int:
+    return EXIT_OK if state.word == "finished" else state.exit_code or EXIT_FAILED
+
+
+def _gpus_of(pid: int | None) -> frozenset[str]:
+    """Those that a process of this machine was given; none where that cannot be seen."""
     try:
-        while running or (left and asked.number is None):
-            while left and len(running) < parallel and asked.number is None:
-                number, element = left.pop(0)
-                slot = min(set(range(parallel)) - {each.slot for each in running})
-                say(f"{_of(number, sweep)}  {element.name}  started, {shown(_log(sweep, element))}")
-                running.append(_start(sweep, element, nproc, env, devices[slot], slot))
-            if asked.number is not None and not was_asked:
-                was_asked = True
-                number_sent = signal.SIGTERM if asked.number == signal.SIGHUP else asked.number
-                for each in running:
-                    send(each.process.pid, number_sent)
-            for each in [one for one in running if one.process.poll() is not None]:
-                running.remove(each)
-                codes[each.element.name] = _code(each.process.returncode)
-                say(_told(each, sweep))
-            time.sleep(POLL_S)
-    finally:  # also after a second Ctrl-C; what a supervisor started ends with it
-        for each in running:
-            send(each.process.pid, signal.SIGKILL)
-            each.process.wait()
-    return codes
+        found = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return frozenset()
+    given = [text.partition("=")[2] for text in found if text.startswith(f"{DEVICES}=")]
+    return frozenset(each for text in given for each in text.split(",") if each)
 
 
-def _is_to_run(number: int, element: Element, sweep: Sweep, say: Callable[[str], None]) -> bool:
-    status = state_of(element)
-    word = None if status is None else status.state.word
-    if word == "finished":
-        say(f"{_of(number, sweep)}  {element.name}  finished before, left as it is")
-    elif word in ("running", "hung", "silent"):
-        say(f"{_of(number, sweep)}  {element.name}  {word} already, left alone")
-    return word not in ("finished", "running", "hung", "silent")
-
-
-def _start(
-    sweep: Sweep, element: Element, nproc: int, env: Mapping[str, str], devices: str | None, slot: int
-) -> Started:
-    config = sweep.folder / CONFIGS_FOLDER / f"{element.name}.yaml"
-    config.write_text(dump_config(element.config))
-    command = command_of(config, nproc)
-    own = {**os.environ, **env, **({DEVICES: devices} if devices is not None else {})}
-    with _log(sweep, element).open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=own,
-            start_new_session=True,
-        )
-    return Started(element, process, slot, time.monotonic())
-
-
-def command_of(config: Path, nproc: int) -> list[str]:
-    return [sys.executable, "-m", "launch", "supervise", str(config), "--nproc", str(nproc)]
+def command_of(config: Path, nproc: int, python: str) -> list[str]:
+    return [python, "-m", "launch", "supervise", str(config), "--nproc", str(nproc)]
 
 
 def _log(sweep: Sweep, element: Element) -> Path:
     return sweep.folder / LOGS_FOLDER / f"{element.name}.log"
 
 
-def _of(number: int, sweep: Sweep) -> str:
-    count = str(len(sweep.elements))
-    return f"{number:>{len(count)}}/{count}"
-
-
-def _code(status: int) -> int:
-    return status if status >= 0 else EXIT_FAILED
-
-
 def _told(ended: Started, sweep: Sweep) -> str:
-    """How an element ended, in a line."""
-    element, status = ended.element, state_of(ended.element)
-    number = sweep.elements.index(element) + 1
-    line = f"{_of(number, sweep)}  {element.name}  "
+    """How an element ended."""
+    element = ended.element
+    status = _status_of(element.run)
     took = duration(time.monotonic() - ended.began_s)
     if ended.process.returncode != EXIT_OK or status is None:
         # A run's own record of its end says more than its log; without one the log's last line is all.
         is_said = status is not None and status.state.known_by in RECORDS
         reason = status.state.reason if status is not None and is_said else _last_line(_log(sweep, element))
         word = "failed" if status is None or status.state.word == "finished" else status.state.word
-        return f"{line}{word} after {took}: {reason or 'without a word'}"
+        return f"{word} after {took}: {reason or 'without a word'}"
     loss = "" if status.figures.loss is None else f", loss {status.figures.loss:.4f}"
     verdict = "" if status.verdict is None else f", {status.verdict[0]}"
-    return f"{line}{status.state.word} in {took}{loss}{verdict}"
+    return f"{status.state.word} in {took}{loss}{verdict}"
 
 
 def _last_line(log: Path) -> str:

@@ -18,70 +18,15 @@ from typer.testing import CliRunner
 from data_pipeline.errors import ConfigError, UsageError
 from launch.cli import app
 from launch.config import read_config
-from launch.sweep import local
+from launch.lock import lock_run
 from launch.sweep.axes import Asked, as_typed, read_axes, read_list, split_values
-from launch.sweep.elements import SWEEP_FILE, Sweep, element_name, make_sweep, read_sweep, short_keys
-from launch.sweep.local import device_slots, run_here
+from launch.sweep.elements import LOCK, element_name, make_sweep, short_keys
+from launch.sweep.local import device_slots
+from launch.sweep.record import SWEEP_FILE, read_sweep
 from launch.sweep.table import Outcome, outcomes_of, over_seeds
 from launch.yaml_file import parse_value
 from pretrain.config import RunConfig
-
-STAND_IN = """
-import json, os, pathlib, sys, time, yaml
-config = yaml.safe_load(open(sys.argv[1]))
-run = pathlib.Path(config["out"]) / config["name"]
-run.mkdir(parents=True, exist_ok=True)
-with (run / "starts").open("a") as file:
-    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "-") + "\\n")
-(run / "config.yaml").write_text(open(sys.argv[1]).read())
-lr = config["optim"]["lr"]
-line = {"step": 10, "loss": lr + config["seed"], "perf/clips_per_s": 1.0, "verdict": "healthy"}
-(run / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
-if lr > 1:
-    print("error: the loss is not finite")
-    sys.exit(5)
-if os.environ.get("FF_SLEEP"):
-    time.sleep(60)
-result = {"run": str(run), "step": 10, "loss": 1.0, "clips_per_s": 1.0, "seconds": 1.0, "stopped": None}
-(run / "result.json").write_text(json.dumps(result))
-"""
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A small config, in a folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(
-        "name: tiny\ndata: {shards: s}\ntrain: {steps: 10}\noptim: {warmup_steps: 1}\n"
-    )
-    return "c.yaml"
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of training: writes a run's folder at once, and fails with a learning rate above 1."""
-    (tmp_path / "stand_in.py").write_text(STAND_IN)
-
-    def command(config: Path, nproc: int) -> list[str]:
-        return [sys.executable, str(tmp_path / "stand_in.py"), str(config)]
-
-    monkeypatch.setattr(local, "command_of", command)
-    monkeypatch.setattr(local, "POLL_S", 0.01)
-
-
-def swept(base: str, *axes: str, name: str | None = "grid", listed: Path | None = None) -> Sweep:
-    return make_sweep(base, read_axes(axes, listed), name=name, ranks=1, shares_store=True)
-
-
-def run(sweep: Sweep, parallel: int = 1, env: dict[str, str] | None = None) -> tuple[int, list[str]]:
-    said: list[str] = []
-    return run_here(sweep, nproc=1, parallel=parallel, env=env or {}, say=said.append), said
-
-
-def starts(sweep: Sweep) -> list[int]:
-    """How often each element was started."""
-    found = [each.run / "starts" for each in sweep.elements]
-    return [len(path.read_text().splitlines()) if path.exists() else 0 for path in found]
+from tests.launch.sweeps import run, small_config, starts, swept, training  # noqa: F401  fixtures
 
 
 def test_axes_make_a_grid_whose_first_axis_changes_slowest() -> None:
@@ -301,7 +246,7 @@ def test_a_stop_reaches_the_element_and_starts_no_other(base: str, stand_in: Non
 def test_two_sweeps_in_one_folder_are_refused(base: str, stand_in: None) -> None:
     found = swept(base, "seed=0,1")
     found.folder.mkdir(parents=True)
-    with local.lock_run(found.folder, local.LOCK, "swept"), pytest.raises(UsageError, match="being swept"):
+    with lock_run(found.folder, LOCK, "swept"), pytest.raises(UsageError, match="being swept"):
         run(found)
 
 
@@ -312,7 +257,7 @@ def test_a_folder_that_holds_something_else_is_refused(base: str) -> None:
         swept(base, "seed=0,1")
     Path("runs/other").mkdir()
     (Path("runs/other") / SWEEP_FILE).write_text("{")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is damaged: choose another --name"):
         swept(base, "seed=0,1", name="other")
     with pytest.raises(UsageError, match="--name is 'a/b'"):
         swept(base, "seed=0,1", name="a/b")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +14,13 @@ import yaml
 pytest.importorskip("kubeflow_trainer_api", reason="needs the extra `kubernetes`")
 
 from data_pipeline.errors import ConfigError, UsageError
-from launch.submit.base import Job, Place
+from launch.config import dump_config
+from launch.submit.base import Job, Place, Started
 from launch.submit.local import LocalPlace
 from launch.sweep.axes import read_axes
 from launch.sweep.cluster import hand_over
-from launch.sweep.elements import SWEEP_FILE, Sweep, make_sweep
+from launch.sweep.elements import Sweep, make_sweep
+from launch.sweep.record import SWEEP_FILE
 from tests.launch.kubernetes_jobs import place
 
 
@@ -56,7 +60,7 @@ def test_all_elements_are_one_job_whose_pods_write_where_this_machine_looks(grid
 def test_what_has_finished_is_not_submitted_again(grid: Sweep) -> None:
     for element in grid.elements[:3]:
         element.run.mkdir(parents=True)
-        (element.run / "config.yaml").write_text("name: x\ndata: {shards: s}\n")
+        (element.run / "config.yaml").write_text(dump_config(element.config))
         result = {"run": str(element.run), "step": 9, "loss": 1.0, "seconds": 1.0, "stopped": None}
         (element.run / "result.json").write_text(json.dumps(result))
     said = handed(grid)
@@ -66,7 +70,7 @@ def test_what_has_finished_is_not_submitted_again(grid: Sweep) -> None:
     assert sum("finished, left as it is" in line for line in said) == 3
     last = grid.elements[3].run
     last.mkdir()
-    (last / "config.yaml").write_text("name: x\ndata: {shards: s}\n")
+    (last / "config.yaml").write_text(dump_config(grid.elements[3].config))
     (last / "result.json").write_text((grid.elements[0].run / "result.json").read_text())
     assert handed(grid)[-1] == "every element has finished or runs: nothing was submitted"
 
@@ -105,3 +109,35 @@ def test_a_refusal_of_the_cluster_is_told(
     assert record["state"].startswith("not started")
     again = make_sweep("c.yaml", read_axes(["optim.lr=2e-3"]), name="grid", ranks=1, shares_store=False)
     assert again.elements[0].name == "002-lr-2e-3_seed-0", "the same run as with the seed that is the default"
+
+
+class Queue(Arrays):
+    """A place that takes a job, which waits there."""
+
+    def start(self, job: Job, *, detach: bool) -> Started:
+        return Started("17", (("stop", "scancel 17"),))
+
+
+def test_elements_that_wait_in_an_earlier_job_are_not_submitted_twice(grid: Sweep) -> None:
+    def hand(sweep: Sweep, *, again: bool = False) -> list[str]:
+        said: list[str] = []
+        hand_over(sweep, Queue(), None, said.append, is_dry=False, checks_data=False, submits_again=again)
+        return said
+
+    hand(grid)
+    with pytest.raises(
+        UsageError, match=r"000-lr-1e-3_seed-0 and 3 more wait in .*001 \(\w+ 17\).*`scancel 17`"
+    ):
+        hand(grid)
+    assert not Path("runs/grid/submissions/002").exists()
+    new = make_sweep("c.yaml", read_axes(["optim.lr=8e-3,9e-3"]), name="grid", ranks=1, shares_store=False)
+    assert "     1 005-lr-9e-3" in hand(new), "what does not wait is submitted"
+    assert "     3 003-lr-2e-3_seed-1" in hand(grid, again=True)
+    for element in grid.elements:  # they began, and were lost with their machine
+        element.run.mkdir()
+        (element.run / "config.yaml").write_text(dump_config(element.config))
+        (element.run / ".lock").write_text("1 gone")
+        later_s = time.time() + 1
+        os.utime(element.run / ".lock", (later_s, later_s))
+        (element.run / "failure.json").write_text(json.dumps({"sentence": "it failed", "exit_code": 1}))
+    assert "     3 003-lr-2e-3_seed-1" in hand(grid)
