@@ -18,6 +18,7 @@ from data_pipeline.errors import UsageError, why
 from data_pipeline.storage import write_whole
 from launch.config import dump_config
 from launch.lock import SUBMISSIONS_FOLDER
+from launch.paths import is_file, is_folder
 from launch.provenance import FROZEN_FILE, PATCH_FILE, source, versions
 from launch.submit.base import CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER, Job, JobConfig, Place, folder_for
 from launch.submitted import RECORD_FILE
@@ -173,9 +174,9 @@ class Submission:
 
 def find_submission(path: Path) -> Submission:
     """A submission by its folder, or the last of a run's folder. Raises: UsageError."""
-    if (path / RECORD_FILE).is_file():
+    if is_file(path / RECORD_FILE):
         return Submission(path, read_record(path))
-    folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*")) if path.is_dir() else []
+    folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*")) if is_folder(path) else []
     if not folders:
         raise UsageError(
             f"{path} is no run that was submitted: need a run's folder, or one of its {SUBMISSIONS_FOLDER}"
