@@ -70,7 +70,7 @@ def manifest_problems(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
                 found = maps.get(text(source, "name"))
                 keys = found.get("data") if found is not None else None
                 for each, item in items(source, "items"):
-                    if isinstance(keys, dict) and item.get("key") not in keys:
+                    if isinstance(keys, dict) and text(item, "key") not in (None, *keys):
                         need = f"a key of that ConfigMap: {', '.join(map(str, keys))}"
                         at = f"{path}.volumes.{place}.configMap.items.{each}.key"
                         yield number, Problem(at, need, item.get("key"))
@@ -193,7 +193,8 @@ def _job_set_problems(spec: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield from _job_problems(f"{at}.template.spec", inner, f"{name}-{own}-{last}")
     policy = spec.get("failurePolicy")
     for number, rule in items(policy, "rules"):
-        for place, each in enumerate(rule.get("targetReplicatedJobs") or ()):
+        targets = rule.get("targetReplicatedJobs")
+        for place, each in enumerate(targets if isinstance(targets, list) else ()):
             if each not in known:
                 at = f"JobSet.spec.failurePolicy.rules.{number}.targetReplicatedJobs.{place}"
                 yield Problem(at, f"a replicated job ({', '.join(map(str, known))})", each)

@@ -78,14 +78,18 @@ def model_of(document: Mapping[str, Any]) -> type[BaseModel] | list[Problem]:
     """The model of a document's kind, or what is wrong with how it names that."""
     api, kind = document.get("apiVersion"), document.get("kind")
     known = kinds()
-    if (api, kind) in known:
-        return known[(str(api), str(kind))]
+    if isinstance(api, str) and isinstance(kind, str) and (api, kind) in known:
+        return known[api, kind]
     apis = tuple(found for found, name in known if name == kind)
     if apis:
-        return [Problem(f"{kind}.apiVersion", f"that of a {kind}", api, apis)]
+        return [Problem(f"{kind}.apiVersion", f"that of a {kind}", _shown(api) if api else None, apis)]
     listed = ", ".join(dict.fromkeys(name for _, name in known))
     near = tuple(difflib.get_close_matches(str(kind), [name for _, name in known], n=1, cutoff=0.6))
-    return [Problem("kind", f"one of those that are checked here: {listed}", kind or "(none)", near)]
+    return [
+        Problem(
+            "kind", f"one of those that are checked here: {listed}", _shown(kind) if kind else "(none)", near
+        )
+    ]
 
 
 def shape_problems(model: type[BaseModel], value: object, path: str) -> Iterator[Problem]:
