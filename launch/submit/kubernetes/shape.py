@@ -47,6 +47,17 @@ WORDS: dict[tuple[str, str], tuple[str, ...]] = {
 }  # fmt: skip
 
 
+# Least and greatest of whole numbers by their field; of all others 32 bits.
+MOST_32, MOST_64 = (1 << 31) - 1, (1 << 63) - 1
+RANGES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"), (0, MOST_32)),
+    **dict.fromkeys(("ttlSecondsAfterFinished", "backoffLimit", "maxRestarts"), (0, MOST_32)),
+    **dict.fromkeys(("terminationGracePeriodSeconds", "activeDeadlineSeconds"), (0, MOST_64)),
+    **dict.fromkeys(("generation", "observedGeneration", "deletionGracePeriodSeconds"), (0, MOST_64)),
+    **dict.fromkeys(("tolerationSeconds", "expirationSeconds"), (-MOST_64, MOST_64)),
+}
+
+
 @cache
 def kinds() -> Mapping[tuple[str, str], type[BaseModel]]:
     """The model of an object by its apiVersion and kind. Raises: UsageError without its package."""
@@ -170,6 +181,12 @@ def _leaf_problems(annotation: Any, value: object, path: str) -> Iterator[Proble
         if base is str and isinstance(value, bool | int | float):
             need += ": put it in quotes"
         yield Problem(path, need, _shown(value))
+        return
+    if isinstance(value, int) and not isinstance(value, bool):
+        field = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+        least, most = RANGES.get(field, (-MOST_32 - 1, MOST_32))
+        if not least <= value <= most:
+            yield Problem(path, f"a whole number from {least} to {most}", value)
 
 
 def _without_none(annotation: Any) -> tuple[Any, Any]:
