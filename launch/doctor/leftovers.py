@@ -17,11 +17,15 @@ from launch.doctor.check import Check
 from launch.doctor.limits import read_text
 
 # What is made with tempfile.mkdtemp and removed at a command's end; no other name is told to be removed.
+# rank and ranks: of earlier versions. tracking: of benchmarks.
 MADE = (
     "foreframe-extensions-",
     "foreframe-picture-",
+    "foreframe-rank-",
+    "foreframe-ranks-",
     "foreframe-report-",
     "foreframe-smoke-",
+    "foreframe-tracking-",
     "foreframe-ui-",
 )
 MADE_NAME = re.compile(rf"(?:{'|'.join(MADE)})[a-z0-9_]{{8}}")

@@ -236,7 +236,14 @@ def test_a_config_map_without_what_the_command_reads_is_a_fault(
         check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
     (problem,) = found.value.problems
     assert problem.key == "ConfigMap.data"
-    assert str(problem).endswith(f"need what is read from it: {missing}")
+    assert str(problem).endswith(f"'({', '.join(left) or 'empty'})': need what is read from it: {missing}")
+
+
+def test_what_is_not_read_from_a_config_map_is_not_looked_for(plain: dict[str, list[Plain]]) -> None:
+    config_map, job = copy.deepcopy(plain["JobSet"])
+    words = at(job, f"{ONE}.command")
+    words += ["/etc/foreframe/", "/etc/foreframe/more/a.txt", "/etc/foreframe/$(HOSTNAME).yaml", "/etc/hosts"]
+    check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
 
 
 @pytest.mark.parametrize(

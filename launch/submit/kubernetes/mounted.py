@@ -19,7 +19,7 @@ def unread_problems(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[in
         name = text(document.get("metadata"), "name")
         if document.get("kind") != "ConfigMap" or name is None:
             continue
-        keys = {*fields(document, "data"), *fields(document, "binaryData")}
+        keys = set(map(str, (*fields(document, "data"), *fields(document, "binaryData"))))
         missing = sorted({file for each in documents for file in _files_read(each, name)} - keys)
         if missing:
             more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
@@ -38,6 +38,8 @@ def _files_read(document: Mapping[str, Any], config_map: str) -> Iterator[str]:
     count = fields(document, "spec").get("completions")
     for folder in folders:
         for file in (word.removeprefix(f"{folder}/") for word in words if word.startswith(f"{folder}/")):
+            if not file or "/" in file:  # the folder itself, or what is mounted below it
+                continue
             if INDEX in file and isinstance(count, int):
                 yield from (file.replace(INDEX, str(index)) for index in range(min(count, 100_000)))
             elif "$" not in file:
@@ -53,7 +55,7 @@ def _mounted_at(pod: Mapping[str, Any], config_map: str) -> Iterator[str]:
     for _, container in items(pod, "containers"):
         for _, mount in items(container, "volumeMounts"):
             where = text(mount, "mountPath")
-            if where and text(mount, "name") in volumes and not mount.get("subPath"):
+            if where not in (None, "/") and text(mount, "name") in volumes and not mount.get("subPath"):
                 yield where.rstrip("/")
 
 
