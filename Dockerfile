@@ -46,11 +46,14 @@ ARG COMMIT
 LABEL org.opencontainers.image.title=foreframe org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.revision=${COMMIT}
 # wget: KubeRay before 1.6 asks Ray with it whether it is well.
+# Ubuntu's images from 24.04 have a user and a group `ubuntu` of the number 1000, which make room.
 # hadolint ignore=DL3008
 RUN apt-get update && \
     { python3 --version || apt-get install -y --no-install-recommends python3; } && \
     apt-get install -y --no-install-recommends wget && \
     rm -rf /var/lib/apt/lists/* && \
+    { ! old=$(getent passwd 1000) || userdel --remove "${old%%:*}"; } && \
+    { ! old=$(getent group 1000) || groupdel "${old%%:*}"; } && \
     groupadd --gid 1000 foreframe && \
     useradd --uid 1000 --gid 1000 --create-home foreframe && \
     install -d -o foreframe -g foreframe /work

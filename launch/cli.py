@@ -361,16 +361,18 @@ def main() -> None:
         leave_end(error.exit_code, kind, str(error), may_pass=error.may_pass)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (*FULL_DISK, *FORBIDDEN):
+        is_mistyped = error.errno == errno.ENAMETOOLONG
+        if error.errno not in (*FULL_DISK, *FORBIDDEN) and not is_mistyped:
             leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
             raise
         from launch.console import print_error
 
         what = "written" if error.errno in FULL_DISK else "read or written"
-        told = DataError(f"{error.filename or 'a file'} could not be {what}: {why(error)}")
+        kind_of_error = UsageError if is_mistyped else DataError
+        told = kind_of_error(f"{error.filename or 'a file'} could not be {what}: {why(error)}")
         print_error(told)
-        leave_end(told.exit_code, "DataError", str(told), may_pass=False)
-        sys.exit(DataError.exit_code)
+        leave_end(told.exit_code, kind_of_error.__name__, str(told), may_pass=False)
+        sys.exit(told.exit_code)
     except Exception as error:  # a crash: the supervisor is told, the traceback goes on
         leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
         raise

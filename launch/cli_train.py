@@ -101,13 +101,14 @@ def supervise(
     from launch.config import read_config
     from launch.console import make_console
     from launch.lock import run_folder
+    from launch.paths import is_folder
     from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
     end_with_supervisor()
     console = make_console()
     if account:
-        is_run = Path(config).is_dir()
+        is_run = is_folder(config)
         run = Path(config) if is_run else run_folder(read_config(config, overrides or [], RunConfig))
         attempts = read_attempts(run)
         if not attempts:

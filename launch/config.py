@@ -19,6 +19,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from launch.outline import consequences as consequences
 from launch.outline import measured
+from launch.paths import is_file, is_folder
 from launch.problems import fill_kinds, forget_other_kind, mend, problems_in
 from launch.yaml_file import Document, parse_value, read_document
 from pretrain.config import RunConfig
@@ -47,13 +48,13 @@ def find_config(path: str | Path) -> Path:
     Raises: UsageError that names the nearest file there is.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / CONFIG_FILE).is_file():
+    if is_folder(path):
+        if is_file(path / CONFIG_FILE):
             return path / CONFIG_FILE
         raise UsageError(f"{path} is a folder without {CONFIG_FILE}: name a YAML file or a run's folder")
-    if path.is_file():
+    if is_file(path):
         return path
-    beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if path.parent.is_dir() else []
+    beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if is_folder(path.parent) else []
     beside = beside or sorted(Path("configs").rglob("*.yaml"))
     names = {str(found): found.name for found in beside}
     near = sorted(names, key=lambda key: -difflib.SequenceMatcher(None, names[key], path.name).ratio())
@@ -227,7 +228,7 @@ def explain(config: BaseModel, num_ranks: int = 1, source: str = "") -> str:
     """
     found = [*consequences(config, num_ranks), *measured(config)] if isinstance(config, RunConfig) else []
     lines = [f"# {line}" for line in found]
-    if Path(source).is_file() and "#" in Path(source).read_text(encoding="utf-8"):
+    if is_file(source) and "#" in Path(source).read_text(encoding="utf-8"):
         lines.append(f"# Where values are from stands in {source}, as comments; here is what each means.")
     rows = list(_explained(config, 0))
     width = min(46, max(len(text) for text, _ in rows))

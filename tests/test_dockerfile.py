@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -84,6 +85,41 @@ def test_a_run_of_the_image_tells_the_commit_that_it_was_built_from(
     monkeypatch.setattr(provenance, "OURS", stand_in / "provenance.py")
     assert provenance.source()["commit"] == "0123abc"
     assert json.loads((stand_in / provenance.FROZEN_FILE).read_text()).keys() == provenance.source().keys()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("useradd") is None, reason="needs root, and Debian's passwd"
+)
+@pytest.mark.parametrize("before", ["", "ubuntu:x:1000:"])
+def test_its_user_is_made_where_the_base_has_one_of_that_number(before: str, tmp_path: Path) -> None:
+    """The step's own commands, on the files of another root than this machine's."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "home").mkdir()
+    user = f"{before}1000:Ubuntu:/home/ubuntu:/bin/bash\n" if before else ""
+    files = {"passwd": f"root:x:0:0::/root:/bin/sh\n{user}", "shadow": "root:*:19000::::::\n"}
+    files["group"] = f"root:x:0:\n{before}\n" if before else "root:x:0:\n"
+    for name, text in (files | {"gshadow": "", "login.defs": "USERGROUPS_ENAB yes\n"}).items():
+        (tmp_path / "etc" / name).write_text(text)
+    if before:
+        with (tmp_path / "etc" / "shadow").open("a") as file:
+            file.write("ubuntu:*:19000::::::\n")
+    step = next(text for text in steps("RUN") if "useradd" in text).replace("\\\n", " ")
+    own = " && ".join(
+        part for part in step.split(" && ") if re.search("getent|groupadd|useradd", part) is not None
+    )
+    elsewhere = "".join(
+        f'{tool}() {{ command {tool} --prefix "$ROOT" "$@"; }}\n'
+        for tool in ("useradd", "groupadd", "userdel", "groupdel")
+    )
+    looked_up = 'getent() { grep "^[^:]*:[^:]*:$2:" "$ROOT/etc/$1"; }\n'
+    done = subprocess.run(
+        ["sh", "-euc", elsewhere + looked_up + own],
+        env={**os.environ, "ROOT": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("passwd", "group"):
+        lines = (tmp_path / "etc" / name).read_text().splitlines()
+        assert [line.split(":")[0] for line in lines if line.split(":")[2] == "1000"] == ["foreframe"]
 
 
 def test_it_runs_as_a_user_without_rights_that_pods_are_given_too() -> None:

@@ -27,6 +27,7 @@ from launch.doctor.round_trip import (
 )
 from launch.doctor.show import summary
 from launch.doctor.versions import installed
+from launch.paths import is_file
 from launch.remote import AT_ONCE, Ran, run_on
 from launch.submit.freeze import HERE, code_digest
 
@@ -90,7 +91,7 @@ def hosts_in(text: str, nproc: int | None = None) -> dict[str, int | None]:
     """
     from launch.submit.hostfile import read_hostfile
 
-    if Path(text).is_file():
+    if is_file(text):
         return {host: nproc or slots for host, slots in read_hostfile(Path(text)).items()}
     if "/" in text:
         raise UsageError(f"--hosts: {text} does not exist; need a hostfile, or names such as node1,node2")

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shlex
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.scratch import PREFIX
 from launch.doctor.check import Check
 from launch.doctor.limits import read_text
 
-OURS = "foreframe-"
-SCRATCH = "foreframe-scratch-"
-KEPT = "foreframe-shards-"  # the cache of remote shards, which is meant to stay
+# What is made with tempfile.mkdtemp and removed at a command's end; no other name is told to be removed.
+# rank and ranks: of earlier versions. tracking: of benchmarks.
+MADE = (
+    "foreframe-extensions-",
+    "foreframe-picture-",
+    "foreframe-rank-",
+    "foreframe-ranks-",
+    "foreframe-report-",
+    "foreframe-smoke-",
+    "foreframe-tracking-",
+    "foreframe-ui-",
+)
+MADE_NAME = re.compile(rf"(?:{'|'.join(MADE)})[a-z0-9_]{{8}}")
 OLD_S, BEGUN_S = 3600.0, 60.0
 MOST_NAMED = 4
 COMMANDS = ("train", "supervise", "shard", "demo", "smoke", "probe", "index")
@@ -77,7 +91,13 @@ def check_extension_locks(folders: Sequence[Path], named: str | None, running: S
     named: TORCH_EXTENSIONS_DIR, which jobs of ours use too; others have a folder of their own each.
     Source: torch.utils.file_baton makes `lock` and removes it; it holds no process's number.
     """
-    locks = [lock for folder in folders if folder.is_dir() for lock in sorted(folder.rglob("lock"))]
+    locks = [
+        lock
+        for folder in folders
+        if folder.is_dir()
+        for lock in sorted(folder.rglob("lock"))
+        if lock.is_file()
+    ]
     stale: list[Path] = []
     held: list[Path] = []
     for lock in locks:
@@ -90,12 +110,12 @@ def check_extension_locks(folders: Sequence[Path], named: str | None, running: S
     name = "extension locks"
     if stale:
         found = f"{stale[0]}{_more(stale)}: older than every process that could hold it"
-        remedy = f"`rm {' '.join(map(str, stale[:4]))}`: a build that waits for it hangs for ever"
+        remedy = f"`{_remove('rm', stale[:MOST_NAMED])}`: a build that waits for it hangs for ever"
         ours = named is not None and any(Path(named) in lock.parents for lock in stale)
         return Check(name, "fail" if ours else "warn", found, remedy)
     if held:
         found = f"{held[0]}{_more(held)}: a build may be at work"
-        remedy = f"if none is (`ps aux | grep ninja`): `rm {held[0]}`"
+        remedy = f"if none is (`ps aux | grep ninja`): `{_remove('rm', held[:1])}`"
         return Check(name, "warn", found, remedy)
     return Check(name, "pass", "none")
 
@@ -109,8 +129,9 @@ def check_temporary_folders(base: Path, running: Sequence[Process], now_s: float
     """Folders that killed commands left where temporary files go."""
     oldest_s = min((each.started_s for each in running if _command(each) or _is_rank(each)), default=now_s)
     before_s = min(oldest_s, now_s - OLD_S)
-    scratch = [path for path in sorted(base.glob("*foreframe-scratch-*")) if _is_unlocked(path, now_s)]
-    others = [path for path in sorted(base.glob(f"{OURS}*")) if _is_older(path, before_s)]
+    begun = [path for dot in ("", ".") for path in sorted(base.glob(f"{dot}{PREFIX}*"))]
+    scratch = [path for path in begun if _is_unlocked(path, now_s)]
+    others = [path for path in sorted(base.glob("foreframe-*")) if _is_left(path, before_s)]
     name, stale = "temporary folders", [*others, *scratch]
     if not stale:
         return Check(name, "pass", f"none left in {base}")
@@ -118,21 +139,29 @@ def check_temporary_folders(base: Path, running: Sequence[Process], now_s: float
     if not others:
         return Check(name, "warn", found, "the next job here removes them")
     if len(others) <= MOST_NAMED:
-        return Check(name, "warn", found, f"`rm -r {' '.join(map(str, others))}`")
-    kinds = sorted({path.name.rpartition("-")[0] for path in others})
-    names = " -o ".join(f"-name '{kind}-*'" for kind in kinds)
-    remedy = (
-        f"`find {base} -maxdepth 1 \\( {names} \\) -mmin +{(now_s - before_s) // 60:.0f} -exec rm -r {{}} +`"
-    )
+        return Check(name, "warn", found, f"`{_remove('rm -r', others)}`")
+    kinds = [made for made in MADE if any(path.name.startswith(made) for path in others)]
+    names = " -o ".join(f"-name '{made}????????'" for made in kinds)
+    whose = f"-type d -perm 700 -user {os.getuid()} -mmin +{(now_s - before_s) // 60:.0f}"
+    where = shlex.quote(str(base))
+    remedy = f"`find {where} -maxdepth 1 {whose} \\( {names} \\) -exec rm -r {{}} +`"
     return Check(name, "warn", found, remedy)
 
 
-def _is_older(path: Path, before_s: float) -> bool:
+def _remove(command: str, paths: Sequence[Path]) -> str:
+    return f"{command} {shlex.join(map(str, paths))}"
+
+
+def _is_left(path: Path, before_s: float) -> bool:
+    """Whether mkdtemp made it for one of our commands, as this user, and all that run now began later."""
+    if MADE_NAME.fullmatch(path.name) is None:
+        return False
     try:
-        is_ours = path.is_dir() and not path.name.startswith((KEPT, SCRATCH))
-        return is_ours and path.stat().st_mtime < before_s
+        found = path.lstat()
     except OSError:  # just gone
         return False
+    is_made = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o700
+    return is_made and found.st_uid == os.getuid() and found.st_mtime < before_s
 
 
 def _is_unlocked(path: Path, now_s: float) -> bool:

@@ -17,10 +17,11 @@ from pretrain.tracking.base import without_secrets
 JobConfig: TypeAlias = RunConfig | DataConfig
 SECRET_NAME = re.compile(
     r"(?i)password|passwd|.pwd$|passphrase|secret|token|credential|(api|access|private|account|storage)_?key"
-    r"|_key$|_key_id$|(^|_)pat$|(^|_)auth$|(^|_)sas$"
+    r"|(?<!by)pass$|_key$|_key_id$|(^|_)pat$|(^|_)auth$|(^|_)sas$"
 )
 OUR_OWN = ("PYTHONPATH", "PYTHONSAFEPATH")  # by which nodes run the frozen code
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no shell, no environment and no YAML takes all of them
 CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER = "code", "elements", "logs"
 
 
@@ -136,6 +137,15 @@ class Place(Section):
                     f"must be without credentials, as it is written into scripts: {name} looks like one; "
                     "keep it in the nodes' own environment or files, or name a secret by reference"
                 )
+            if CONTROL.search(each):
+                raise ValueError(f"must be text in one line, without control characters: {name} has one")
+        return value
+
+    @field_validator("python")
+    @classmethod
+    def _is_a_program(cls, value: str | None) -> str | None:
+        if value is not None and CONTROL.search(value):
+            raise ValueError("must be the path or the name of a program, without control characters")
         return value
 
     @property

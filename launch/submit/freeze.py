@@ -18,6 +18,7 @@ from data_pipeline.errors import UsageError, why
 from data_pipeline.storage import write_whole
 from launch.config import dump_config
 from launch.lock import SUBMISSIONS_FOLDER
+from launch.paths import is_file
 from launch.provenance import FROZEN_FILE, PATCH_FILE, source, versions
 from launch.submit.base import CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER, Job, JobConfig, Place, folder_for
 from launch.submit.shell import interpreter
@@ -175,7 +176,7 @@ class Submission:
 
 def find_submission(path: Path) -> Submission:
     """A submission by its folder, or the last of a run's folder. Raises: UsageError."""
-    if (path / RECORD_FILE).is_file():
+    if is_file(path / RECORD_FILE):
         return Submission(path, read_record(path))
     return submissions(path)[0]
 

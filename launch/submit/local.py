@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from typing import Literal
 
@@ -31,6 +32,14 @@ class LocalPlace(Place):
                 "must be 1: this machine is one; several are a place of kind ssh, slurm or others"
             )
         return value
+
+    def check(self, job: Job) -> None:
+        """Raises: UsageError where there is no such interpreter: the script would end with code 127."""
+        if shutil.which(interpreter(self)) is None:
+            raise UsageError(
+                f"python is {interpreter(self)!r}, no program that can be run here: need an interpreter, "
+                "or null for the one that submits"
+            )
 
     def files(self, job: Job) -> dict[str, str]:
         if job.elements:

@@ -12,6 +12,7 @@ import yaml
 
 from data_pipeline.errors import ConfigError, UsageError
 from launch.config import check_document, find_config
+from launch.paths import is_file
 from launch.submit.base import Place
 from launch.yaml_file import Document, read_document
 
@@ -39,7 +40,7 @@ def read_place(name: str, settings: Iterable[str] = ()) -> Place:
     settings = [_as_text(setting) for setting in settings]
     if name in PLACES:
         document = Document(f"--on {name}", {"kind": name})
-    elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
+    elif Path(name).suffix in (".yaml", ".yml") or is_file(name):
         document = read_document(find_config(name))
         if isinstance(document.data.get("env"), dict):  # as it is written: 010, 0x10 and true are text here
             document.data["env"] = yaml.load(Path(document.file).read_text("utf-8"), yaml.BaseLoader)["env"]
@@ -48,12 +49,12 @@ def read_place(name: str, settings: Iterable[str] = ()) -> Place:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"--on is {name!r}: need {', '.join(PLACES)}, or a YAML file of such a place{hint}")
     kind = document.data.get("kind")
-    if kind not in PLACES:
+    if not isinstance(kind, str) or kind not in PLACES:
         raise ConfigError(
             "kind", got=kind, need=f"one of {', '.join(PLACES)}", file=document.where("kind"),
             try_=difflib.get_close_matches(str(kind), PLACES, n=1, cutoff=0.5),
         )  # fmt: skip
-    return check_document(document, settings, place_class(str(kind)))
+    return check_document(document, settings, place_class(kind))
 
 
 def _as_text(setting: str) -> str:

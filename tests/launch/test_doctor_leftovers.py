@@ -60,8 +60,7 @@ def test_temporary_folders_of_killed_commands_are_found_and_those_at_work_are_no
     with scratch_folder() as held:
         os.utime(held, (now_s - 1000, now_s - 1000))
         assert leftovers.check_temporary_folders(tmp_path, [], now_s).state == "pass"
-    left = tmp_path / "foreframe-smoke-x1"
-    left.mkdir()
+    left = Path(tempfile.mkdtemp(prefix="foreframe-smoke-"))
     os.utime(left, (now_s - 7200, now_s - 7200))
     found = leftovers.check_temporary_folders(tmp_path, [], now_s)
     assert (found.state, found.remedy) == ("warn", f"`rm -r {left}`")
@@ -69,18 +68,44 @@ def test_temporary_folders_of_killed_commands_are_found_and_those_at_work_are_no
     assert leftovers.check_temporary_folders(tmp_path, [old], now_s).state == "pass"  # it may be that one's
 
 
-def test_what_is_told_to_remove_many_folders_removes_those_alone(tmp_path: Path) -> None:
-    now_s = time.time()
-    names = [f"foreframe-extensions-{number}" for number in range(6)]
-    for name in (*names, "foreframe-shards-0", "foreframe-extensions-new", "other"):
-        (tmp_path / name).mkdir()
-        if name != "foreframe-extensions-new":
-            os.utime(tmp_path / name, (now_s - 7200, now_s - 7200))
-    found = leftovers.check_temporary_folders(tmp_path, [], now_s)
-    assert found.found.startswith("6 left")
+def made(base: Path, name: str, age_s: float = 7200.0, mode: int = 0o700) -> Path:
+    folder = base / name
+    folder.mkdir(mode=mode)
+    folder.chmod(mode)
+    os.utime(folder, (time.time() - age_s,) * 2)
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_what_is_told_to_remove_folders_removes_those_that_commands_left_alone(
+    count: int, tmp_path: Path
+) -> None:
+    base = tmp_path / "it's a $(folder)"
+    base.mkdir()
+    for number in range(count):
+        made(base, f"foreframe-extensions-abcdef_{number}")
+    kept = [
+        made(base, "foreframe-shards-0"),  # the cache
+        made(base, "foreframe-extensions-abcdefgh", age_s=10.0),
+        *(made(base, f"foreframe-{name}") for name in ("checkout", "checkout-b", "ui-2", "smoke-a.b-cd-e")),
+        made(base, "foreframe-extensions-checkout", mode=0o755),  # not as mkdtemp makes them
+        made(base, "foreframe-scratch-abcdefgh"),
+        made(base, "other"),
+    ]
+    found = leftovers.check_temporary_folders(base, [], time.time())
+    assert found.found.startswith(f"{count} left")
     subprocess.run(["sh", "-c", found.remedy.strip("`")], check=True)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"foreframe-shards-0", "foreframe-extensions-new", "other"}
+    assert sorted(base.iterdir()) == sorted(kept)
+
+
+def test_what_is_told_to_remove_locks_removes_those(tmp_path: Path) -> None:
+    lock = tmp_path / "a b; touch c" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    found = leftovers.check_extension_locks([tmp_path], None, [])
+    subprocess.run(["sh", "-c", found.remedy.split("`")[1]], check=True, cwd=tmp_path)
+    assert list(lock.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [lock.parent]
 
 
 def test_other_jobs_are_named_and_the_asking_process_with_its_shell_is_not() -> None:

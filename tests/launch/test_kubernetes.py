@@ -25,8 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def expanded(words: list[str], env: dict[str, str]) -> list[str]:
-    """As the kubelet does: $(NAME) becomes the variable's value, and stays where there is none."""
-    return [re.sub(r"\$\((\w+)\)", lambda found: env.get(found[1], found[0]), word) for word in words]
+    """As the kubelet does: $(NAME) becomes the variable's value, and stays where there is none; $$ is $."""
+    return [
+        re.sub(
+            r"\$(\$|\((\w+)\))", lambda found: "$" if found[1] == "$" else env.get(found[2], found[0]), word
+        )
+        for word in words
+    ]
 
 
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +202,9 @@ def test_a_secret_is_named_and_never_written(tmp_path: Path) -> None:
         ("shared_memory=64Gi", "shared_memory", "less than memory = 32Gi"),
         ("namespace=Team_A", "namespace", "try team-a"),
         ("labels={team: a b}", "labels.team", "a label's value"),
+        ("labels={team: null}", "labels", "team has nothing"),
+        ("node_selector={team: null}", "node_selector", "team has nothing"),
+        ("annotations={note: [1]}", "annotations", "note has several values"),
         ("volumes=[{claim: Runs, mount: /runs}]", "volumes.0.claim", "a DNS name"),
         ("volumes=[{claim: r, mount: /dev/shm}]", "volumes.0.mount", "nothing else is mounted"),
         ("env={PET_NNODES: 2}", "env.PET_NNODES", "Trainer sets it"),
@@ -212,6 +220,18 @@ def test_settings_of_a_place_are_refused_with_their_name(
     with pytest.raises(ConfigError, match=re.escape(said)) as refused:
         check_document(read_document(tmp_path / "p.yaml"), [setting], KubernetesPlace)
     assert key in [problem.key for problem in refused.value.problems]
+
+
+@pytest.mark.parametrize("value", ["a$$b", "$(PYTHONUNBUFFERED)", "$HOME", "$$(PYTHONUNBUFFERED)", "5$"])
+def test_a_variable_has_in_a_pod_the_value_that_the_place_gives_it(value: str, tmp_path: Path) -> None:
+    _, job = rendered(training(tmp_path), place(env={"X": value}))
+    env = {each["name"]: each["value"] for each in job["spec"]["trainer"]["env"]}
+    assert expanded([env["X"]], {"PYTHONUNBUFFERED": "1"}) == [value]
+
+
+def test_labels_may_be_numbers_and_yes_or_no(tmp_path: Path) -> None:
+    _, job = rendered(training(tmp_path), place(labels={"a": 1, "b": True, "c": "x"}))
+    assert {key: job["metadata"]["labels"][key] for key in "abc"} == {"a": "1", "b": "true", "c": "x"}
 
 
 def test_a_sweep_is_one_indexed_job_whose_elements_fail_alone(tmp_path: Path) -> None:

@@ -107,6 +107,36 @@ SEEDED: list[tuple[str, str, Callable[[Plain], None], str, str]] = [
     ("wrong apiVersion", "JobSet", put("apiVersion", "jobset.x-k8s.io/v1"), "apiVersion",
      "try jobset.x-k8s.io/v1alpha2"),
     ("wrong kind", "JobSet", put("kind", "Jobset"), "kind", "try JobSet"),
+    ("a list for a kind", "RayJob", put("kind", ["RayJob"]), "kind", "one of those that are checked here"),
+    ("a mapping for an apiVersion", "RayJob", put("apiVersion", {}), "apiVersion", "try ray.io/v1"),
+    ("text for a list of jobs", "JobSet",
+     put("spec.failurePolicy.rules.0.targetReplicatedJobs", 5),
+     "spec.failurePolicy.rules.0.targetReplicatedJobs", "a list"),
+    ("a mapping for a key", "JobSet", put(f"{POD}.volumes.0.configMap.items", [{"key": {}, "path": "a"}]),
+     f"{POD}.volumes.0.configMap.items.0.key", "text"),
+    ("nothing to run", "TrainJob", put("spec", None), "spec", "what is to run"),
+    ("a runtime without a name", "TrainJob", put("spec.runtimeRef.name", ""), "spec.runtimeRef.name",
+     "a runtime's name; it is missing"),
+    ("a runtime that none is", "TrainJob", put("spec.runtimeRef.name", "x y"), "spec.runtimeRef.name",
+     "a DNS name"),
+    ("an image that none is", "TrainJob", put("spec.trainer.image", "x y"), "spec.trainer.image",
+     "the name of an image"),
+    ("an image in capitals", "JobSet", put(f"{ONE}.image", "Team/Image:1"), f"{ONE}.image",
+     "the name of an image"),
+    ("more nodes than a number holds", "TrainJob", put("spec.trainer.numNodes", 10**30),
+     "spec.trainer.numNodes", "to 2147483647"),
+    ("a user below 0", "JobSet", put(f"{POD}.securityContext.runAsUser", -1),
+     f"{POD}.securityContext.runAsUser", "from 0 to 2147483647"),
+    ("a time below 0", "Job", put("spec.template.spec.terminationGracePeriodSeconds", -1),
+     "spec.template.spec.terminationGracePeriodSeconds", "from 0 to"),
+    ("success as a failure", "Job", put("spec.podFailurePolicy.rules.1.onExitCodes.values.0", 0),
+     "spec.podFailurePolicy.rules.1.onExitCodes.values.0", "0 is none"),
+    ("bad label in a patch", "TrainJob", put(f"{PATCH.removesuffix('.spec')}.metadata.labels", {"a": "x y"}),
+     f"{PATCH.removesuffix('.spec')}.metadata.labels.a", "a label's value"),
+    ("bad label of a worker", "RayJob", put(f"{HEAD}.template.metadata.labels", {"a": "x y"}),
+     f"{HEAD}.template.metadata.labels.a", "a label's value"),
+    ("a quantity beyond all", "JobSet", put(f"{ONE}.resources.limits.memory", "1e99999999999"),
+     f"{ONE}.resources.limits.memory", "a quantity"),
     ("no secret named", "TrainJob", drop("spec.trainer.env.1.valueFrom.secretKeyRef.name"),
      "spec.trainer.env.1.valueFrom.secretKeyRef.name", "a Secret's name; it is missing"),
     ("an empty secret", "JobSet", put(f"{ONE}.envFrom.0.secretRef.name", ""),
@@ -186,6 +216,45 @@ def test_a_seeded_fault_is_told_by_its_path(
     assert len(told) == 1, f"one fault is told once: {found.value}"
     assert re.match(r"m\.yaml(:\d+)?: ", str(told[path]))
     assert "hf_abc" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "missing"),
+    [
+        ("TrainJob", {}, "config.yaml"),
+        ("JobSet", {"conf.yaml": ""}, "config.yaml"),
+        ("RayJob", {}, "config.yaml"),
+        ("Job", {"element-0.yaml": "", "element-2.yaml": ""}, "element-1.yaml"),
+    ],
+)
+def test_a_config_map_without_what_the_command_reads_is_a_fault(
+    kind: str, left: Plain, missing: str, plain: dict[str, list[Plain]]
+) -> None:
+    config_map, job = copy.deepcopy(plain[kind])
+    config_map["data"] = left
+    with pytest.raises(ConfigError) as found:
+        check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
+    (problem,) = found.value.problems
+    assert problem.key == "ConfigMap.data"
+    assert str(problem).endswith(f"'({', '.join(left) or 'empty'})': need what is read from it: {missing}")
+
+
+def test_what_is_not_read_from_a_config_map_is_not_looked_for(plain: dict[str, list[Plain]]) -> None:
+    config_map, job = copy.deepcopy(plain["JobSet"])
+    words = at(job, f"{ONE}.command")
+    words += ["/etc/foreframe/", "/etc/foreframe/more/a.txt", "/etc/foreframe/$(HOSTNAME).yaml", "/etc/hosts"]
+    check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["python", "team/foreframe:1", "Registry.Example.org:5000/a/b:1.0", f"a/b@sha256:{'0' * 64}",
+     f"a/b:1@sha512:{'0' * 128}", "localhost:5000/a"],
+)  # fmt: skip
+def test_images_that_engines_take_are_no_faults(image: str, plain: dict[str, list[Plain]]) -> None:
+    config_map, job = copy.deepcopy(plain["JobSet"])
+    put(f"{ONE}.image", image)(job)
+    check_text(yaml.safe_dump_all([config_map, job]), "m.yaml")
 
 
 def test_whole_manifests_have_no_faults(whole: dict[str, str]) -> None:

@@ -194,6 +194,9 @@ def test_a_command_breaks_before_options_and_quotes_what_needs_it() -> None:
         ("PRIVATE_KEY", "x"),
         ("AZURE_STORAGE_KEY", "x"),
         ("GITHUB_PAT", "x"),
+        ("PASS", "x"),
+        ("DB_PASS", "x"),
+        ("SSHPASS", "x"),
         ("AWS_ACCESS_KEY_ID", "x"),
         ("MLFLOW_TRACKING_URI", "http://ann:hunter2@host"),
         ("WHATEVER", "AKIAIOSFODNN7EXAMPLE"),
@@ -205,8 +208,27 @@ def test_no_credential_is_set_by_a_script(name: str, value: str) -> None:
         Elsewhere(env={name: value})
 
 
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "\x1b[2J", "\x7f"])
+def test_control_characters_reach_no_script(text: str) -> None:
+    with pytest.raises(ValueError, match=r"without control characters: X has one"):
+        Elsewhere(env={"X": text})
+    with pytest.raises(ValueError, match="without control characters"):
+        Elsewhere(python=text)
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "no-such-python", "/etc/passwd", "/etc"])
+def test_an_interpreter_that_is_not_here_is_refused_before_anything_is_frozen(
+    python: str, config: RunConfig, here: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"python is '.*', no program that can be run here"):
+        submitted(config, LocalPlace(python=python), detach=True)
+    assert not (here / "runs").exists()
+    LocalPlace(python="sh").check(make_job(config, LocalPlace()))  # one on PATH is enough
+
+
 def test_where_a_credential_lies_is_none() -> None:
     assert Elsewhere(env={"RAY_AUTH_TOKEN_PATH": "/home/ann/token", "AWS_SHARED_CREDENTIALS_FILE": "/c"}).env
+    assert Elsewhere(env={"PROXY_BYPASS": "10.0.0.0/8", "ASCEND_PASSES": "2"}).env
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "PYTHONSAFEPATH"])

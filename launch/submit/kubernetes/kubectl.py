@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from data_pipeline.errors import UsageError
 from launch.submit.kubernetes.settings import KubernetesSettings
@@ -30,7 +31,7 @@ class Kubectl:
         if shutil.which("kubectl") is None:
             raise UsageError(
                 f"kubectl is not on PATH, nothing was started; the manifest is {manifest}: where there is "
-                f"one, {shlex.join(words)} apply -f {manifest.name}"
+                f"one, {shlex.join(words)} create -f {shlex.quote(str(manifest))}"
             )
         return cls(words, manifest)
 
@@ -55,26 +56,32 @@ class Kubectl:
                 f"nothing was started"
             )
 
-    def apply(self) -> None:
+    def create(self) -> None:
         """Make what the manifest holds, after the server has said that it would take all of it.
 
+        Not `apply`, which keeps a copy of each object in an annotation of it: a sweep's ConfigMap is larger
+        than annotations may be (262144 bytes). Every submission has names of its own.
         Raises: UsageError with its reason; what was made by then is deleted.
         """
-        self._told("apply", "--dry-run=server", "-f", str(self.manifest))
+        asked = self._call("create", "--dry-run=server", "-f", str(self.manifest))
+        if asked.returncode != 0:
+            self._refuse(asked)
         try:
-            self._told("apply", "-f", str(self.manifest))
-        except UsageError:
+            made = self._call("create", "-o", "name", "-f", str(self.manifest))
+        except UsageError:  # no answer; a moment ago none of it was there
             self._call("delete", "--ignore-not-found", "--wait=false", "-f", str(self.manifest))
             raise
+        if made.returncode != 0:
+            if names := made.stdout.split():  # an object that was there before is another's, and stays
+                self._call("delete", "--ignore-not-found", "--wait=false", *names)
+            self._refuse(made)
 
-    def _told(self, *arguments: str) -> None:
-        done = self._call(*arguments)
-        if done.returncode != 0:
-            said = without_secrets(" ".join((done.stderr or done.stdout).split()))
-            raise UsageError(
-                f"kubectl {arguments[0]} was refused, nothing was started: {said[:1000] or 'without a word'}"
-                f"; the manifest is {self.manifest}"
-            )
+    def _refuse(self, done: subprocess.CompletedProcess[str]) -> NoReturn:
+        said = without_secrets(" ".join((done.stderr or done.stdout).split()))
+        raise UsageError(
+            f"kubectl create was refused, nothing was started: {said[:1000] or 'without a word'}"
+            f"; the manifest is {self.manifest}"
+        )
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:

@@ -11,10 +11,10 @@ from decimal import Decimal
 LONGEST_LABEL, LONGEST_SUBDOMAIN = 63, 253
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 QUALIFIED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))((?:[KMGTPE]i)|[numkMGTPE]|[eE][+-]?\d+)?")
+QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))((?:[KMGTPE]i)|[numkMGTPE]|[eE][+-]?\d{1,3})?")
 IMAGE = re.compile(
     r"(?P<name>[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?::\d+)?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha(?:256:[0-9a-f]{64}|512:[0-9a-f]{128})))?"
 )
 BINARY = {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)}
 DECIMAL = {
@@ -30,6 +30,7 @@ NEED_LABEL_VALUE = (
     "a label's value: at most 63 of letters, digits, -, _ and ., with a letter or digit at both ends"
 )
 NEED_LABEL_KEY = "a label's key: such as team, or example.org/team"
+NEED_IMAGE_NAME = "the name of an image, such as registry.example.org/foreframe:0.1.0"
 NEED_IMAGE = "an image with a tag or digest, such as registry.example.org/foreframe:0.1.0"
 
 
@@ -52,6 +53,13 @@ def is_label_key(text: str) -> bool:
     prefix, slash, name = text.rpartition("/")
     is_named = len(name) <= LONGEST_LABEL and QUALIFIED.fullmatch(name) is not None
     return is_named and (not slash or is_subdomain(prefix))
+
+
+def is_image(text: str) -> bool:
+    """Whether an engine takes it: capital letters may stand in the name of a registry alone."""
+    registry, slash, rest = text.partition("/")
+    is_registry = bool(slash) and ("." in registry or ":" in registry)
+    return IMAGE.fullmatch(f"{registry.lower()}/{rest}" if is_registry else text) is not None
 
 
 def amount(text: str | int | float) -> Decimal | None:

@@ -78,7 +78,7 @@ class KubernetesPlace(KubernetesSettings):
         manifest = job.folder / MANIFEST
         kubectl = Kubectl.of(self, manifest)
         kubectl.check_references(self)
-        kubectl.apply()
+        kubectl.create()
         chosen = f"{LABEL}={name_of(job)}"
         told = {
             "watch": ("get", "pods", "-l", chosen, "--watch"),

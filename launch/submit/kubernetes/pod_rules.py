@@ -50,7 +50,7 @@ def pod_problems(
     for key in ("serviceAccountName", "priorityClassName"):
         yield from _named(f"{path}.{key}", text(spec, key), names.is_subdomain, names.NEED_SUBDOMAIN)
     for number, secret in items(spec, "imagePullSecrets"):
-        yield from _reference(f"{path}.imagePullSecrets.{number}", secret, "name", "a Secret's name")
+        yield from reference_problems(f"{path}.imagePullSecrets.{number}", secret, "name", "a Secret's name")
     yield from label_problems(f"{path}.nodeSelector", spec.get("nodeSelector"))
     for number, each in items(spec, "tolerations"):
         at = f"{path}.tolerations.{number}"
@@ -72,13 +72,15 @@ def _volume_problems(path: str, spec: Mapping[str, Any], volumes: list[str | Non
             yield Problem(at, need, f"({' and '.join(sources) or 'none'})")
         if "persistentVolumeClaim" in volume:
             need = "the name of a PersistentVolumeClaim"
-            yield from _reference(
+            yield from reference_problems(
                 f"{at}.persistentVolumeClaim", volume["persistentVolumeClaim"], "claimName", need
             )
         if "configMap" in volume:
-            yield from _reference(f"{at}.configMap", volume["configMap"], "name", "a ConfigMap's name")
+            yield from reference_problems(
+                f"{at}.configMap", volume["configMap"], "name", "a ConfigMap's name"
+            )
         if "secret" in volume:
-            yield from _reference(f"{at}.secret", volume["secret"], "secretName", "a Secret's name")
+            yield from reference_problems(f"{at}.secret", volume["secret"], "secretName", "a Secret's name")
         if isinstance(volume.get("emptyDir"), dict):
             yield from _positive(f"{at}.emptyDir.sizeLimit", volume["emptyDir"].get("sizeLimit"))
 
@@ -96,6 +98,7 @@ def _container_problems(
             seen.setdefault(str(name), f"{kind}.{number}")
             if not is_patch and not each.get("image"):
                 yield Problem(f"{at}.image", "an image")
+            yield from image_problems(f"{at}.image", each.get("image"))
             yield from env_problems(at, each)
             yield from resource_problems(f"{at}.resources", each.get("resources"))
             yield from _mount_problems(at, each, volumes)
@@ -103,6 +106,11 @@ def _container_problems(
                 value = port.get("containerPort")
                 if isinstance(value, int) and not 0 < value < 1 << 16:
                     yield Problem(f"{at}.ports.{place}.containerPort", "1 to 65535", value)
+
+
+def image_problems(path: str, image: object) -> Iterator[Problem]:
+    if isinstance(image, str) and image and not names.is_image(image):
+        yield Problem(path, names.NEED_IMAGE_NAME, image)
 
 
 def _mount_problems(
@@ -148,13 +156,15 @@ def env_problems(at: str, container: Mapping[str, Any]) -> Iterator[Problem]:
                 ("configMapKeyRef", "a ConfigMap's name"),
             ):
                 if kind in source:
-                    yield from _reference(f"{here}.valueFrom.{kind}", source[kind], "name", what)
-                    yield from _reference(f"{here}.valueFrom.{kind}", source[kind], "key", "one of its keys")
+                    yield from reference_problems(f"{here}.valueFrom.{kind}", source[kind], "name", what)
+                    yield from reference_problems(
+                        f"{here}.valueFrom.{kind}", source[kind], "key", "one of its keys"
+                    )
     for number, each in items(container, "envFrom"):
         here = f"{at}.envFrom.{number}"
         for kind, what in (("secretRef", "a Secret's name"), ("configMapRef", "a ConfigMap's name")):
             if kind in each:
-                yield from _reference(f"{here}.{kind}", each[kind], "name", what)
+                yield from reference_problems(f"{here}.{kind}", each[kind], "name", what)
         if not {"secretRef", "configMapRef"} & each.keys():
             yield Problem(here, "secretRef or configMapRef")
 
@@ -205,7 +215,7 @@ def _named(path: str, name: str | None, is_good: Callable[[str], bool], need: st
         yield Problem(path, need, name, (names.as_label(name),))
 
 
-def _reference(path: str, holder: object, key: str, need: str) -> Iterator[Problem]:
+def reference_problems(path: str, holder: object, key: str, need: str) -> Iterator[Problem]:
     """What is referred to must be named, and `name: ""` names nothing though its type allows it."""
     if not isinstance(holder, dict):
         return

@@ -31,8 +31,14 @@ def resources(cpus: str, memory: str, gpu: str | None, gpus: int) -> Plain:
 
 
 def environment(place: KubernetesSettings, more: Mapping[str, str]) -> list[Plain]:
-    """Variables with their value, and those that come from a Secret, by reference alone."""
-    plain = [{"name": name, "value": value} for name, value in {**more, **place.env}.items()]
+    """Variables with their value, and those that come from a Secret, by reference alone.
+
+    A value reaches a container as it stands in the place: `$$`, which Kubernetes makes `$`, and `$(NAME)`, in
+    which it puts another variable, are text. Source: its API reference, EnvVar.value.
+    """
+    plain = [
+        {"name": name, "value": value.replace("$", "$$")} for name, value in {**more, **place.env}.items()
+    ]
     secret = [
         {
             "name": name,

@@ -7,12 +7,15 @@ from typing import Any
 
 from data_pipeline.errors import Problem
 from launch.submit.kubernetes import names
+from launch.submit.kubernetes.mounted import unread_problems
 from launch.submit.kubernetes.pod_rules import (
     env_problems,
     fields,
+    image_problems,
     items,
     label_problems,
     pod_problems,
+    reference_problems,
     resource_problems,
     text,
 )
@@ -22,6 +25,7 @@ from pretrain.tracking.base import without_secrets
 LARGEST_CONFIG_MAP = 1 << 20
 SUFFIX = 6  # -x7k2p, which a Job hangs on the names of its pods
 LONGEST_RAY_JOB = 47
+HAVE_A_SPEC = ("Pod", "Job", "CronJob", "JobSet", "TrainJob", "RayJob")
 NAMED_BY_LETTER = ("TrainJob", "JobSet", "RayJob")  # services are named after them
 PLAIN_RUNTIME = "torch-distributed"  # brings no volumes of its own
 
@@ -31,6 +35,10 @@ def document_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     kind = str(document.get("kind"))
     yield from _metadata_problems(kind, document.get("metadata"))
     yield from _credential_problems(kind, document)
+    if kind in HAVE_A_SPEC and document.get("spec") is None:
+        yield Problem(f"{kind}.spec", "what is to run; it is missing")
+        return
+    yield from _inner_label_problems(f"{kind}.spec", document.get("spec"))
     spec = fields(document, "spec")
     name = text(document.get("metadata"), "name") or ""
     if kind == "ConfigMap":
@@ -53,6 +61,7 @@ def document_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def manifest_problems(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Problem]]:
     """Across the objects of one manifest, each problem with the number of its object."""
+    yield from unread_problems(documents)
     seen: dict[tuple[str, str], int] = {}
     spaces = [text(each.get("metadata"), "namespace") for each in documents]
     maps = {text(each.get("metadata"), "name"): each for each in documents if each.get("kind") == "ConfigMap"}
@@ -70,7 +79,7 @@ def manifest_problems(documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
                 found = maps.get(text(source, "name"))
                 keys = found.get("data") if found is not None else None
                 for each, item in items(source, "items"):
-                    if isinstance(keys, dict) and item.get("key") not in keys:
+                    if isinstance(keys, dict) and text(item, "key") not in (None, *keys):
                         need = f"a key of that ConfigMap: {', '.join(map(str, keys))}"
                         at = f"{path}.volumes.{place}.configMap.items.{each}.key"
                         yield number, Problem(at, need, item.get("key"))
@@ -108,6 +117,21 @@ def _metadata_problems(kind: str, metadata: object) -> Iterator[Problem]:
         yield from label_problems(f"{kind}.metadata.labels", metadata.get("labels"))
         annotations = metadata.get("annotations")
         yield from label_problems(f"{kind}.metadata.annotations", annotations, are_values=False)
+
+
+def _inner_label_problems(path: str, value: object) -> Iterator[Problem]:
+    """Of the metadata of everything that is made of templates, those in patches of a runtime included."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if key == "metadata" and isinstance(each, dict):
+                yield from label_problems(f"{path}.metadata.labels", each.get("labels"))
+                annotations = each.get("annotations")
+                yield from label_problems(f"{path}.metadata.annotations", annotations, are_values=False)
+            else:
+                yield from _inner_label_problems(f"{path}.{key}", each)
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _inner_label_problems(f"{path}.{number}", each)
 
 
 def _credential_problems(path: str, value: object) -> Iterator[Problem]:
@@ -164,10 +188,13 @@ def _job_problems(path: str, spec: Mapping[str, Any], name: str) -> Iterator[Pro
         if known and text(codes, "containerName") not in (None, *known):
             need = f"a container of the pod ({', '.join(map(str, known))})"
             yield Problem(f"{here}.onExitCodes.containerName", need, text(codes, "containerName"))
+        numbers = codes.get("values") if isinstance(codes, dict) and codes.get("operator") == "In" else None
+        for place, each in enumerate(numbers if isinstance(numbers, list) else ()):
+            if each == 0:
+                need = "an exit code of a failure: 0 is none, with operator In"
+                yield Problem(f"{here}.onExitCodes.values.{place}", need, each)
         if rule.get("action") == "FailIndex" and spec.get("backoffLimitPerIndex") is None:
             yield Problem(f"{here}.action", "backoffLimitPerIndex with FailIndex", "FailIndex")
-    labels = fields(template, "metadata").get("labels")
-    yield from label_problems(f"{path}.template.metadata.labels", labels)
     yield from pod_problems(at, pod)
     most = f"{name}-{completions - 1}" if isinstance(completions, int) and completions > 0 else name
     if len(most) + SUFFIX > names.LONGEST_LABEL:
@@ -193,7 +220,8 @@ def _job_set_problems(spec: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield from _job_problems(f"{at}.template.spec", inner, f"{name}-{own}-{last}")
     policy = spec.get("failurePolicy")
     for number, rule in items(policy, "rules"):
-        for place, each in enumerate(rule.get("targetReplicatedJobs") or ()):
+        targets = rule.get("targetReplicatedJobs")
+        for place, each in enumerate(targets if isinstance(targets, list) else ()):
             if each not in known:
                 at = f"JobSet.spec.failurePolicy.rules.{number}.targetReplicatedJobs.{place}"
                 yield Problem(at, f"a replicated job ({', '.join(map(str, known))})", each)
@@ -203,7 +231,11 @@ def _job_set_problems(spec: Mapping[str, Any], name: str) -> Iterator[Problem]:
 
 
 def _train_job_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from reference_problems(
+        "TrainJob.spec.runtimeRef", spec.get("runtimeRef"), "name", "a runtime's name"
+    )
     trainer = fields(spec, "trainer")
+    yield from image_problems("TrainJob.spec.trainer.image", trainer.get("image"))
     for key in ("numNodes", "numProcPerNode"):
         if isinstance(trainer.get(key), int) and trainer[key] < 1:
             yield Problem(f"TrainJob.spec.trainer.{key}", "1 or more", trainer[key])

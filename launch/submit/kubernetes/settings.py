@@ -112,8 +112,13 @@ class KubernetesSettings(Place):
     @field_validator("labels", "annotations", "node_selector", mode="before")
     @classmethod
     def _label_values_are_text(cls, value: object) -> object:
+        """Numbers and yes or no are text too."""
         if not isinstance(value, dict):
             return value
+        for key, each in value.items():
+            if not isinstance(each, str | int | float):
+                found = "nothing" if each is None else "several values"
+                raise ValueError(f"must be text for each key: {key} has {found}")
         return {
             key: str(each).lower() if isinstance(each, bool) else str(each) for key, each in value.items()
         }

@@ -47,6 +47,17 @@ WORDS: dict[tuple[str, str], tuple[str, ...]] = {
 }  # fmt: skip
 
 
+# Least and greatest of whole numbers by their field; of all others 32 bits.
+MOST_32, MOST_64 = (1 << 31) - 1, (1 << 63) - 1
+RANGES: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"), (0, MOST_32)),
+    **dict.fromkeys(("ttlSecondsAfterFinished", "backoffLimit", "maxRestarts"), (0, MOST_32)),
+    **dict.fromkeys(("terminationGracePeriodSeconds", "activeDeadlineSeconds"), (0, MOST_64)),
+    **dict.fromkeys(("generation", "observedGeneration", "deletionGracePeriodSeconds"), (0, MOST_64)),
+    **dict.fromkeys(("tolerationSeconds", "expirationSeconds"), (-MOST_64, MOST_64)),
+}
+
+
 @cache
 def kinds() -> Mapping[tuple[str, str], type[BaseModel]]:
     """The model of an object by its apiVersion and kind. Raises: UsageError without its package."""
@@ -78,14 +89,18 @@ def model_of(document: Mapping[str, Any]) -> type[BaseModel] | list[Problem]:
     """The model of a document's kind, or what is wrong with how it names that."""
     api, kind = document.get("apiVersion"), document.get("kind")
     known = kinds()
-    if (api, kind) in known:
-        return known[(str(api), str(kind))]
+    if isinstance(api, str) and isinstance(kind, str) and (api, kind) in known:
+        return known[api, kind]
     apis = tuple(found for found, name in known if name == kind)
     if apis:
-        return [Problem(f"{kind}.apiVersion", f"that of a {kind}", api, apis)]
+        return [Problem(f"{kind}.apiVersion", f"that of a {kind}", _shown(api) if api else None, apis)]
     listed = ", ".join(dict.fromkeys(name for _, name in known))
     near = tuple(difflib.get_close_matches(str(kind), [name for _, name in known], n=1, cutoff=0.6))
-    return [Problem("kind", f"one of those that are checked here: {listed}", kind or "(none)", near)]
+    return [
+        Problem(
+            "kind", f"one of those that are checked here: {listed}", _shown(kind) if kind else "(none)", near
+        )
+    ]
 
 
 def shape_problems(model: type[BaseModel], value: object, path: str) -> Iterator[Problem]:
@@ -166,6 +181,12 @@ def _leaf_problems(annotation: Any, value: object, path: str) -> Iterator[Proble
         if base is str and isinstance(value, bool | int | float):
             need += ": put it in quotes"
         yield Problem(path, need, _shown(value))
+        return
+    if isinstance(value, int) and not isinstance(value, bool):
+        field = next((part for part in reversed(path.split(".")) if not part.isdigit()), "")
+        least, most = RANGES.get(field, (-MOST_32 - 1, MOST_32))
+        if not least <= value <= most:
+            yield Problem(path, f"a whole number from {least} to {most}", value)
 
 
 def _without_none(annotation: Any) -> tuple[Any, Any]:
