@@ -24,6 +24,7 @@ from launch.live import LinesLive, takes_panel
 from launch.lock import LOCK_FILE, SUBMISSIONS_FOLDER
 from launch.next_step import Job, after_run, after_sharding, job_of
 from launch.panel import DASH, Cell, View, cell_lines, panel_lines, verdict_of
+from launch.paths import is_folder
 from launch.run_files import METRICS_FILE, Folder, Reader, finite, printable
 from launch.run_state import State, sharding_state, state_of
 from launch.submitted import Submitted, last_submission
@@ -134,7 +135,7 @@ def _sharding(run: Path, submission: Submitted, troubles: tuple[str, ...], now_s
 
 def check_run(run: Path) -> None:
     """Raises: UsageError when a folder is no run's, naming one below it that is."""
-    if not run.is_dir():
+    if not is_folder(run):
         raise UsageError(f"{run} does not exist: name a run's folder, such as runs/demo/run")
     try:
         if any((run / mark).exists() for mark in MARKS):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import LostPeerError, UsageError
 from launch.lock import SUBMISSIONS_FOLDER
+from launch.paths import is_file
 from launch.submit.base import LOGS_FOLDER
 from launch.submit.freeze import Submission, find_submission, submissions
 from launch.submit.native import stop_natively
@@ -60,7 +61,7 @@ def _told(answer: Answer, now: bool) -> str:
 
 def newest_handed_over(path: Path) -> Submission:
     """A submission by its folder; of a run the newest that was started and may run. Raises: UsageError."""
-    if (path / RECORD_FILE).is_file():
+    if is_file(path / RECORD_FILE):
         return find_submission(path)
     handed_over = [found for found in submissions(path) if found.record.get("state") in HANDED_OVER]
     if handed_over:  # a later one may have been refused because this one runs

@@ -84,8 +84,8 @@ class SshPlace(Place):
                 (
                     "hostfile",
                     None,
-                    "a hostfile, or hosts=[NAME,NAME]: where the job is to run",
-                    ("hostfile=hosts",),
+                    "a hostfile, or names of hosts, where the job is to run",
+                    ("--with hostfile=FILE", "--with hosts=[NAME,NAME]"),
                 )
             ]
         if self.hostfile is not None and self.hosts:
