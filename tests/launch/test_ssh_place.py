@@ -61,7 +61,7 @@ def test_nodes_and_ranks_are_those_of_the_hosts(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ([], "hostfile: need a hostfile, or hosts=[NAME,NAME]"),
+        ([], "hostfile: need a hostfile, or names of hosts"),
         (["hostfile=hosts", "hosts=[a]"], "need one of hosts and hostfile"),
         (["hostfile=hosts", "nodes=4"], "nodes is 4: need at most 3, the hosts there are; try 3"),
         (["hostfile=hosts", "ranks_per_node=3"], "ranks_per_node is 3: need at most 2, the slots of c"),
