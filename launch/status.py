@@ -292,20 +292,40 @@ def table(statuses: Sequence[Status]) -> Table:
     return make_table("", heads, rows)
 
 
+def read_all(runs: Sequence[Path]) -> tuple[list[Status], list[str]]:
+    """Of several folders, as `runs/*` gives them, those of runs; and a sentence of each other.
+
+    Raises: UsageError when none is a run's.
+    """
+    found, others = [], []
+    for run in runs:
+        try:
+            found.append(read_status(run))
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            others.append(str(error))
+    if not found:
+        raise UsageError("\n".join(others))
+    return found, others
+
+
 def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) -> None:
     """Print how the runs are, once, or until Ctrl-C or nobody reads it any more.
 
-    Raises: UsageError when one is no run.
+    Raises: UsageError when none is a run.
     """
 
     def drawn(width: int) -> RenderableType:
-        found = [read_status(run) for run in runs]
-        return Group(*block(found[0], width)) if len(found) == 1 else table(found)
+        found, others = read_all(runs)
+        if len(runs) == 1:
+            return Group(*block(found[0], width))
+        return Group(table(found), *(Text(f"left out: {other}", "dim") for other in others))
 
     def say() -> None:
         if as_json:
-            for run in runs:
-                print(json.dumps(plain(read_status(run))), flush=True)
+            for status in read_all(runs)[0]:
+                print(json.dumps(plain(status)), flush=True)
         else:
             console.print(drawn(console.width))
 
