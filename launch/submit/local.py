@@ -34,12 +34,23 @@ class LocalPlace(Place):
         return value
 
     def check(self, job: Job) -> None:
-        """Raises: UsageError where there is no such interpreter: the script would end with code 127."""
+        """Raises: UsageError where there is no such interpreter (the script would end with code 127), or fewer
+        GPUs: ranks would train on the CPU.
+        """
         if shutil.which(interpreter(self)) is None:
             raise UsageError(
                 f"python is {interpreter(self)!r}, no program that can be run here: need an interpreter, "
                 "or null for the one that submits"
             )
+        if self.gpus_per_node:
+            import torch
+
+            there = torch.cuda.device_count()
+            if there < self.gpus_per_node:
+                raise UsageError(
+                    f"gpus_per_node is {self.gpus_per_node}, and torch sees {there} on this machine; --nproc N "
+                    f"--gpus-per-node 0 trains on the CPU"
+                )
 
     def files(self, job: Job) -> dict[str, str]:
         if job.elements:
