@@ -34,8 +34,8 @@ class LocalPlace(Place):
         return value
 
     def check(self, job: Job) -> None:
-        """Raises: UsageError where there is no such interpreter (the script would end with code 127), or fewer
-        GPUs: ranks would train on the CPU.
+        """Raises: UsageError where there is no such interpreter (the script would end with code 127), or
+        fewer GPUs (ranks would train on the CPU).
         """
         if shutil.which(interpreter(self)) is None:
             raise UsageError(
@@ -48,8 +48,8 @@ class LocalPlace(Place):
             there = torch.cuda.device_count()
             if there < self.gpus_per_node:
                 raise UsageError(
-                    f"gpus_per_node is {self.gpus_per_node}, and torch sees {there} on this machine; --nproc N "
-                    f"--gpus-per-node 0 trains on the CPU"
+                    f"gpus_per_node is {self.gpus_per_node}, and torch sees {there} on this machine; "
+                    f"--nproc N --gpus-per-node 0 trains on the CPU"
                 )
 
     def files(self, job: Job) -> dict[str, str]:

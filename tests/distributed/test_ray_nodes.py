@@ -17,8 +17,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.format import read_info
 from data_pipeline.storage import Storage
 from launch.config import dump_config
-from tests.data_pipeline.conftest import tiny_config
-from tests.data_pipeline.films import noise, write_video
+from tests.distributed.many_clips import many_clips, write_films
 from tests.servers.hosts import Host
 
 pytestmark = [pytest.mark.distributed, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,22 +30,13 @@ QUICK = "import launch.ray_nodes as nodes; nodes.GATHER_S = 4.0\nfrom launch.cli
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
-    for number in range(NUM_VIDEOS):
-        write_video(folder / f"{number:03d}.mp4", noise(64, number))
-    return folder
-
-
-def config_of(films: Path, out: Path) -> DataConfig:
-    """Clips of a second in many small parts, so that there is something to lose at every moment."""
-    larger = {"cut": {"length_s": 1.0, "stride_s": 0.25}, "encode": {"short_side": 64, "fps": 16.0}}
-    return tiny_config(films, out, **larger, ray={"workers": None}, filters={"max_frozen": None})
+    return write_films(tmp_path_factory.mktemp("films"), NUM_VIDEOS)
 
 
 @pytest.fixture(scope="module")
 def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The fingerprint of the data set that one machine makes, by the command without nodes."""
-    config = config_of(films, tmp_path_factory.mktemp("alone") / "out")
+    config = many_clips(films, tmp_path_factory.mktemp("alone") / "out")
     path = Path(config.out).parent / "data.yaml"
     path.write_text(dump_config(config))
     subprocess.run([sys.executable, "-m", "launch", "shard", str(path)], cwd=ROOT, check=True, timeout=ENDS_S)
@@ -98,7 +88,7 @@ class Nodes:
 @pytest.fixture
 def nodes(films: Path, tmp_path: Path) -> Iterator[Nodes]:
     """Of a job on the films; nothing of it is left in the end, or the test fails."""
-    found = Nodes(config_of(films, tmp_path / "out"), tmp_path)
+    found = Nodes(many_clips(films, tmp_path / "out"), tmp_path)
     try:
         yield found
         assert leftovers(found, ENDS_S / 10) == []

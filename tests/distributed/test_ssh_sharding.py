@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import DataConfig
 from data_pipeline.format import read_info
 from data_pipeline.storage import Storage
 from launch.config import dump_config
-from tests.data_pipeline.conftest import tiny_config
-from tests.data_pipeline.films import noise, write_video
+from tests.distributed.many_clips import many_clips, write_films
 from tests.servers.hosts import Host, Ssh
 from tests.servers.submitted import nothing_is_left, submit, type_on
 
@@ -26,27 +24,18 @@ LATE_S = 400.0  # machines may be busy
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
-    for number in range(NUM_VIDEOS):
-        write_video(folder / f"{number:03d}.mp4", noise(64, number))
-    return folder
-
-
-def config_of(films: Path, out: Path) -> DataConfig:
-    """Clips of a second in many small parts, so that it can be stopped between them."""
-    larger = {"cut": {"length_s": 1.0, "stride_s": 0.25}, "encode": {"short_side": 64, "fps": 16.0}}
-    return tiny_config(films, out, **larger, ray={"workers": None}, filters={"max_frozen": None})
+    return write_films(tmp_path_factory.mktemp("films"), NUM_VIDEOS)
 
 
 def test_a_data_set_made_on_two_hosts_and_stopped_between_is_that_of_one_machine(
     films: Path, tmp_path: Path, hosts: tuple[Host, Host], ssh: Ssh, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    alone = config_of(films, tmp_path_factory.mktemp("alone") / "out")
+    alone = many_clips(films, tmp_path_factory.mktemp("alone") / "out")
     given = Path(alone.out).parent / "data.yaml"
     given.write_text(dump_config(alone))
     subprocess.run([sys.executable, "-m", "launch", "shard", given], cwd=ROOT, check=True, timeout=LATE_S)
 
-    config, place = config_of(films, tmp_path / "out"), ["env.RAY_AUTH_MODE=disabled"]
+    config, place = many_clips(films, tmp_path / "out"), ["env.RAY_AUTH_MODE=disabled"]
     job = submit(config, hosts, ssh, "--detach", place=place, folder=tmp_path)
     assert job.end() == 0, job.text
     folder = tmp_path / "jobs" / config.name
