@@ -77,7 +77,8 @@ def start(
         config = tiny_config(tmp_path / "data", tmp_path / f"out {len(list(tmp_path.glob('out*')))}")
         seen = Path(config.out) / "seen"
         seen.mkdir(parents=True)
-        env = {"SEEN": str(seen), "ACT": act}
+        seen.with_name("act.sh").write_text(act)
+        env = {"SEEN": str(seen), "ACT": '. "$SEEN/../act.sh"'}  # a variable of a place is one line
         place = SlurmPlace.model_validate({"partition": "low", "python": str(python), "env": env, **settings})
         job = make_job(config, place, elements=elements)
         told = submit(job, place, Asked(checks_data=False), print, [config] * elements)
