@@ -122,9 +122,12 @@ def main(text: str) -> None:
 def end_with_reader() -> None:
     """End this process when nobody reads its output any more, as when an ssh connection has ended."""
 
+    # Its own number: the first may be given another file meanwhile, as tests do that call a command.
+    own = os.dup(sys.__stdout__.fileno() if sys.__stdout__ else 1)
+
     def wait() -> None:
         watch = select.poll()
-        watch.register(sys.__stdout__.fileno() if sys.__stdout__ else 1, 0)
+        watch.register(own, 0)
         watch.poll()  # with no event asked for, only the other end's close is one
         os._exit(1)
 

@@ -240,3 +240,14 @@ def test_hosts_come_from_a_list_or_a_hostfile(tmp_path: Path) -> None:
     for wrong, word in ((" , ", "names nobody"), (str(tmp_path / "away"), "does not exist")):
         with pytest.raises(UsageError, match=word):
             hosts_in(wrong)
+
+
+def test_a_process_whose_output_becomes_another_file_is_not_ended() -> None:
+    """As of pytest, which a command that looks at its reader is called in."""
+    code = (
+        "import os, time; from launch.doctor.link import end_with_reader; end_with_reader(); "
+        "there, here = os.pipe(); os.dup2(here, 1); os.close(here); os.close(there); os.close(1); "
+        "time.sleep(0.5); os._exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == 7
