@@ -26,10 +26,13 @@ def config_of(out: Path, **ray: object) -> DataConfig:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that looks around quickly, asks nobody for a token, and does not adopt pytest's orphans."""
+    """A node that looks around quickly, asks nobody for a token, and leaves what pytest started alone: among
+    it a Ray of other tests, whose end would end pytest too, without a word, a minute later.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray_nodes, "LOOK_S", 0.1)
     monkeypatch.setattr(ray_nodes, "adopt_orphans", lambda: None)
+    monkeypatch.setattr(ray_nodes, "end_descendants", lambda _: 0)
 
 
 def free_port() -> int:
