@@ -1,4 +1,6 @@
-"""Draws the tables of the pages from benchmarks/results: `python -m benchmarks.tables`."""
+"""Draws the tables of the pages from benchmarks/results, and those of docs/scale.md from the estimate:
+`python -m benchmarks.tables`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+from benchmarks.scale import SCALE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -161,7 +165,7 @@ def memory_table() -> str:
         f"{config['model']}: {sum(weights.values()) / 1e6:.0f} M weights trained, "
         f"{weights['encoder'] / 1e6:.0f} M in the target; {config['ranks']} ranks, the one that takes most; "
         f"growth of its process since before the engine was built. Measured is {min(ratios):.2f} to "
-        f"{max(ratios):.2f} times the formula, one small clip's activations included. {found['device']}. "
+        f"{max(ratios):.2f} times the formula, activations included. {found['device']}. "
         f"Commit {found['commit'][:10]}, {found['date']}.",
     ]
     return "\n".join(lines)
@@ -293,14 +297,15 @@ TABLES = {
     "tracking": tracking_table,
     "probe": probes_table,
 }
-PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md")
+PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md", "docs/scale.md")
 
 
 def drawn(text: str) -> str:
     """`text` with what stands between the marks of each table replaced."""
-    for name, table in TABLES.items():
+    for name, table in {**TABLES, **SCALE}.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if pattern.search(text) and (RESULTS / f"{name}.json").exists():  # what was not measured stays empty
+        is_known = name in SCALE or (RESULTS / f"{name}.json").exists()  # what was not measured stays empty
+        if is_known and pattern.search(text):
             words = table().replace("\\", r"\\")
             text = pattern.sub(rf"\g<1>{words}\n\g<2>", text)
     return text

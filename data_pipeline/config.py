@@ -135,7 +135,7 @@ class RayConfig(Section):
 class DataConfig(Section):
     """One data set: where its videos are, how they are cut, encoded and packed, where it is written."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$", description="Name of the data set.")
+    name: str = Field(min_length=1, pattern=r"^\w[\w.-]*$", description="Name of the data set.")
     out: str = Field(min_length=1, description="Folder or s3:// prefix that the data set is written to.")
     sources: tuple[str, ...] = Field(
         min_length=1,

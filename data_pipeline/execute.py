@@ -1,7 +1,8 @@
 """Ray: the same generator function over many items, bounded in flight, lost workers made good.
 
-The only file that knows Ray. Work is a generator function of one item, so that its progress comes back
-while it runs; it must be idempotent and yield the same things when run again.
+The only file of the pipeline that knows Ray; launch/ray_nodes.py starts it on several machines. Work is a
+generator function of one item, so that its progress comes back while it runs; it must be idempotent and yield
+the same things when run again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ import logging
 import os
 import platform
 import re
+import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.config import RayConfig
 from data_pipeline.encode import encoder_versions
 from data_pipeline.errors import DataError, ForeframeError, UsageError, why
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 Item = TypeVar("Item")
 
@@ -27,6 +34,7 @@ OBJECT_STORE_BYTES = 200 << 20  # records and sizes only pass through it; the sm
 KNOCK_S = 5.0
 NODE_ANSWERS_S = 120.0  # a node starts its first worker within seconds, a busy one within a minute
 IN_FLIGHT = 2  # tasks handed out for each worker
+COUNT_EVERY_S = 5.0  # nodes join a cluster, and leave it, while a job runs
 
 
 def count_workers(config: RayConfig) -> int:
@@ -52,6 +60,63 @@ def _guarded(
         yield thing
 
 
+def ray_environment() -> dict[str, str]:
+    """What Ray's processes are started with: no telemetry, and this package where workers look for it.
+
+    What the environment says already stays.
+    """
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # A node behind a cut link refuses nothing, it is silent; Ray would wait minutes for tasks there.
+        "RAY_grpc_client_keepalive_time_ms": "10000",
+        "RAY_grpc_client_keepalive_timeout_ms": "20000",
+    }
+    found = {name: os.environ.get(name, value) for name, value in settings.items()}
+    return found | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, [code_folder(), *paths])))}
+
+
+def code_folder() -> str:
+    """The folder that this process imported data_pipeline from."""
+    return str(Path(__file__).resolve().parent.parent)
+
+
+class _WorkerPaths(list[str]):
+    """Where workers look for modules before they look anywhere else: where this process found its own.
+
+    Ray puts the folder that one works in first, whatever PYTHONPATH and PYTHONSAFEPATH say, and workers would
+    run what lies there: an edited checkout, in place of the code that was submitted. No setting is against
+    it; `connect` of ray/_private/worker.py extends this list, and workers look into the last of it first.
+    Where code travels as working_dir of a job Ray extends nothing, and workers look into that. A node without
+    this folder goes on to what is installed there.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend([*(folder for folder in folders if folder != os.getcwd()), code_folder()])
+
+
+def _job_config() -> JobConfig:
+    from ray.job_config import JobConfig
+
+    found = JobConfig()
+    found._py_driver_sys_path = _WorkerPaths()
+    return found
+
+
+@contextlib.contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray's start replaces what SIGTERM does, and a job would end with a code of Ray's."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def cluster(config: RayConfig) -> Iterator[None]:
     """Ray for the length of a `with`: a fresh local one, or a connection to `config.address`.
@@ -59,13 +124,7 @@ def cluster(config: RayConfig) -> Iterator[None]:
     Inside another `cluster` it is that one, which stays up when this one ends.
     Raises: UsageError when the cluster at that address does not answer.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    folder = str(Path(__file__).resolve().parent.parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if folder not in paths:  # workers must find this package, installed or not
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, *paths]))
+    os.environ.update(ray_environment())
     import ray
 
     if ray.is_initialized():
@@ -76,11 +135,12 @@ def cluster(config: RayConfig) -> Iterator[None]:
         "log_to_driver": False,
         "configure_logging": True,
     }
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    hushed = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with _same_sigterm(), hushed[0], hushed[1]:
         try:
             if config.address:
                 _knock(config.address)
-                ray.init(address=config.address, **quiet)
+                ray.init(address=config.address, job_config=_job_config(), **quiet)
             else:
                 ray.init(
                     address="local",
@@ -88,9 +148,10 @@ def cluster(config: RayConfig) -> Iterator[None]:
                     num_gpus=0,
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
+                    job_config=_job_config(),
                     **quiet,
                 )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
             raise UsageError(f"{where} could not be reached or started: {error}") from error
     _silence_obituaries()
@@ -126,10 +187,12 @@ def check_nodes() -> None:
                 scheduling_strategy=there
             ).remote()
     here, wrong = encoder_versions(), []
-    for (host, _), answer in asked.items():
+    for (host, node_id), answer in asked.items():
         try:
             found = ray.get(answer, timeout=NODE_ANSWERS_S)
         except ray.exceptions.RayError as error:
+            if not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()):
+                continue  # lost meanwhile: it does no work
             words = str(error).strip().splitlines()[-1]
             wrong.append(f"{host} cannot run foreframe ({words})")
             continue
@@ -168,11 +231,13 @@ def stream(
     remote = ray.remote(num_cpus=1, num_returns="streaming", max_retries=config.max_retries)(_guarded)
     driver = (platform.node(), os.getpid())
     common = [ray.put(value) for value in shared]
-    limit = IN_FLIGHT * count_workers(config)
+    limit, counted_s = IN_FLIGHT * count_workers(config), time.monotonic()
     running: dict[Any, int] = {}
     waiting = iter(enumerate(items))
     try:
         while True:
+            if time.monotonic() - counted_s > COUNT_EVERY_S:
+                limit, counted_s = IN_FLIGHT * count_workers(config), time.monotonic()
             while len(running) < limit and (entry := next(waiting, None)) is not None:
                 running[remote.remote(work, driver, entry[1], *common)] = entry[0]
             if not running:

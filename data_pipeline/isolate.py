@@ -93,6 +93,7 @@ class Child:
             paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(paths),
+                "PYTHONSAFEPATH": "1",  # else `-m` would look into the folder it is started in first
                 "OPENBLAS_NUM_THREADS": "1",
                 "OMP_NUM_THREADS": "1",
                 "MALLOC_ARENA_MAX": "2",

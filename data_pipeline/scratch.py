@@ -16,14 +16,16 @@ UNLOCKED_S = 60.0
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(base: Path | None = None) -> Iterator[Path]:
     """A folder of this process, removed in the end.
 
+    base: where it is made; None: where temporary files are (TMPDIR).
     A killed process leaves its folder behind: the lock on it is free then, and whoever makes the next one on
     that machine removes it.
     """
-    _sweep()
-    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))  # not seen by others until it is locked
+    base = base or Path(tempfile.gettempdir())
+    _sweep(base)
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=base))  # not seen by others until it is locked
     lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -36,9 +38,8 @@ def scratch_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def _sweep() -> None:
+def _sweep(base: Path) -> None:
     """Remove the folders that killed processes left."""
-    base = Path(tempfile.gettempdir())
     for folder in (*base.glob(f"{PREFIX}*"), *base.glob(f".{PREFIX}*")):
         with contextlib.suppress(OSError):  # another's, or gone in the meantime
             if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < UNLOCKED_S:

@@ -11,10 +11,15 @@ import typer
 
 from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageError, why
 from launch import cli_checkpoint, cli_config
+from launch.cli_doctor import doctor
+from launch.cli_estimate import estimate
+from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
+from launch.cli_stop import stop
 from launch.cli_submit import submit
-from launch.cli_train import estimate, supervise, train
+from launch.cli_sweep import sweep
+from launch.cli_train import supervise, train
 from launch.ending import in_a_line, leave_end
 from launch.unread import silence_unread_output
 
@@ -150,17 +155,34 @@ def shard(
         ),
     ] = False,
     force: Overwrite = False,
+    nnodes: NumDataNodes = 1,
+    node_rank: NodeRank = 0,
+    rendezvous: Rendezvous = None,
 ) -> None:
-    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted."""
+    """Cut videos into clips and pack them into WebDataset shards; goes on where it was interrupted.
+
+    On several machines the same command is started on each, with --nnodes, --node-rank and --rendezvous.
+    """
+    from launch.processes import end_with_supervisor, stops_at_once
+
+    is_supervised = end_with_supervisor()
     settings = _read_data_config(config, overrides, ray_address)
     if redrive and force:
         raise UsageError("--redrive adds to a data set and --force replaces it: give one of them")
+    if nnodes > 1:
+        from launch.ray_nodes import shard_on_node
+
+        options = ["--redrive"] * redrive + ["--force"] * force
+        raise typer.Exit(
+            shard_on_node(settings, [config, *(overrides or []), *options], nnodes, node_rank, rendezvous)
+        )
     from launch.data import run_redrive, run_shard
 
-    if redrive:
-        run_redrive(settings)
-        return
-    run_shard(settings, force=force)
+    with stops_at_once(says=not is_supervised):
+        if redrive:
+            run_redrive(settings)
+            return
+        run_shard(settings, force=force)
     print(f"next   foreframe train configs/train/tiny-cpu.yaml data.shards={settings.out} --nproc 2")
 
 
@@ -182,10 +204,15 @@ app.command(epilog="Example: foreframe supervise configs/train/tiny-cpu.yaml --n
 app.command(
     epilog="Example: foreframe submit configs/train/vits16-16f.yaml --on slurm --nodes 2 --gpus-per-node 8"
 )(submit)
-app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
-app.command(epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nproc 8 --nnodes 16")(
-    estimate
+app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.lr=1e-3,2e-3 seed=0,1,2")(
+    sweep
 )
+app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
+app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
+app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)
+app.command(
+    epilog="Example: foreframe estimate configs/train/vjepa2-vitl16.yaml --nodes 16 --gpus-per-node 8"
+)(estimate)
 
 
 app.command(epilog="Example: foreframe probe runs/demo/run --data data/labelled --kind attentive,knn")(probe)
@@ -334,16 +361,18 @@ def main() -> None:
         leave_end(error.exit_code, kind, str(error), may_pass=error.may_pass)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (*FULL_DISK, *FORBIDDEN):
+        is_mistyped = error.errno == errno.ENAMETOOLONG
+        if error.errno not in (*FULL_DISK, *FORBIDDEN) and not is_mistyped:
             leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
             raise
         from launch.console import print_error
 
         what = "written" if error.errno in FULL_DISK else "read or written"
-        told = DataError(f"{error.filename or 'a file'} could not be {what}: {why(error)}")
+        kind_of_error = UsageError if is_mistyped else DataError
+        told = kind_of_error(f"{error.filename or 'a file'} could not be {what}: {why(error)}")
         print_error(told)
-        leave_end(told.exit_code, "DataError", str(told), may_pass=False)
-        sys.exit(DataError.exit_code)
+        leave_end(told.exit_code, kind_of_error.__name__, str(told), may_pass=False)
+        sys.exit(told.exit_code)
     except Exception as error:  # a crash: the supervisor is told, the traceback goes on
         leave_end(EXIT_FAILED, type(error).__name__, in_a_line(error), may_pass=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,6 +47,22 @@ def diff_(
         print(f"{key:<{width}}  {old} → {new}")
     if not found:
         print("equal: no setting differs")
+
+
+@app.command(
+    "check-manifest", epilog="Example: foreframe config check-manifest runs/a/submissions/001/kubernetes.yaml"
+)
+def check_manifest_(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A Kubernetes manifest, rendered by submit or edited since."),
+    ],
+) -> None:
+    """Look for faults in a Kubernetes manifest, without a cluster: fields, types, names, volumes, secrets."""
+    from launch.submit.kubernetes.faults import check_manifest
+
+    found = [f"{each.data['kind']} {each.data['metadata']['name']}" for each in check_manifest(file)]
+    print(f"no faults found without a cluster: {', '.join(found)}")
 
 
 @app.command("schema", epilog="Example: foreframe config schema --kind train > train.schema.json")

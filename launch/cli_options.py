@@ -13,6 +13,9 @@ Overrides = Annotated[
 ]
 NumRanks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks (processes) on this machine.")]
 NumNodes = Annotated[int, typer.Option("--nnodes", min=1, help="Machines of the job, --nproc ranks on each.")]
+NumDataNodes = Annotated[
+    int, typer.Option("--nnodes", min=1, help="Machines of the job; each lends all cores that it may use.")
+]
 NodeRank = Annotated[
     int, typer.Option("--node-rank", min=0, help="Which of the machines this is; 0 is the first.")
 ]

@@ -31,6 +31,14 @@ GpusPerNode = Annotated[
         "--gpus-per-node", min=0, help="GPUs, and ranks, of each; the same as --with gpus_per_node=N."
     ),
 ]
+RanksPerNode = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Ranks of each machine, where not one a GPU; the same as --with ranks_per_node=N.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Freeze the job, print what would be run, and start nothing.")
 ]
@@ -57,6 +65,7 @@ def submit(
     settings: With = None,
     nodes: Nodes = None,
     gpus_per_node: GpusPerNode = None,
+    nproc: RanksPerNode = None,
     dry_run: DryRun = False,
     detach: Detach = False,
     allow_change: AllowChange = None,
@@ -64,14 +73,13 @@ def submit(
 ) -> None:
     """Run a job on this machine, on hosts, on a cluster: training or sharding, by what its config holds.
 
-    Code, config and script are frozen in the run's folder first; the job runs these, whatever is edited
-    while it waits.
+    Code, config and script are frozen first; the job runs these, whatever is edited while it waits.
     """
     from launch.submit.places import read_place
     from launch.submit.submission import Asked, make_job, read_job_config
     from launch.submit.submission import submit as hand_over
 
-    place = read_place(on, laid_over(settings, nodes, gpus_per_node))
+    place = read_place(on, laid_over(settings, nodes, gpus_per_node, nproc))
     found = read_job_config(config, overrides or [], place)
     job = make_job(found, place, allow_change or ())
     asked = Asked(is_dry=dry_run, detach=detach, checks_data=not no_data_check)
@@ -80,9 +88,11 @@ def submit(
         raise typer.Exit(started.exit_code)
 
 
-def laid_over(settings: list[str] | None, nodes: int | None, gpus_per_node: int | None) -> list[str]:
+def laid_over(
+    settings: list[str] | None, nodes: int | None, gpus_per_node: int | None, nproc: int | None = None
+) -> list[str]:
     """The place's settings as given, those with an option of their own among them."""
-    shorthands = {"nodes": nodes, "gpus_per_node": gpus_per_node}
+    shorthands = {"nodes": nodes, "gpus_per_node": gpus_per_node, "ranks_per_node": nproc}
     return [*(settings or []), *(f"{key}={value}" for key, value in shorthands.items() if value is not None)]
 
 

@@ -43,6 +43,7 @@ def train(
     Under torchrun or DeepSpeed's launcher it joins the ranks that are there.
     """
     from launch.config import read_config
+    from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
     end_with_supervisor()
@@ -100,11 +101,14 @@ def supervise(
     from launch.config import read_config
     from launch.console import make_console
     from launch.lock import run_folder
+    from launch.paths import is_folder
+    from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
 
+    end_with_supervisor()
     console = make_console()
     if account:
-        is_run = Path(config).is_dir()
+        is_run = is_folder(config)
         run = Path(config) if is_run else run_folder(read_config(config, overrides or [], RunConfig))
         attempts = read_attempts(run)
         if not attempts:
@@ -163,37 +167,3 @@ def held_for_supervision(run: Path, node: int, *, fresh: bool) -> Iterator[None]
                 lock.unlink(missing_ok=True)
             with suppress(OSError):
                 run.rmdir()
-
-
-def end_with_supervisor() -> None:
-    """Under a supervisor, end when it is gone: else nobody would see this run any more."""
-    from launch.processes import die_with_parent
-    from launch.supervise import SUPERVISOR_VARIABLE
-
-    supervisor = os.environ.pop(SUPERVISOR_VARIABLE, None)
-    if supervisor is not None:
-        die_with_parent(int(supervisor))
-
-
-def estimate(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    nproc: NumRanks = 1,
-    nnodes: NumNodes = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, in bytes and operations.")] = False,
-) -> None:
-    """Print the memory that each rank takes at every ZeRO stage, by part, and the FLOPs of a clip and a step.
-
-    Nothing is built or started.
-    """
-    import json
-
-    from launch.config import read_config
-    from launch.estimate import estimate as work_out
-    from launch.estimate import lines
-    from pretrain.config import RunConfig, plan
-
-    ranks = nproc * nnodes
-    settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, ranks)])
-    found = work_out(settings, ranks)
-    print(json.dumps(found.plain(), indent=1) if as_json else "\n".join(lines(found)))

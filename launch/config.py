@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from launch.outline import consequences as consequences
 from launch.outline import measured
+from launch.paths import is_file, is_folder
 from launch.problems import fill_kinds, forget_other_kind, mend, problems_in
 from launch.yaml_file import Document, parse_value, read_document
 from pretrain.config import RunConfig
@@ -46,13 +48,13 @@ def find_config(path: str | Path) -> Path:
     Raises: UsageError that names the nearest file there is.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / CONFIG_FILE).is_file():
+    if is_folder(path):
+        if is_file(path / CONFIG_FILE):
             return path / CONFIG_FILE
         raise UsageError(f"{path} is a folder without {CONFIG_FILE}: name a YAML file or a run's folder")
-    if path.is_file():
+    if is_file(path):
         return path
-    beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if path.parent.is_dir() else []
+    beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if is_folder(path.parent) else []
     beside = beside or sorted(Path("configs").rglob("*.yaml"))
     names = {str(found): found.name for found in beside}
     near = sorted(names, key=lambda key: -difflib.SequenceMatcher(None, names[key], path.name).ratio())
@@ -88,6 +90,7 @@ def check_document(
 ) -> M:
     """`read_config` of what was read, or put together, before."""
     data, overridden, problems = _merge(document, list(overrides))
+    data = _at_home(data)
     for key in overridden:
         if key.endswith(".kind"):
             forget_other_kind(model, data, key.removesuffix(".kind"), overridden)
@@ -102,6 +105,7 @@ def check_document(
     if config is not None:
         problems += [found for found in _broken_rules(config, rules) if not _touches(found, suspect)]
     if problems:
+        _refuse_other_kind(document, model)
         first = {problem.key: problem for problem in reversed(problems)}
         raise ConfigError.of(
             replace(problem, file=problem.file or _origin(problem.key, overridden, document))
@@ -126,7 +130,7 @@ def _merge(document: Document, overrides: list[str]) -> tuple[dict[str, Any], se
             parsed = parse_value(value)
             OmegaConf.update(merged, key, parsed, merge=not isinstance(parsed, dict))
             overridden.add(key)
-        except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             problems.append(Problem(key, f"a value that fits there ({reason})", value, (), COMMAND_LINE))
     try:
@@ -138,6 +142,27 @@ def _merge(document: Document, overrides: list[str]) -> tuple[dict[str, Any], se
         plain = OmegaConf.to_container(merged, resolve=False)
     assert isinstance(plain, dict), "a mapping stays a mapping"
     return {str(key): value for key, value in plain.items()}, overridden, problems
+
+
+def _refuse_other_kind(document: Document, model: type[BaseModel]) -> None:
+    """Raises: UsageError when a file is of another kind than is asked for: all its keys would be wrong."""
+    if model not in KINDS.values():
+        return
+    keys = set(document.data)
+    known = {kind: len(keys & set(each.model_fields)) for kind, each in KINDS.items()}
+    wanted = next(kind for kind, each in KINDS.items() if each is model)
+    best = max(known, key=lambda kind: known[kind])
+    if known[best] > known[wanted] and not keys - set(KINDS[best].model_fields):
+        raise UsageError(f"{document.file} is a {best} config; this command takes a {wanted} config")
+
+
+def _at_home(value: Any) -> Any:
+    """With ~/ of paths written out: no shell does it inside quotes or after `key=`."""
+    if isinstance(value, dict):
+        return {key: _at_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _origin(key: str, overridden: set[str], document: Document) -> str:
@@ -203,7 +228,7 @@ def explain(config: BaseModel, num_ranks: int = 1, source: str = "") -> str:
     """
     found = [*consequences(config, num_ranks), *measured(config)] if isinstance(config, RunConfig) else []
     lines = [f"# {line}" for line in found]
-    if Path(source).is_file() and "#" in Path(source).read_text(encoding="utf-8"):
+    if is_file(source) and "#" in Path(source).read_text(encoding="utf-8"):
         lines.append(f"# Where values are from stands in {source}, as comments; here is what each means.")
     rows = list(_explained(config, 0))
     width = min(46, max(len(text) for text, _ in rows))

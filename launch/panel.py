@@ -54,6 +54,16 @@ def panel_lines(view: View, width: int, above: Sequence[Cell] = (), below: Seque
     inside = max(20, width - 1)
     figures = _laid_out(list(_cells(view)), inside)
     rows = [*_laid_out(above, inside), _bar(view, inside), *figures, *_laid_out(below, inside)]
+    return _cut(rows, inside)
+
+
+def cell_lines(cells: Sequence[Cell], width: int) -> list[Text]:
+    """Of what has no figures."""
+    inside = max(20, width - 1)
+    return _cut(_laid_out(cells, inside), inside)
+
+
+def _cut(rows: list[Text], inside: int) -> list[Text]:
     for row in rows:
         row.no_wrap, row.overflow = True, "ellipsis"
         row.truncate(inside, overflow="ellipsis")

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from data_pipeline.errors import Problem
+from pretrain.tracking.base import without_credentials
 
 Sections = Mapping[str | None, type[BaseModel]]  # by tag of a discriminated union; None for a plain section
 
@@ -216,7 +217,7 @@ def _wrong(place: Place, error: ErrorDetails) -> Problem:
         need = f"{need} ({place.field.description.rstrip('.')})"
     if isinstance(got, Mapping) or len(repr(got)) > 80:
         got = None
-    return Problem(key, need, got)
+    return Problem(key, need, without_credentials(got) if isinstance(got, str) else got)
 
 
 def problems_in(model: type[BaseModel], data: dict[str, Any], error: ValidationError) -> list[Problem]:

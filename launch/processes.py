@@ -7,14 +7,16 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from data_pipeline.errors import EXIT_LOST_PEER
+from data_pipeline.errors import EXIT_LOST_PEER, EXIT_PREEMPTED
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of sys/prctl.h
+SUPERVISOR_VARIABLE = "FOREFRAME_SUPERVISOR"
 POLL_S = 0.05
 
 
@@ -156,3 +158,44 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was gone before the call
         os._exit(EXIT_LOST_PEER)
+
+
+def end_with_supervisor() -> bool:
+    """Under a supervisor, end when it is gone: else nobody would see this job any more.
+
+    Returns whether there is one.
+    """
+    supervisor = os.environ.pop(SUPERVISOR_VARIABLE, None)
+    if supervisor is not None:
+        die_with_parent(int(supervisor))
+    return supervisor is not None
+
+
+@contextmanager
+def stops_at_once(*, says: bool) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and a hangup end what runs in this `with` with exit code 75.
+
+    For work that is whole or absent at every moment, and has nothing to save. says: a line of it.
+    """
+
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        if says and len(asked) == 1:
+            name = signal.Signals(number).name
+            sentence = f"stopped by {name}; nothing half-written counts, the same command goes on"
+            print(sentence, file=sys.stderr)
+        raise SystemExit(EXIT_PREEMPTED)
+
+    heard = [number for number in stop_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    except BaseException:  # a library may end a call that was interrupted with an exit code of its own
+        if asked:
+            raise SystemExit(EXIT_PREEMPTED) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -22,7 +22,7 @@ from launch.attempts import Attempt, duration, without_advice
 from launch.failure import FAILURE_FILE
 from launch.lock import LOCK_FILE
 from launch.run_files import Reader, finite
-from launch.submitted import Submitted, last_submission
+from launch.submitted import Submitted
 
 Word = Literal["running", "finished", "stopped", "preempted", "failed", "hung", "silent", "submitted"]
 LOCKS = Path("/proc/locks")
@@ -104,11 +104,14 @@ def state_of(
     attempts: Sequence[Attempt],
     hang_s: float | None = HANG_S,
     *,
+    submission: Submitted | None = None,
     now_s: float | None = None,
     host: str | None = None,
     locks: Path = LOCKS,
 ) -> State:
-    """lines: the last ones of metrics.jsonl. hang_s: as the run is configured. host: this machine's name."""
+    """lines: the last ones of metrics.jsonl. hang_s: as the run is configured. submission: the one that
+    counts. host: this machine's name.
+    """
     run, here = reader.run, host or socket.gethostname()
     lock = read_lock(run / LOCK_FILE, locks)
     written_s = last_written_s(run)
@@ -136,7 +139,6 @@ def state_of(
         is_fresh = seen_s is not None and seen_s < max(FRESH_S, 5 * interval_s)
         return state("running" if is_fresh else "silent", known_by)
     if lock.pid is None and not lines:
-        submission = last_submission(reader)
         if submission is not None:
             return state(*_not_begun(submission))
         return state("stopped", "nobody holds the run's folder, and nothing was logged", "it has not begun")
@@ -172,14 +174,32 @@ def _ended(reader: Reader, attempts: Sequence[Attempt]) -> tuple[Word, str, str,
     return None
 
 
-def _not_begun(submission: Submitted) -> tuple[Word, str, str]:
-    """Of a folder in which nothing but a submission is."""
-    known_by = f"submissions/{submission.number}, of {submission.when}"
-    if submission.is_handed_over:
-        return "submitted", known_by, f"{submission.name}: it has not begun"
+def sharding_state(submission: Submitted) -> State:
+    """Of a data set's submission: its own folder is all that is looked at."""
+    if submission.end is not None and submission.end.exit_code == EXIT_OK:
+        return State("finished", _of(submission), exit_code=EXIT_OK)
+    if submission.is_open and submission.is_seen:
+        return State("running", "its process lives on this machine")
+    word, known_by, reason, code = _not_begun(submission, "its end is not seen from here")
+    return State(word, known_by, reason, exit_code=code)
+
+
+def _of(submission: Submitted) -> str:
+    return f"submissions/{submission.number}, of {submission.when}"
+
+
+def _not_begun(submission: Submitted, waiting: str = "it has not begun") -> tuple[Word, str, str, int | None]:
+    """Of a folder in which nothing but submissions is. waiting: what is said of one that may run."""
+    known_by, end = _of(submission), submission.end
+    if submission.is_open:
+        return "submitted", known_by, f"{submission.name}: {waiting}", None
+    if submission.is_handed_over and end is not None:
+        is_saved = end.exit_code in (EXIT_OK, EXIT_PREEMPTED)
+        word: Word = "failed" if not is_saved else "preempted" if end.exit_code else "stopped"
+        return word, known_by, submission.says, end.exit_code
     is_dry = submission.state == "dry run"
     told = "nothing but a dry run" if is_dry else submission.state or "it has not begun"
-    return ("stopped" if is_dry else "failed"), known_by, told
+    return ("stopped" if is_dry else "failed"), known_by, told, None
 
 
 def longest_pause_s(lines: Sequence[Mapping[str, Any]]) -> float:

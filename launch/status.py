@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.errors import DivergedError, ForeframeError, UsageError, why
+from data_pipeline.errors import ForeframeError, UsageError, why
 from data_pipeline.storage import open_regular
 from launch.attempts import duration
 from launch.config import CONFIG_FILE, read_config
@@ -22,9 +22,11 @@ from launch.console import LINE_EVERY_S, make_table
 from launch.figures import Figures
 from launch.live import LinesLive, takes_panel
 from launch.lock import LOCK_FILE, SUBMISSIONS_FOLDER
-from launch.panel import DASH, Cell, View, panel_lines, verdict_of
+from launch.next_step import Job, after_run, after_sharding, job_of
+from launch.panel import DASH, Cell, View, cell_lines, panel_lines, verdict_of
+from launch.paths import is_folder
 from launch.run_files import METRICS_FILE, Folder, Reader, finite, printable
-from launch.run_state import State, state_of
+from launch.run_state import State, sharding_state, state_of
 from launch.submitted import Submitted, last_submission
 from launch.unread import is_unread
 from pretrain.config import RunConfig
@@ -45,8 +47,8 @@ MARKS = (
 class Status:
     """How a run is. steps, best_by: as it is configured; None where that cannot be read.
 
-    verdict: the last one that was logged, with its reason, and the step of it. submission: the last one of
-    the run, where there is any.
+    verdict: the last one that was logged, with its reason, and the step of it. job: the submission that
+    counts, where there is any. has_begun: the folder holds a run.
     """
 
     run: Path
@@ -58,24 +60,26 @@ class Status:
     best_by: str | None
     folder: Folder
     now_s: float
-    submission: Submitted | None = None
+    job: Job | None = None
+    has_begun: bool = True
 
     @property
     def following(self) -> str | None:
         """What to type next; None of a run that needs nothing."""
-        run, word = self.run, self.state.word
-        if word == "submitted":
-            return None if self.submission is None else self.submission.told.get("watch")
-        if word == "finished":
-            probed = self.folder.probes and self.folder.probes[-1].step >= self.figures.step
-            return f"foreframe {'report' if probed else 'probe'} {run}"
-        if self.state.exit_code == DivergedError.exit_code:
-            return f"foreframe report {run}"  # it would go on from weights that are no good
-        if word in ("stopped", "preempted", "failed"):
-            return f"foreframe train {run}"
-        if word == "hung" and self.state.pid is not None:
-            return f"kill -TERM {self.state.pid}; foreframe train {run}"
-        return None
+        if self.job is not None and self.is_sharding:
+            return after_sharding(self.job)
+        probes = self.folder.probes
+        is_probed = bool(probes) and probes[-1].step >= self.figures.step
+        return after_run(self.run, self.state, self.job, has_begun=self.has_begun, is_probed=is_probed)
+
+    @property
+    def submission(self) -> Submitted | None:
+        return None if self.job is None else self.job.submission
+
+    @property
+    def is_sharding(self) -> bool:
+        """No run, but what a data set's submissions have left."""
+        return not self.has_begun and self.submission is not None and self.submission.kind == "shard"
 
 
 def read_status(run: Path, now_s: float | None = None) -> Status:
@@ -83,11 +87,14 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
     check_run(run)
     reader, now_s = Reader(run), now_s or time.time()
     submission = last_submission(reader)
+    has_begun = (run / CONFIG_FILE).exists()
+    if submission is not None and submission.kind == "shard" and not has_begun:
+        return _sharding(run, submission, tuple(dict.fromkeys(reader.troubles)), now_s)
     config = _config(reader, submission)
     lines = reader.metrics()
     folder = reader.folder()
     hang_s = None if config is None else config.train.hang_s
-    state = state_of(reader, lines, folder.attempts, hang_s, now_s=now_s)
+    state = state_of(reader, lines, folder.attempts, hang_s, submission=submission, now_s=now_s)
     steps = None if config is None else config.train.steps
     figures = Figures.of(lines, steps)
     if not state.is_alive:
@@ -104,13 +111,31 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
         best_by=None if config is None else config.train.keep_best,
         folder=replace(folder, troubles=tuple(dict.fromkeys(reader.troubles))),
         now_s=now_s,
-        submission=submission,
+        job=job_of(run, state, submission),
+        has_begun=has_begun,
+    )
+
+
+def _sharding(run: Path, submission: Submitted, troubles: tuple[str, ...], now_s: float) -> Status:
+    state = sharding_state(submission)
+    return Status(
+        run=run,
+        state=state,
+        figures=Figures(),
+        steps=None,
+        verdict=None,
+        verdict_step=None,
+        best_by=None,
+        folder=Folder(troubles=troubles),
+        now_s=now_s,
+        job=job_of(run, state, submission),
+        has_begun=False,
     )
 
 
 def check_run(run: Path) -> None:
     """Raises: UsageError when a folder is no run's, naming one below it that is."""
-    if not run.is_dir():
+    if not is_folder(run):
         raise UsageError(f"{run} does not exist: name a run's folder, such as runs/demo/run")
     try:
         if any((run / mark).exists() for mark in MARKS):
@@ -206,13 +231,17 @@ def block(status: Status, width: int) -> list[Text]:
     above = [Cell("state", word), Cell("known", Text(_known(state), "dim"), is_wide=True)]
     if state.reason:
         above.insert(1, Cell("why", Text(state.reason), is_wide=True))
-    submission = status.submission
     below = []
-    if submission is not None and submission.is_handed_over and (state.is_alive or state.word == "submitted"):
+    if status.job is not None and status.job.is_shown:
+        submission = status.job.submission
         below.append(Cell("job", Text(submission.says), is_wide=True))
+        if log := submission.told.get("log"):
+            below.append(Cell("log", Text(log), is_wide=True))
     below += [Cell("damaged", Text(trouble, "yellow"), is_wide=True) for trouble in folder.troubles]
     if status.following is not None:
         below.append(Cell("next", Text(status.following), is_wide=True))
+    if status.is_sharding:
+        return cell_lines([*above, *below], width)
     view = View(
         run=str(status.run),
         figures=status.figures,
@@ -240,7 +269,13 @@ def table(statuses: Sequence[Status]) -> Table:
     rows = []
     for each in statuses:
         figures = each.figures
-        of = f"{figures.step:,}" if each.steps is None else f"{figures.step:,}/{each.steps:,}"
+        of = (
+            DASH
+            if each.is_sharding
+            else f"{figures.step:,}"
+            if each.steps is None
+            else f"{figures.step:,}/{each.steps:,}"
+        )
         rows.append(
             [
                 Text(printable(str(each.run))),
@@ -257,20 +292,40 @@ def table(statuses: Sequence[Status]) -> Table:
     return make_table("", heads, rows)
 
 
+def read_all(runs: Sequence[Path]) -> tuple[list[Status], list[str]]:
+    """Of several folders, as `runs/*` gives them, those of runs; and a sentence of each other.
+
+    Raises: UsageError when none is a run's.
+    """
+    found, others = [], []
+    for run in runs:
+        try:
+            found.append(read_status(run))
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            others.append(str(error))
+    if not found:
+        raise UsageError("\n".join(others))
+    return found, others
+
+
 def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) -> None:
     """Print how the runs are, once, or until Ctrl-C or nobody reads it any more.
 
-    Raises: UsageError when one is no run.
+    Raises: UsageError when none is a run.
     """
 
     def drawn(width: int) -> RenderableType:
-        found = [read_status(run) for run in runs]
-        return Group(*block(found[0], width)) if len(found) == 1 else table(found)
+        found, others = read_all(runs)
+        if len(runs) == 1:
+            return Group(*block(found[0], width))
+        return Group(table(found), *(Text(f"left out: {other}", "dim") for other in others))
 
     def say() -> None:
         if as_json:
-            for run in runs:
-                print(json.dumps(plain(read_status(run))), flush=True)
+            for status in read_all(runs)[0]:
+                print(json.dumps(plain(status)), flush=True)
         else:
             console.print(drawn(console.width))
 

@@ -23,9 +23,16 @@ from launch.attempts import Attempt, last_logged, newest_step, read_attempts, wr
 from launch.console import mend_terminal
 from launch.ending import END_VARIABLE, End
 from launch.lock import is_bare
-from launch.processes import POLL_S, Asked, adopt_orphans, descendants, end_descendants, send
+from launch.processes import (
+    POLL_S,
+    SUPERVISOR_VARIABLE,
+    Asked,
+    adopt_orphans,
+    descendants,
+    end_descendants,
+    send,
+)
 
-SUPERVISOR_VARIABLE = "FOREFRAME_SUPERVISOR"
 LONGEST_BACKOFF_S = 300.0
 LEFTOVERS_S = 5.0  # what a command leaves behind ends by itself within moments
 EXIT_CRASH, EXIT_INTERRUPTED = 1, 130

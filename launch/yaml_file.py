@@ -7,7 +7,8 @@ and a key given twice is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,67 @@ def read_document(path: Path) -> Document:
     except UnicodeDecodeError as error:
         need = f"a YAML file in UTF-8 (byte {error.start} is not)"
         raise ConfigError("the file", need=need, file=file) from error
-    loader: Loader | None = None
-    try:
-        loader = Loader(text)  # refuses letters that YAML does not allow, such as NUL
+    with _told(file), _loading(text) as loader:
+        return _document(loader.get_single_node(), loader, file)
+
+
+def read_documents(text: str, file: str) -> list[Document]:
+    """The mappings in a text of several YAML documents, the empty ones left out; `file` is what it is called.
+
+    Raises: ConfigError as `read_document`, and when there is none.
+    """
+    found = []
+    with _told(file), _loading(text) as loader:
+        while loader.check_node():
+            node = loader.get_node()
+            if not (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
+                found.append(_document(node, loader, file))
+    if not found:
+        raise ConfigError("the file", need="`key: value` lines; it is empty", file=file)
+    return found
+
+
+def read_sequence(text: str, file: str) -> list[Any]:
+    """The items of a YAML list at the top of a text; `file` is what it is called.
+
+    Raises: ConfigError as `read_document`, and for what is no list.
+    """
+    with _told(file), _loading(text) as loader:
         node = loader.get_single_node()
-        if node is None:
-            raise ConfigError("the file", need="settings, at least `name:`; it is empty", file=file)
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError("the file", need="`key: value` lines at its top level", file=file)
-        document = Document(file, {}, {})
-        problems = _walk(node, "", document, frozenset())
-        if problems:
+        if not isinstance(node, yaml.SequenceNode):
+            raise ConfigError("the list", need="a list, an item an element", file=file)
+        if problems := _walk(node, "", Document(file, {}), frozenset()):
             raise ConfigError.of(problems)
-        document.data = loader.construct_document(node)
-        return document
+        return list(loader.construct_document(node))
+
+
+def _document(node: yaml.Node | None, loader: Loader, file: str) -> Document:
+    if node is None:
+        raise ConfigError("the file", need="settings, at least `name:`; it is empty", file=file)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError("the file", need="`key: value` lines at its top level", file=file)
+    document = Document(file, {}, {})
+    problems = _walk(node, "", document, frozenset())
+    if problems:
+        raise ConfigError.of(problems)
+    document.data = loader.construct_document(node)
+    return document
+
+
+@contextmanager
+def _loading(text: str) -> Iterator[Loader]:
+    loader = Loader(text)  # refuses letters that YAML does not allow, such as NUL
+    try:
+        yield loader
+    finally:
+        loader.dispose()
+
+
+@contextmanager
+def _told(file: str) -> Iterator[None]:
+    """What PyYAML raises, as a ConfigError with file and line."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"{file}:{mark.line + 1}" if mark else file
@@ -114,9 +162,6 @@ def read_document(path: Path) -> Document:
         ) from error
     except ValueError as error:  # a whole number of thousands of digits
         raise ConfigError("the file", need=f"values that can be read ({error})", file=file) from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def _walk(node: yaml.Node, prefix: str, document: Document, above: frozenset[int]) -> list[Problem]:

@@ -49,10 +49,21 @@ class Stack(NamedTuple):
     width: int
     depth: int
     hidden: int
+    heads: int
+
+
+Parts = dict[str, Flops]
+TARGET, CONTEXT, PREDICTOR = "target encoder", "context encoder", "predictor"
+EMBEDDING, HEADS, CONTRAST = "tubelet embedding", "heads and mask tokens", "telling targets apart"
 
 
 def flops_of(config: RunConfig, masks: Masks) -> Flops:
     """Of one forward and backward over the clips of these masks, on one rank."""
+    return sum(parts_of(config, masks).values(), Flops())
+
+
+def parts_of(config: RunConfig, masks: Masks) -> Parts:
+    """The same by what computes them: encoders, predictor, and what lies between."""
     objective = config.objective
     if isinstance(objective, ActionLatentConfig):
         return _action(config, objective, masks.num_clips)
@@ -63,6 +74,11 @@ def flops_of(config: RunConfig, masks: Masks) -> Flops:
 
 def flops_a_clip(config: RunConfig) -> Flops:
     """The mean of a clip, over masks drawn as training draws them; the same at every call."""
+    return sum(parts_a_clip(config).values(), Flops())
+
+
+def parts_a_clip(config: RunConfig) -> Parts:
+    """The same by what computes them."""
     objective = config.objective
     if isinstance(objective, ActionLatentConfig):
         return _action(config, objective, 1)
@@ -70,14 +86,23 @@ def flops_a_clip(config: RunConfig) -> Flops:
     is_cut = objective.truncate != "none" or isinstance(objective, ContrastiveConfig)
     clips = config.train.micro_batch if is_cut else 1
     steps = max(16, DRAWN_CLIPS // clips)
-    total = Flops()
+    total: Parts = {}
     for step in range(steps):
         places = range(step * clips, (step + 1) * clips)
         masks = sample_masks(
             objective.masks, config.grid, config.seed, step, places, truncate=objective.truncate
         )
-        total += flops_of(config, masks)
-    return total / (steps * clips)
+        total = together(total, parts_of(config, masks))
+    return {part: flops / (steps * clips) for part, flops in total.items()}
+
+
+def together(*several: Parts) -> Parts:
+    """Part by part, in the order in which they come first."""
+    found: Parts = {}
+    for parts in several:
+        for part, flops in parts.items():
+            found[part] = found.get(part, Flops()) + flops
+    return found
 
 
 def linear(tokens: float, inputs: int, outputs: int, times: int = TRAINED) -> Flops:
@@ -99,34 +124,41 @@ def blocks(stack: Stack, lengths: Iterable[int], times: int, *, recompute: bool)
     return Flops(stack.depth * times * forward, stack.depth * again)
 
 
-def _encoder_stack(config: RunConfig) -> Stack:
-    width, depth, _, ratio = config.model.encoder.shape
-    return Stack(width, depth, round(width * ratio))
+def encoder_stack(config: RunConfig) -> Stack:
+    width, depth, heads, ratio = config.model.encoder.shape
+    return Stack(width, depth, round(width * ratio), heads)
 
 
-def _predictor_stack(config: RunConfig) -> Stack:
+def predictor_stack(config: RunConfig) -> Stack:
     predictor = config.model.predictor
-    return Stack(predictor.width, predictor.depth, 4 * predictor.width)
+    return Stack(predictor.width, predictor.depth, 4 * predictor.width, predictor.heads)
 
 
 def _encoded(
-    config: RunConfig, lengths: Iterable[int], pictures: tuple[bool, ...], times: int, tokens: int
-) -> Flops:
-    """One pass of the encoder: the tubelets of all clips embedded once, the blocks over some of them.
+    config: RunConfig,
+    name: str,
+    lengths: Iterable[int],
+    pictures: tuple[bool, ...],
+    times: int,
+    tokens: int,
+) -> Parts:
+    """One pass of the encoder `name`: the tubelets of all clips embedded once, the blocks over some of them.
 
     times: FORWARD without gradient. tokens: of a clip as it is embedded.
     """
-    encoder, stack = config.model.encoder, _encoder_stack(config)
+    encoder, stack = config.model.encoder, encoder_stack(config)
     lengths, width = tuple(lengths), stack.width
     embedding = min(times, 2)  # no gradient of pixels is needed
     clips, stills = len(pictures), sum(pictures)
-    found = blocks(stack, lengths, times, recompute=config.strategy.activation_checkpointing)
     pixels = 3 * encoder.patch**2
+    embedded = Flops()
     if encoder.pictures == "own":
-        found += linear(stills * tokens // config.grid[0], pixels, width, embedding)
-        found += linear(sum(lengths), 2, width, embedding)  # clip or picture
+        embedded += linear(stills * tokens // config.grid[0], pixels, width, embedding)
+        embedded += linear(sum(lengths), 2, width, embedding)  # clip or picture
         clips = 0 if stills == clips else clips
-    return found + linear(clips * tokens, pixels * encoder.tubelet, width, embedding)
+    embedded += linear(clips * tokens, pixels * encoder.tubelet, width, embedding)
+    run = blocks(stack, lengths, times, recompute=config.strategy.activation_checkpointing)
+    return {name: run, EMBEDDING: embedded}
 
 
 def _target_times(config: RunConfig) -> int:
@@ -134,73 +166,79 @@ def _target_times(config: RunConfig) -> int:
     return TRAINED if is_own else FORWARD
 
 
-def _hidden(config: RunConfig, masks: Masks) -> Flops:
+def _hidden(config: RunConfig, masks: Masks) -> Parts:
     """The objectives over masked clips: context encoder, predictor, and where there is one the target."""
-    encoder, objective, stack = config.model.encoder, config.objective, _predictor_stack(config)
+    encoder, objective, stack = config.model.encoder, config.objective, predictor_stack(config)
     width, levels, clips = encoder.shape[0], encoder.num_levels, len(masks.pictures)
     kept, hidden = sum(masks.kept_lengths), sum(masks.hidden_lengths)
     whole = [a + b for a, b in zip(masks.kept_lengths, masks.hidden_lengths, strict=True)]
-    found = _encoded(config, masks.kept_lengths, masks.pictures, TRAINED, masks.num_tokens)
+    context = _encoded(config, CONTEXT, masks.kept_lengths, masks.pictures, TRAINED, masks.num_tokens)
+    heads = linear(kept, width, stack.width)
     if levels > 1:
-        found += linear(kept, width * levels, width)
-    found += linear(kept, width, stack.width)
+        heads += linear(kept, width * levels, width)
     kinds = len(objective.masks) + (len(objective.picture_masks) if encoder.pictures == "own" else 0)
-    found += linear(hidden, config.model.predictor.mask_tokens or kinds, stack.width, 2)
+    heads += linear(hidden, config.model.predictor.mask_tokens or kinds, stack.width, 2)
     if encoder.pictures == "own":
-        found += linear(kept + hidden, 2, stack.width, 2)
-    found += blocks(stack, whole, TRAINED, recompute=config.strategy.activation_checkpointing)
+        heads += linear(kept + hidden, 2, stack.width, 2)
+    run = blocks(stack, whole, TRAINED, recompute=config.strategy.activation_checkpointing)
+    found = {**context, PREDICTOR: run}
     if isinstance(objective, PixelConfig):
-        return found + linear(hidden, stack.width, 3 * encoder.tubelet * encoder.patch**2)
-    found += linear(hidden, stack.width, width * levels)
+        heads += linear(hidden, stack.width, 3 * encoder.tubelet * encoder.patch**2)
+        return found | {HEADS: heads}
+    heads += linear(hidden, stack.width, width * levels)
     if getattr(objective, "context_loss", None) is not None:
-        found += linear(kept, stack.width, width * levels)
+        heads += linear(kept, stack.width, width * levels)
+    found[HEADS] = heads
     if isinstance(objective, ContrastiveConfig):
         told_apart = min(hidden, objective.tokens)
         times = TRAINED if _target_times(config) == TRAINED else 2
-        found += linear(told_apart, width * levels, told_apart, times)
+        found[CONTRAST] = linear(told_apart, width * levels, told_apart, times)
     frame = masks.num_tokens // config.grid[0]
     present = [frame if is_picture and encoder.pictures == "own" else masks.num_tokens
                for is_picture in masks.pictures]  # fmt: skip
     assert len(present) == clips
-    return found + _encoded(config, present, masks.pictures, _target_times(config), masks.num_tokens)
+    times = _target_times(config)
+    return together(found, _encoded(config, TARGET, present, masks.pictures, times, masks.num_tokens))
 
 
-def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks) -> Flops:
+def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks) -> Parts:
     """x-encoder over the past, predictor over all moments, y-encoder over the future or the clip."""
     clips, tokens = masks.num_clips, masks.num_tokens
     moments, tubelet = config.grid[0], config.model.encoder.tubelet
-    found = _encoded(config, masks.kept_lengths, masks.pictures, TRAINED, tokens)
-    found += _moments(config, clips, moments, (objective.action_size * tubelet,), TRAINED)
+    context = _encoded(config, CONTEXT, masks.kept_lengths, masks.pictures, TRAINED, tokens)
+    guessed = _moments(config, clips, moments, (objective.action_size * tubelet,), TRAINED)
     seen = masks.hidden_lengths if objective.target_sees == "future" else (tokens,) * clips
-    return found + _encoded(config, seen, masks.pictures, _target_times(config), tokens)
+    target = _encoded(config, TARGET, seen, masks.pictures, _target_times(config), tokens)
+    return together(context, guessed, target)
 
 
-def _action(config: RunConfig, objective: ActionLatentConfig, clips: int) -> Flops:
+def _action(config: RunConfig, objective: ActionLatentConfig, clips: int) -> Parts:
     """A frozen encoder over single frames, the predictor once over all and once for each guess of its own."""
     frames, patches = config.data.frames, math.prod(config.grid[1:])
     single = (False,) * (clips * frames)
-    found = _encoded(config, (patches,) * (clips * frames), single, FORWARD, patches)
+    found = _encoded(config, TARGET, (patches,) * (clips * frames), single, FORWARD, patches)
     told = (objective.action_size, objective.state_size)
-    found += _moments(config, clips, frames - 1, told, 2)
+    found = together(found, _moments(config, clips, frames - 1, told, 2))
     for count in range(2, objective.rollout_steps + 1):
-        found += _moments(config, clips, count, told, TRAINED)
+        found = together(found, _moments(config, clips, count, told, TRAINED))
     return found
 
 
-def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], embed_times: int) -> Flops:
+def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], embed_times: int) -> Parts:
     """One pass of the action-conditioned predictor. told: sizes of what each moment is told, 0 for nothing.
 
     embed_times: 2 where the features that come in take no gradient.
     """
     width, stack, patches = (
         config.model.encoder.shape[0],
-        _predictor_stack(config),
+        predictor_stack(config),
         math.prod(config.grid[1:]),
     )
     sizes = [size for size in told if size]
     length = moments * (patches + len(sizes))
-    found = linear(clips * moments * patches, width, stack.width, embed_times)
+    heads = linear(clips * moments * patches, width, stack.width, embed_times)
     for size in sizes:
-        found += linear(clips * moments, size, stack.width, 2)
-    found += blocks(stack, (length,) * clips, TRAINED, recompute=config.strategy.activation_checkpointing)
-    return found + linear(clips * moments * patches, stack.width, width)
+        heads += linear(clips * moments, size, stack.width, 2)
+    heads += linear(clips * moments * patches, stack.width, width)
+    run = blocks(stack, (length,) * clips, TRAINED, recompute=config.strategy.activation_checkpointing)
+    return {PREDICTOR: run, HEADS: heads}

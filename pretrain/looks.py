@@ -32,7 +32,8 @@ class Checkpoints(Protocol):
 def largest_step(norms: Mapping[str, float]) -> float:
     """The step's norm as a share of the weights', of the module where it is largest; nan when not known."""
     modules = [key.removeprefix("update_norm_") for key in norms if key.startswith("update_norm_")]
-    shares = [norms[f"update_norm_{m}"] / max(norms[f"param_norm_{m}"], 1e-12) for m in modules]
+    known = [m for m in modules if f"param_norm_{m}" in norms]  # not of weights whose squares overflow
+    shares = [norms[f"update_norm_{m}"] / max(norms[f"param_norm_{m}"], 1e-12) for m in known]
     return max(shares, default=math.nan)
 
 
@@ -51,6 +52,7 @@ class Looks:
         moments = plan.config.data.frames if of_frames else plan.config.grid[0]
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
         self._last: Output | None = None
+        self._forwards = 0  # of this step
         self._events = Events(run, progress.step) if engine.world.is_first else None
         # no checkpoint to go back to, or it went back as often as it may, in this start or before
         self._is_stuck = progress.changes.rollbacks >= self._config.rollback.times
@@ -78,8 +80,9 @@ class Looks:
         return self._response == "rolled back"
 
     def after_batch(self, batch: Batch, output: Output) -> None:
-        if self._plan.looks_at(batch.step + 1):
-            self._last = output
+        self._forwards = (self._forwards + 1) % self._plan.micro_batches
+        if self._forwards == 0 and self._plan.looks_at(batch.step + 1):
+            self._last = output  # the last one's alone: an earlier one would be held beside the next
 
     def look(self, progress: Progress, loss: float) -> dict[str, Value]:
         """Measure the last forward's features and the step that was taken, and judge; all ranks call it."""

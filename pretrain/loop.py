@@ -35,6 +35,7 @@ def train(
             pulse.beat("backward", batch.step + 1)
             engine.backward(output)
             watch.after_batch(batch, output)
+            del targets, output  # else they were held beside those of the next forward
         pulse.beat("update", progress.step + 1)
         update = engine.step(knobs, measure=plan.looks_at(progress.step + 1))  # clip, agree, step or skip
         if update.applied:

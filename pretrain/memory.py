@@ -1,7 +1,9 @@
 """Bytes that a rank holds for weights, gradients, optimizer and target, by strategy and ZeRO stage.
 
+`at_once` adds activations (activations.py): all of a step, moment by moment.
+
 P weights are trained, E are the target's, N ranks share; w is 2 in bf16, 4 in float32. What is sharded over
-ranks counts for the rank that has most of it. Activations are not here: they go with clips and masks.
+ranks counts for the rank that has most of it.
 Source: ZeRO, arXiv:1910.02054, sec. 3; the layout is DeepSpeed 0.19.8's, measured (benchmarks/memory.py).
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretrain.activations import Activations
 from pretrain.config import Plan
 
 FLOAT = 4
@@ -19,6 +22,11 @@ REPLICATED_BUCKET = 500_000_000  # elements that DeepSpeed's ZeRO-0 reduces at a
 def bucket_size(trained: int) -> int:
     """Elements of the buffer in which gradients are reduced, and of weights that ZeRO-3 gathers at a time."""
     return max(1, min(BUCKET, trained))
+
+
+def checkpoint_bytes(trained: int, target: int) -> int:
+    """Of a checkpoint, over all ranks: masters and AdamW's two averages, and the target's average."""
+    return 3 * FLOAT * trained + FLOAT * target
 
 
 def adds_in_float32(plan: Plan) -> bool:
@@ -119,3 +127,45 @@ def held(plan: Plan, trained: int, target: int) -> Held:
         on_host=on_host,
         keeps_buffers=stage == 3,
     )
+
+
+def at_once(
+    plan: Plan, held: Held, alive: Activations, trained: int, predictor: int, last: int
+) -> dict[str, float]:
+    """Bytes of a rank's device at each moment of a step, its activations with it.
+
+    alive: of a micro-batch. predictor, last: weights whose gradients come first, and of those that are not
+    there when the first block goes backward. The moments are those of `Activations`; `kept` is the end of a
+    backward, `step` the optimizer's, at which health still holds the last forward's output.
+    """
+    base = held.always - held.host + alive.clips
+    is_split = held.keeps_buffers  # ZeRO-3
+    bucket = 0 if is_split else held.bucket
+    before = held.gradients if plan.micro_batches > 1 and not is_split else 0
+    added = 0 if is_split or before else held.gradients
+
+    def there(weights: float) -> float:
+        return before + added * weights / trained
+
+    reducing = bucket + (held.copy if held.bucket else 0)
+    return {
+        "target": base + before + held.gathered + alive.target,
+        "forward": base + before + held.gathered + alive.forward,
+        "loss": base + before + bucket + held.gathered + alive.loss,
+        "predictor": base + before + bucket + held.gathered + alive.predictor,
+        "encoder": base + there(predictor) + reducing + held.gathered + alive.encoder,
+        "first": base + there(trained - last) + reducing + held.gathered + alive.first,
+        "kept": base + there(trained) + bucket + held.copy + held.gathered + alive.kept,
+        "step": base + (0 if is_split else held.gradients) + alive.kept + _stepping(plan, trained),
+    }
+
+
+def _stepping(plan: Plan, trained: int) -> int:
+    """What AdamW takes while it steps: a root of its second average, and gradients brought to float32."""
+    strategy = plan.config.strategy
+    if strategy.kind == "single" or strategy.zero_stage == 0:
+        return FLOAT * trained
+    if strategy.offload_optimizer:
+        return 0
+    brings = plan.config.train.precision == "bf16" and not adds_in_float32(plan)
+    return FLOAT * -(-trained // plan.world_size) * (2 if brings else 1)

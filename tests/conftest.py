@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = [f"tests.servers.{name}" for name in ("s3", "faults", "swift", "hosts", "mlflow")]
+pytest_plugins = [f"tests.servers.{name}" for name in ("s3", "faults", "swift", "hosts", "mlflow", "slurm")]
 
 # Read by libraries when they are imported, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -26,6 +26,8 @@ NODES = {
             "data_pipeline.verify",
             "launch.data",
             "launch.cli",
+            "launch.doctor.local",
+            "launch.doctor.hosts",
         ),
     ),
     "a training node": (
@@ -34,6 +36,7 @@ NODES = {
             "launch.train",
             "launch.results",
             "launch.ui",
+            "launch.doctor.local",
             "pretrain.loop",
             "pretrain.probe",
             "pretrain.strategy.deepspeed",

@@ -15,8 +15,13 @@ from pretrain.config import RunConfig
 from pretrain.tracking.base import without_secrets
 
 JobConfig: TypeAlias = RunConfig | DataConfig
-SECRET_NAME = re.compile(r"(?i)password|passwd|secret|token|credential|api_?key|access_?key")
+SECRET_NAME = re.compile(
+    r"(?i)password|passwd|.pwd$|passphrase|secret|token|credential|(api|access|private|account|storage)_?key"
+    r"|(?<!by)pass$|_key$|_key_id$|(^|_)pat$|(^|_)auth$|(^|_)sas$"
+)
+OUR_OWN = ("PYTHONPATH", "PYTHONSAFEPATH")  # by which nodes run the frozen code
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # no shell, no environment and no YAML takes all of them
 CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER = "code", "elements", "logs"
 
 
@@ -27,7 +32,8 @@ class Job:
     kind: train (a supervised run) or shard. config: of a sweep that of its first element. folder: of the
     submission. workdir: from which relative addresses in configs are meant; nodes begin there. Both absolute.
     elements: of a sweep, their number; their configs are folder/elements/000.yaml and so on. 0: one job, of
-    folder/config.yaml. allow_change: dotted keys in which a run that goes on may differ.
+    folder/config.yaml. configs: those of the elements, in order. allow_change: dotted keys in
+    which a run that goes on may differ.
     """
 
     kind: Literal["train", "shard"]
@@ -37,6 +43,7 @@ class Job:
     workdir: Path
     elements: int = 0
     allow_change: tuple[str, ...] = ()
+    configs: tuple[JobConfig, ...] = ()
 
     @property
     def code(self) -> Path:
@@ -122,11 +129,23 @@ class Place(Section):
         for name, each in value.items():
             if not VARIABLE.fullmatch(name):
                 raise ValueError(f"must be names of variables: {name!r} is none")
-            if SECRET_NAME.search(name) or without_secrets(f"{name}={each}") != f"{name}={each}":
+            if name in OUR_OWN:
+                raise ValueError(f"must leave {name} out: the script sets it, so that the frozen code is run")
+            is_secret = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE", "_DIR"))
+            if is_secret or without_secrets(f"{name}={each}") != f"{name}={each}":
                 raise ValueError(
                     f"must be without credentials, as it is written into scripts: {name} looks like one; "
                     "keep it in the nodes' own environment or files, or name a secret by reference"
                 )
+            if CONTROL.search(each):
+                raise ValueError(f"must be text in one line, without control characters: {name} has one")
+        return value
+
+    @field_validator("python")
+    @classmethod
+    def _is_a_program(cls, value: str | None) -> str | None:
+        if value is not None and CONTROL.search(value):
+            raise ValueError("must be the path or the name of a program, without control characters")
         return value
 
     @property
@@ -151,5 +170,5 @@ class Place(Section):
 
 def folder_for(config: JobConfig) -> Path:
     """Where a job's submissions are kept: in a run's own folder; of a data set, which may lie in a store, in
-    runs/<name>."""
-    return run_folder(config) if isinstance(config, RunConfig) else Path("runs") / config.name
+    jobs/<name>."""
+    return run_folder(config) if isinstance(config, RunConfig) else Path("jobs") / config.name

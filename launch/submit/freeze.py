@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +18,14 @@ from data_pipeline.errors import UsageError, why
 from data_pipeline.storage import write_whole
 from launch.config import dump_config
 from launch.lock import SUBMISSIONS_FOLDER
+from launch.paths import is_file
 from launch.provenance import FROZEN_FILE, PATCH_FILE, source, versions
 from launch.submit.base import CODE_FOLDER, ELEMENTS_FOLDER, LOGS_FOLDER, Job, JobConfig, Place, folder_for
-from launch.submitted import RECORD_FILE
+from launch.submit.shell import interpreter
+from launch.submitted import RECORD_FILE, submission_folders
 
 PACKAGES = ("data_pipeline", "pretrain", "launch", "configs")
+NEW, LEFT_S = ".new-", 3600.0
 HERE = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("__pycache__", "*.pyc", FROZEN_FILE)
 
@@ -49,9 +54,9 @@ def code_digest(root: Path = HERE) -> str:
 
 def next_folder(config: JobConfig) -> Path:
     """Of the next submission of this config; not made. Absolute."""
-    parent = folder_for(config).absolute() / SUBMISSIONS_FOLDER
-    taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]
-    return parent / f"{max(taken, default=0) + 1:03d}"
+    run = folder_for(config).absolute()
+    taken = [int(folder.name) for folder in submission_folders(run)]
+    return run / SUBMISSIONS_FOLDER / f"{max(taken, default=0) + 1:03d}"
 
 
 def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
@@ -62,9 +67,10 @@ def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
     Raises: UsageError when it cannot be written.
     """
     parent = job.folder.parent
+    _sweep(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        made = Path(tempfile.mkdtemp(prefix=NEW, dir=parent))
     except OSError as error:
         raise UsageError(f"{parent} cannot be written, choose another out=...: {why(error)}") from error
     try:
@@ -96,6 +102,14 @@ def freeze(job: Job, place: Place, elements: Sequence[JobConfig] = ()) -> Job:
         shutil.rmtree(made, ignore_errors=True)
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what submissions that were killed while they froze left behind."""
+    for left in parent.glob(f"{NEW}*"):
+        with suppress(OSError):  # another's, or gone in the meantime
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _copy_code(target: Path) -> None:
     """foreframe's packages, and what git says of them, which a copy outside a checkout could not tell."""
     for path in code_files():
@@ -115,6 +129,7 @@ def _record(job: Job, place: Place, made: Path, files: Mapping[str, str]) -> dic
         "kind": job.kind,
         "elements": job.elements,
         "place": place.model_dump(mode="json"),
+        "interpreter": interpreter(place),  # on the nodes; whoever asks them later may have another one
         "workdir": str(job.workdir),
         "run": str(job.run),
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,11 +176,21 @@ class Submission:
 
 def find_submission(path: Path) -> Submission:
     """A submission by its folder, or the last of a run's folder. Raises: UsageError."""
-    if (path / RECORD_FILE).is_file():
+    if is_file(path / RECORD_FILE):
         return Submission(path, read_record(path))
-    folders = sorted((path / SUBMISSIONS_FOLDER).glob("[0-9]*")) if path.is_dir() else []
-    if not folders:
-        raise UsageError(
-            f"{path} is no run that was submitted: need a run's folder, or one of its {SUBMISSIONS_FOLDER}"
-        )
-    return Submission(folders[-1], read_record(folders[-1]))
+    return submissions(path)[0]
+
+
+def submissions(run: Path) -> list[Submission]:
+    """Of a run, newest first; a damaged one is passed over, where there are others. Raises: UsageError."""
+    found, damaged = [], None
+    for folder in reversed(submission_folders(run)):
+        try:
+            found.append(Submission(folder, read_record(folder)))
+        except UsageError as error:
+            damaged = damaged or error
+    if found:
+        return found
+    raise damaged or UsageError(
+        f"{run} is no run that was submitted: need a run's folder, or one of its {SUBMISSIONS_FOLDER}"
+    )

@@ -270,7 +270,11 @@ def plan(config: RunConfig, world_size: int) -> Plan:
         )
     if total % (micro * world_size):
         each = micro * world_size
-        near = sorted({max(1, total // each) * each, math.ceil(total / each) * each})
+        near: list[object] = [*sorted({max(1, total // each) * each, math.ceil(total / each) * each})]
+        if total % world_size == 0:
+            of_rank = total // world_size
+            fits = next(n for n in range(min(micro, of_rank), 0, -1) if of_rank % n == 0)
+            near.append(f"train.micro_batch={fits}")
         raise ConfigError(
             "train.global_batch",
             got=total,

@@ -29,6 +29,25 @@ def count_to(item: int, *shared: int) -> Iterator[int]:
     yield from range(item)
 
 
+def whose_code(item: int, *shared: int) -> Iterator[tuple[str, str]]:
+    """Where a worker's data_pipeline lies, and that of its child."""
+    import data_pipeline
+    from data_pipeline.isolate import Child
+
+    child = Child(1 << 30)
+    try:
+        (theirs,) = child.stream("tests.data_pipeline.tasks:own_code", timeout_s=60.0)
+    finally:
+        child.close()
+    yield str(data_pipeline.__file__), theirs
+
+
+def own_code() -> Iterator[str]:
+    import data_pipeline
+
+    yield str(data_pipeline.__file__)
+
+
 def fill_the_disk(item: int) -> Iterator[int]:
     yield item
     raise OSError(errno.ENOSPC, "No space left on device", f"/shards/{item}.tar")

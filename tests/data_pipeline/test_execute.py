@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,57 @@ def test_a_worker_ends_itself_when_its_job_was_killed() -> None:
     with pytest.raises(SystemExit):
         next(things)
     assert list(_guarded(count_to, ("another-host", driver.pid), 3)) == [0, 1, 2]  # not for us to know
+
+
+HOLDER = """
+import ray, sys
+ray.init(num_cpus=1, include_dashboard=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+ASKER = """
+import sys
+from data_pipeline.config import RayConfig
+from data_pipeline.execute import cluster, stream
+from tests.data_pipeline.tasks import whose_code
+config = RayConfig(workers=1, address=sys.argv[1] or None)
+with cluster(config):
+    print(*next(stream(whose_code, [0], (), config))[1])
+"""
+
+
+@pytest.mark.parametrize("where", ["of its own", pytest.param("that runs", marks=pytest.mark.slow)])
+def test_workers_run_the_code_of_their_job_and_not_of_the_folder_one_works_in(
+    tmp_path: Path, where: str
+) -> None:
+    edited, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (edited, elsewhere):
+        (folder / "data_pipeline").mkdir(parents=True)
+        (folder / "data_pipeline" / "__init__.py").write_text("raise RuntimeError('the edited code ran')")
+    code = Path(__file__).parents[2]
+    variables = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONSAFEPATH": "1"}
+    asks = {**variables, "PYTHONPATH": str(code)}
+
+    def told(address: str) -> list[str]:
+        command = [sys.executable, "-c", ASKER, address]
+        done = subprocess.run(command, cwd=edited, env=asks, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.split()
+
+    if where == "of its own":
+        found = told("")
+    else:
+        variables.pop("PYTHONSAFEPATH")  # whoever started it knew of no job
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER], cwd=elsewhere, env=variables, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        ) as holder:  # fmt: skip
+            assert holder.stdout is not None and holder.stdin is not None
+            try:
+                found = told(holder.stdout.readline().strip())
+            finally:
+                holder.stdin.close()
+    assert found == [str(code / "data_pipeline" / "__init__.py")] * 2
 
 
 def test_a_full_disk_on_a_worker_is_a_sentence(ray_session: None) -> None:

@@ -26,6 +26,7 @@ from pretrain.strategy.base import Engine, Update, World
 from pretrain.strategy.deepspeed import join_world
 from pretrain.tracking.base import Several
 from tests.distributed.live_memory import measure
+from tests.distributed.live_step import measure_step
 
 ROOT = Path(__file__).parents[2]
 BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
@@ -206,6 +207,8 @@ def main(jobs: Path, out: Path) -> None:
             found.append(take(config, world, Path(job["takes"])))
         elif job.get("measures_memory"):
             found.append(world.gather_objects(measure(config, world)))
+        elif job.get("measures_step"):
+            found.append(world.gather_objects(measure_step(config, world)))
         else:
             found.append(compare_ema(config, world, job.get("poisoned"), job.get("pictures")))
     if world.is_first:

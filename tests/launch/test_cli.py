@@ -17,7 +17,7 @@ TINY = str(shipped_config("train/tiny-cpu.yaml"))
 HEAVY = ("torch", "ray", "deepspeed", "mlflow", "matplotlib", "pyarrow", "numpy", "av")
 COMMANDS = (
     "demo", "smoke", "index", "shard", "verify", "train", "probe", "report", "import", "export", "ui",
-    "config", "status", "submit",
+    "config", "status", "submit", "doctor",
 )  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def test_a_config_error_lists_every_problem_and_starts_nothing(tmp_path: Path) -
         (["config", "diff", TINY, str(shipped_config("data/demo.yaml"))], "share no keys"),
         (["ui", "no/such/run"], "does not exist"),
         (["probe", "no/such/run"], "no run's folder"),
+        (["report", "a" * 300], "File name too long"),
         (["report", "no/such/run"], "no run's folder"),
         (["demo", "--videos", "no/such/folder"], "does not exist"),
     ],

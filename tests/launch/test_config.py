@@ -280,3 +280,20 @@ def test_another_kind_of_a_section_leaves_the_files_settings_of_the_last_one_beh
     assert future.objective.kind == "future_latent"
     with pytest.raises(ConfigError, match=r"strategy\.zero_stage"):
         read_config(TINY, ["strategy.kind=single", "strategy.zero_stage=1"], RunConfig)
+
+
+def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also inside quotes, and after `key=`, where shells leave it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "data.yaml"
+    file.write_text("name: set\nout: ~/sets/a\nsources: []\n")
+    found = read_config(file, ["sources=[~/clips, s3://bucket/~/clips]"], DataConfig)
+    assert (found.out, found.sources) == (f"{tmp_path}/sets/a", (f"{tmp_path}/clips", "s3://bucket/~/clips"))
+
+
+def test_a_config_of_the_other_kind_is_said_to_be_one() -> None:
+    """And not told key by key."""
+    with pytest.raises(UsageError, match=r"folder\.yaml is a data config; this command takes a train config"):
+        read_config(shipped_config("data/folder.yaml"), [], RunConfig)
+    with pytest.raises(UsageError, match=r"tiny-cpu\.yaml is a train config; this command takes a data"):
+        read_config(shipped_config("train/tiny-cpu.yaml"), [], DataConfig)

@@ -280,6 +280,20 @@ def test_several_runs_are_a_table_and_json_is_an_object_a_line(tmp_path: Path) -
     assert found[0].keys() == found[1].keys()
 
 
+def test_folders_among_several_that_are_no_runs_are_left_out_and_told(tmp_path: Path) -> None:
+    """As `runs/*` gives them after a demo."""
+    make_run(tmp_path / "demo", "run")
+    given = ["status", str(tmp_path / "demo"), str(make_run(tmp_path, "one")), str(tmp_path / "none")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert sum("100/200" in line for line in result.output.splitlines()) == 1
+    assert result.output.count("left out: ") == 2 and "demo/run" in result.output
+    lines = CliRunner().invoke(app, [*given, "--json"]).stdout.splitlines()
+    assert [Path(json.loads(line)["run"]).name for line in lines] == ["one"]
+    nothing = CliRunner().invoke(app, ["status", str(tmp_path / "demo"), str(tmp_path / "none")])
+    assert isinstance(nothing.exception, UsageError) and "none does not exist" in str(nothing.exception)
+
+
 def test_no_run_is_an_error_that_names_one(tmp_path: Path) -> None:
     make_run(tmp_path / "demo")
     for given, hint in ((tmp_path / "none", "does not exist"), (tmp_path / "demo", "did you mean")):

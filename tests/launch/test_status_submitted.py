@@ -69,8 +69,11 @@ def test_a_run_that_lives_says_what_stops_its_job(tmp_path: Path) -> None:
     with lock_run(run):
         assert read_status(run).state.word == "running"
         assert "scancel 17 stops it" in said(run)
-    assert read_status(run).state.word == "failed", "it has begun, and died without a word"
-    assert "scancel" not in said(run)
+    status = read_status(run)
+    assert status.state.word == "failed", "it has begun, and died without a word"
+    assert status.following == "squeue -j 17", "its job may start it again"
+    (run / "result.json").write_text("{}")
+    assert "scancel" not in said(run), "it has finished"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"place": 1, "told": [], "id": {}}', '{"state": null}'])

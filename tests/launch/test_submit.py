@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, DataError, UsageError
 from launch import provenance
 from launch.config import dump_config, read_config
+from launch.lock import lock_run
 from launch.submit import freeze, places
 from launch.submit.base import Job, Place, Started
 from launch.submit.freeze import code_digest, code_files, find_submission, read_record
@@ -153,7 +154,7 @@ def test_a_node_gets_the_options_that_its_kind_of_job_takes(config: RunConfig, h
     found = train.arguments(place, node_rank="$NODE", rendezvous="$HEAD:1")
     assert found == ["supervise", file, "--nproc", "8", "--allow-change", "optim.lr", *own]
     shard = make_job(data, place)
-    assert shard.folder == here / "runs/set/submissions/001"
+    assert shard.folder == here / "jobs/set/submissions/001"
     file = str(shard.folder / "config.yaml")
     assert shard.arguments(place, node_rank="$NODE", rendezvous="$HEAD:1") == ["shard", file, *own]
     assert shard.arguments(Elsewhere()) == ["shard", file]
@@ -188,6 +189,15 @@ def test_a_command_breaks_before_options_and_quotes_what_needs_it() -> None:
         ("AWS_SECRET_ACCESS_KEY", "abcdef"),
         ("MLFLOW_TRACKING_PASSWORD", "x"),
         ("HF_TOKEN", "x"),
+        ("MYSQL_PWD", "x"),
+        ("SSH_PASSPHRASE", "x"),
+        ("PRIVATE_KEY", "x"),
+        ("AZURE_STORAGE_KEY", "x"),
+        ("GITHUB_PAT", "x"),
+        ("PASS", "x"),
+        ("DB_PASS", "x"),
+        ("SSHPASS", "x"),
+        ("AWS_ACCESS_KEY_ID", "x"),
         ("MLFLOW_TRACKING_URI", "http://ann:hunter2@host"),
         ("WHATEVER", "AKIAIOSFODNN7EXAMPLE"),
         ("not a name", "x"),
@@ -196,6 +206,93 @@ def test_a_command_breaks_before_options_and_quotes_what_needs_it() -> None:
 def test_no_credential_is_set_by_a_script(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=r"credentials|names of variables"):
         Elsewhere(env={name: value})
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "\x1b[2J", "\x7f"])
+def test_control_characters_reach_no_script(text: str) -> None:
+    with pytest.raises(ValueError, match=r"without control characters: X has one"):
+        Elsewhere(env={"X": text})
+    with pytest.raises(ValueError, match="without control characters"):
+        Elsewhere(python=text)
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "no-such-python", "/etc/passwd", "/etc"])
+def test_an_interpreter_that_is_not_here_is_refused_before_anything_is_frozen(
+    python: str, config: RunConfig, here: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"python is '.*', no program that can be run here"):
+        submitted(config, LocalPlace(python=python), detach=True)
+    assert not (here / "runs").exists()
+    LocalPlace(python="sh").check(make_job(config, LocalPlace()))  # one on PATH is enough
+
+
+def test_where_a_credential_lies_is_no_credential() -> None:
+    assert Elsewhere(env={"RAY_AUTH_TOKEN_PATH": "/home/ann/token", "AWS_SHARED_CREDENTIALS_FILE": "/c"}).env
+    assert Elsewhere(env={"PROXY_BYPASS": "10.0.0.0/8", "ASCEND_PASSES": "2"}).env
+
+
+@pytest.mark.parametrize("name", ["PYTHONPATH", "PYTHONSAFEPATH"])
+def test_the_frozen_code_cannot_be_switched_off(name: str) -> None:
+    with pytest.raises(ValueError, match="frozen code"):
+        Elsewhere(env={name: "/elsewhere"})
+
+
+@pytest.mark.parametrize("text", ["0x10", "010", "0.10", "1e3", "true", "null", "2026-01-02", "a: b", "x#y"])
+def test_the_value_of_a_variable_is_the_text_that_was_written(here: Path, text: str) -> None:
+    assert read_place("local", [f"env.X={text}"]).env == {"X": text}
+    (here / "place.yaml").write_text(f"kind: local\nenv:\n  X: {text!r}\n  Y: {text.split(':')[0]}\n")
+    assert read_place(str(here / "place.yaml")).env == {"X": text, "Y": text.split(":")[0]}
+
+
+@pytest.mark.parametrize("key", ["probe.data", "init.weights", "tracker.uri"])
+def test_a_config_with_credentials_is_not_frozen(config: RunConfig, here: Path, key: str) -> None:
+    section, name = key.split(".")
+    plain = config.model_dump()
+    plain[section] = {**plain[section], name: "s3://ann:hunter2@bucket/x"}
+    if section == "tracker":
+        plain[section] = {"kind": "mlflow", "uri": "http://ann:hunter2@host:5000"}
+    place = Elsewhere()
+    try:
+        job = make_job(RunConfig.model_validate(plain), place)
+    except ValueError:
+        return  # refused even before
+    with pytest.raises(ConfigError, match=key) as found:
+        submit(job, place, Asked(is_dry=True), lambda _: None)
+    assert "hunter2" not in str(found.value) and not (here / "runs").exists()
+
+
+def test_a_data_set_with_credentials_in_its_addresses_is_not_frozen(here: Path) -> None:
+    data = DataConfig(name="set", out="s3://k:hunter2@bucket/set", sources=("s3://k:hunter2@bucket/v",))
+    with pytest.raises(ConfigError, match=r"sources: (.|\n)*credentials") as found:
+        submitted(data, is_dry=True)
+    assert "hunter2" not in str(found.value) and not (here / "jobs").exists()
+
+
+def test_sources_that_are_not_there_are_told_before_a_job_waits_for_them(here: Path) -> None:
+    (here / "clips").mkdir()
+    (here / "clips/a.mp4").touch()
+    for sources in (("nowhere",), ("clips/*.avi",), ("clips", "/nope/x.csv")):
+        data = DataConfig(name="set", out="data/set", sources=sources)
+        with pytest.raises(DataError, match="--no-data-check"):
+            submitted(data)
+        submitted(data, checks_data=False)
+    submitted(DataConfig(name="set", out="data/set", sources=("clips/*.mp4", "s3://bucket/v", "clips")))
+
+
+def test_a_folder_that_python_could_take_no_code_from_is_refused(config: RunConfig, here: Path) -> None:
+    odd = config.model_copy(update={"out": str(here / "with:colon")})
+    with pytest.raises(UsageError, match="colon"):
+        submitted(odd, is_dry=True)
+
+
+def test_what_a_killed_submission_left_goes_with_the_next_one(config: RunConfig, here: Path) -> None:
+    parent = here / "runs/one/submissions"
+    for name, age_s in ((".new-old", 7200), (".new-now", 0)):
+        (parent / name).mkdir(parents=True)
+        then = (parent / name).stat().st_mtime - age_s
+        os.utime(parent / name, (then, then))
+    submitted(config)
+    assert sorted(path.name for path in parent.iterdir()) == [".new-now", "001"]
 
 
 def test_numbers_of_variables_are_text(here: Path) -> None:
@@ -266,6 +363,15 @@ def test_a_run_of_another_experiment_is_refused_before_it_waits_in_a_queue(confi
     assert not Path("runs/one/submissions").exists()
     place = Elsewhere()
     submit(make_job(changed, place, ("seed",)), place, Asked(), lambda _: None)
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock-supervise-00000"])
+def test_a_run_that_is_being_trained_is_not_submitted_again(config: RunConfig, here: Path, name: str) -> None:
+    run = here / "runs/one"
+    run.mkdir(parents=True)
+    with lock_run(run, name), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
+        submitted(config)
+    assert not (run / "submissions").exists()
 
 
 def test_out_that_cannot_be_written_is_a_sentence(config: RunConfig, here: Path) -> None:

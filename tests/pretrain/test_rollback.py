@@ -181,3 +181,13 @@ def test_changes_add_up() -> None:
     assert twice.of(knobs) == Knobs(lr=0.25, weight_decay=0.1, momentum=0.99)
     assert twice.of(Knobs(1.0, 0.1, 0.999)).momentum == 0.999, "at least"
     assert Changes().of(knobs) == knobs
+
+
+def test_weights_whose_norm_overflows_are_a_diverged_run_and_no_crash(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    optim = {"lr": 1e30, "warmup_steps": 0, "clip_norm": 1.0}
+    train = {"steps": 8, "max_skipped_steps": 3}
+    config = tiny_config(small_dataset, tmp_path, optim=optim, train=train, health={"every": 1})
+    with pytest.raises(DivergedError):
+        run_train(config, quiet=True)

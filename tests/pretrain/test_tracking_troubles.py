@@ -131,6 +131,7 @@ def test_a_server_that_refuses_the_run_when_it_is_back_costs_the_run_nothing(
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow  # it waits for the sender's own limits, 30 s
 def test_a_server_that_stays_away_does_not_hold_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 

@@ -6,6 +6,7 @@ are shared, as by hosts that mount the same folders; the keys and settings of ss
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ from tests.servers.process import READY_WITHIN_S, die_with_parent
 LINK = "ffnet"  # the interface's name on either host
 ADDRESSES = ("10.99.0.10", "10.99.0.11")
 ENDED_WITHIN_S = 30.0
+CLONE_NEWNET = 0x40000000  # of linux/sched.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,28 @@ class Host:
     def pids(self) -> list[int]:
         return [int(pid) for pid in _ip("netns", "pids", self.name).split()]
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread, and what it starts, is on this host until the end of the block."""
+        with open("/proc/thread-self/ns/net") as own, open(f"/run/netns/{self.name}") as there:
+            _set_network(there.fileno())
+            try:
+                yield
+            finally:
+                _set_network(own.fileno())
+
+    def hide(self, folder: Path) -> None:
+        """What its sshd starts finds an empty folder of its own there."""
+        self._mount("-t", "tmpfs", "none", str(folder))
+
+    def replace(self, path: Path, by: Path) -> None:
+        """What its sshd starts finds another file there."""
+        self._mount("--bind", str(by), str(path))
+
+    def _mount(self, *words: str) -> None:
+        sshd = str(self.pids()[0])
+        subprocess.run(["nsenter", "--mount", "--target", sshd, "mount", *words], check=True)
+
     def end_all(self) -> None:
         """SIGKILL to whatever runs on it, until nothing does."""
         deadline_s = time.monotonic() + ENDED_WITHIN_S
@@ -57,13 +82,18 @@ class Host:
             time.sleep(0.05)
 
 
+def _set_network(namespace: int) -> None:
+    if _LIBC.setns(namespace, CLONE_NEWNET) != 0:  # os.setns comes with Python 3.12
+        raise OSError(ctypes.get_errno(), "setns")
+
+
 def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 def need(*commands: str) -> None:
     """Skip the test where it is not run by root, or a command is not there."""
-    packages = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client"}
+    packages = {"ip": "iproute2", "tc": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client"}
     missing = [packages.get(name, name) for name in commands if shutil.which(name) is None]
     if missing:
         pytest.skip(f"needs two hosts: apt-get install {' '.join(missing)}")

@@ -1,0 +1,1 @@
+from launch.submit.kubernetes.place import KubernetesPlace as KubernetesPlace

@@ -1,0 +1,3 @@
+"""Jobs of Slurm."""
+
+from launch.submit.slurm.place import SlurmPlace as SlurmPlace
