@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def one_step(engine: Engine, config: RunConfig, batch: Batch, clock: Clock | Non
     engine.update_target(knobs.momentum)
     lap()
     assert update.applied
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in pairwise(times)]
 
 
 def rate(take: Callable[[int], object], clips: int, steps: int, clock: Clock) -> float:
