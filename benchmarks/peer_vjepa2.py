@@ -53,7 +53,8 @@ class PeerStep:
         self.predictor = wrappers.PredictorMultiSeqWrapper(
             predictors.VisionTransformerPredictor(
                 embed_dim=width, predictor_embed_dim=model.predictor.width, depth=model.predictor.depth,
-                num_heads=model.predictor.heads, norm_layer=norm, use_mask_tokens=True, num_mask_tokens=2, **shared,
+                num_heads=model.predictor.heads, norm_layer=norm, use_mask_tokens=True, num_mask_tokens=2,
+                **shared,
             )
         ).to(device)  # fmt: skip
         self.target = copy.deepcopy(self.encoder)
