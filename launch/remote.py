@@ -126,7 +126,7 @@ class Connections:
         """End them when a Ctrl-C, or another exception, ends the block: the pool waits for its threads."""
         try:
             yield
-        except BaseException:
+        except BaseException:  # whatever it was, no ssh is left running; it goes on
             self.end()
             raise
 

@@ -17,7 +17,8 @@ from launch.config import dump_config
 from launch.train import run_train
 from pretrain.config import RunConfig
 from tests.distributed.test_ranks import curve
-from tests.distributed.test_ray_nodes import ENDS_S, ROOT, alone, config_of, films
+from tests.distributed.many_clips import many_clips
+from tests.distributed.test_ray_nodes import ENDS_S, ROOT, alone, films
 from tests.servers.ray_cluster import TwoRaylets, two_raylets
 from tests.small_dataset import tiny_config
 
@@ -89,7 +90,7 @@ def test_sharding_as_a_job_is_sharding_here(
     """Sources and `out` are relative to where it was submitted, and the nodes work elsewhere."""
     (tmp_path / "here").mkdir()
     shutil.copytree(films, tmp_path / "here" / "clips")
-    config = config_of(Path("clips"), Path("out"))
+    config = many_clips(Path("clips"), Path("out"))
     (tmp_path / "here" / "data.yaml").write_text(dump_config(config))
     job = Submitted(cluster, tmp_path / "here", tmp_path / "here" / "data.yaml")
     assert job.end() == "SUCCEEDED", job.ask("logs")
@@ -99,7 +100,7 @@ def test_sharding_as_a_job_is_sharding_here(
 def test_a_job_that_loses_a_node_or_is_stopped_goes_on(
     cluster: TwoRaylets, films: Path, alone: str, tmp_path: Path
 ) -> None:
-    config = config_of(films, tmp_path / "out")
+    config = many_clips(films, tmp_path / "out")
     (tmp_path / "data.yaml").write_text(dump_config(config))
 
     def until_parts(count: int) -> None:
