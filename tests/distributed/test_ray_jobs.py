@@ -16,8 +16,8 @@ from data_pipeline.storage import Storage
 from launch.config import dump_config
 from launch.train import run_train
 from pretrain.config import RunConfig
-from tests.distributed.test_ranks import curve
 from tests.distributed.many_clips import many_clips
+from tests.distributed.test_ranks import curve
 from tests.distributed.test_ray_nodes import ENDS_S, ROOT, alone, films
 from tests.servers.ray_cluster import TwoRaylets, two_raylets
 from tests.small_dataset import tiny_config
