@@ -45,6 +45,8 @@ OPERATIONAL = (
     "data.workers",
     "data.max_bad_samples",
     "model.attention",
+    "model.products",
+    "optim.fused",
     "train.micro_batch",
     "train.checkpoint_every",
     "train.keep_checkpoints",

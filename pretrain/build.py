@@ -7,6 +7,7 @@ import torch
 from pretrain.config import ModelConfig, Plan
 from pretrain.model.attention import Backend as Attention
 from pretrain.model.attention import choose_backend
+from pretrain.model.linear import use
 from pretrain.objective.make import first_encoder, make_objective
 from pretrain.start import put_exactly, take_optimizer, take_weights
 from pretrain.strategy.base import Backend, Engine, World
@@ -17,11 +18,12 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
 
     takes_init: those of init.weights, if it names any; False where a checkpoint is about to replace them.
     Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used;
-    UsageError when attention that is named does not work on one of them.
+    UsageError when attention or a library of products that is named does not work on one of them.
     """
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     attention = world.own(lambda: _attention(config.model, world.device.type, dtype))
+    world.own(lambda: use(config.model.products))
     objective = make_objective(config, attention)
     target = None if config.target.kind == "online" else first_encoder(objective, config, attention)
     if takes_init:

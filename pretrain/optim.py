@@ -44,7 +44,8 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        foreach=True,
+        fused=config.fused,
+        foreach=not config.fused,
     )
 
 

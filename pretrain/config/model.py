@@ -116,3 +116,8 @@ class ModelConfig(Section):
     attention: Literal["auto", "xformers", "sdpa"] = Field(
         "auto", description="auto probes xformers forward and backward once on CUDA, else uses SDPA"
     )
+    products: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="what multiplies float32 matrices on CPU: torch's own choice, which is MKL, or oneDNN; "
+        "auto takes oneDNN where the processor has AVX-512 and is not Intel's",
+    )

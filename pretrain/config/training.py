@@ -77,6 +77,10 @@ class OptimConfig(Section):
     clip_per: Literal["all", "module"] = Field(
         "all", description="the norm of all weights together; or encoder and predictor each, as V-JEPA"
     )
+    fused: bool = Field(
+        True,
+        description="AdamW passes once over weights and averages; false: once for each of its operations",
+    )
 
 
 class TrainConfig(Section):

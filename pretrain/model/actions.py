@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.config import EncoderConfig, PredictorConfig
 from pretrain.model.attention import Backend, Packing
+from pretrain.model.linear import Linear
 from pretrain.model.positions import Grid
 from pretrain.model.vit import Transformer
 
@@ -42,11 +43,11 @@ class ActionPredictor(Transformer):
             rope_span=encoder.rope_span,
         )  # fmt: skip
         width = encoder.shape[0]
-        self.embed = nn.Linear(width, config.width)
-        self.embed_action = nn.Linear(action_size, config.width) if action_size else None
-        self.embed_state = nn.Linear(state_size, config.width) if state_size else None
+        self.embed = Linear(width, config.width)
+        self.embed_action = Linear(action_size, config.width) if action_size else None
+        self.embed_state = Linear(state_size, config.width) if state_size else None
         self.mask_token = nn.Parameter(torch.empty(config.width)) if has_mask_token else None
-        self.out = nn.Linear(config.width, width)
+        self.out = Linear(config.width, width)
 
     def forward(
         self,

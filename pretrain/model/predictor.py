@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.config import EncoderConfig, PredictorConfig
 from pretrain.masks import Masks
 from pretrain.model.attention import Backend, Packing
+from pretrain.model.linear import Linear
 from pretrain.model.positions import Grid
 from pretrain.model.vit import Modalities, Transformer, rows_of
 
@@ -40,14 +41,14 @@ class Predictor(Transformer):
         )  # fmt: skip
         width = encoder.shape[0]
         out_width = out_width or width * encoder.num_levels
-        self.embed: nn.Module = nn.Linear(width, config.width)
+        self.embed: nn.Module = Linear(width, config.width)
         if encoder.num_levels > 1:
-            wide = nn.Linear(width * encoder.num_levels, width)
-            self.embed = nn.Sequential(wide, nn.GELU(), nn.Linear(width, config.width))
+            wide = Linear(width * encoder.num_levels, width)
+            self.embed = nn.Sequential(wide, nn.GELU(), Linear(width, config.width))
         self.mask_tokens = nn.Parameter(torch.empty(config.mask_tokens or num_mask_kinds, config.width))
         self.modalities = Modalities(config.width) if encoder.pictures == "own" else None
-        self.out = nn.Linear(config.width, out_width)
-        self.out_context = nn.Linear(config.width, out_width) if says_context else None
+        self.out = Linear(config.width, out_width)
+        self.out_context = Linear(config.width, out_width) if says_context else None
 
     def forward(self, context_MD: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
         """Predictions (P, D) of the hidden tokens; and (M, D) of the kept ones, where it says them."""

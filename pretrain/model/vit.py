@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import EncoderConfig
 from pretrain.model.attention import Backend, Packing, attend
+from pretrain.model.linear import Linear, linear
 from pretrain.model.positions import Grid, rope_on, rotate, sincos_on
 
 
@@ -50,11 +51,11 @@ class Block(nn.Module):
         self.heads = heads
         hidden = round(width * mlp_ratio)
         self.norm1 = LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.norm2 = LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
         q, k, v = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
@@ -164,7 +165,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         tubelet, patch = self.weight.shape[2:4]
-        return F.linear(tubelet_pixels(x_BCTHW, tubelet, patch), self.weight.flatten(1), self.bias)
+        return linear(tubelet_pixels(x_BCTHW, tubelet, patch), self.weight.flatten(1), self.bias)
 
 
 def tubelet_pixels(x_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:

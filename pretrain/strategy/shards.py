@@ -77,6 +77,12 @@ def part_of_encoder(shards: Shards) -> list[tuple[Fragment, Tensor]]:
     ]
 
 
+def step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
+    """Where AdamW counts a parameter's steps: fused, beside it, else on the host."""
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    return parameter.device if is_fused else torch.device("cpu")
+
+
 class ReplicatedShards:
     """Every rank holds everything; rank r owns the r-th chunk of each parameter (one process, ZeRO-0)."""
 
@@ -116,7 +122,7 @@ class ReplicatedShards:
             parameter.copy_(read(MASTER, whole).view_as(parameter))
             if optimizer_step:
                 averages = {kind: read(kind, whole).view_as(parameter).to(parameter) for kind in MOMENTS}
-                step = torch.tensor(float(optimizer_step))
+                step = torch.tensor(float(optimizer_step), device=step_device(self._optimizer, parameter))
                 self._optimizer.state[parameter] = {"step": step, **averages}
 
 
@@ -164,7 +170,7 @@ class FlatShards:
         if optimizer_step:
             for flat in flats:
                 averages = {kind: torch.zeros_like(flat) for kind in MOMENTS}
-                step = torch.tensor(float(optimizer_step))
+                step = torch.tensor(float(optimizer_step), device=step_device(self._zero.optimizer, flat))
                 self._zero.optimizer.state[flat] = {"step": step, **averages}
         for fragment, master, (group, offset) in zip(self.fragments, self.masters, self._places, strict=True):
             master.copy_(read(MASTER, fragment))
