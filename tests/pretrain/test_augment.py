@@ -78,7 +78,7 @@ def test_whole_numbers_and_floats_agree_within_a_step(box: tuple[int, int, int, 
 def test_a_clip_normalised_by_a_worker_is_the_clip_that_a_gpu_makes_of_its_crop(is_mirrored: bool) -> None:
     frames, size = film(4, 72, 100), 32
     view = View(3, 5, 60, 44, is_mirrored)
-    layouts = [Layout(clips=2, frames=4, size=size, places=8, on_gpu=on_gpu) for on_gpu in (False, True)]
+    layouts = [Layout(clips=2, frames=4, size=size, numbers=8, on_gpu=on_gpu) for on_gpu in (False, True)]
     on_cpu, on_gpu = (Slots(layout, 3, is_shared=False) for layout in layouts)
     on_cpu.write_clip(1, 1, frames, view)
     crop = on_gpu.write_clip(1, 1, frames, view)
@@ -95,7 +95,7 @@ def test_a_clip_normalised_by_a_worker_is_the_clip_that_a_gpu_makes_of_its_crop(
 
 
 def test_a_crop_too_large_for_its_place_is_resized_by_the_worker() -> None:
-    slots = Slots(Layout(clips=1, frames=2, size=16, places=1, on_gpu=True), 1, is_shared=False)
+    slots = Slots(Layout(clips=1, frames=2, size=16, numbers=1, on_gpu=True), 1, is_shared=False)
     frames = film(2, 60, 80)
     crop = slots.write_clip(0, 0, frames, View(0, 0, 60, 80))
     assert (crop.height, crop.width) == (16, 16)
@@ -106,7 +106,7 @@ def test_a_crop_too_large_for_its_place_is_resized_by_the_worker() -> None:
 
 def test_all_frames_share_one_crop_and_flip() -> None:
     still = np.repeat(film(1, 60, 80), 5, axis=0)
-    slots = Slots(Layout(clips=1, frames=5, size=16, places=1, on_gpu=False), 1, is_shared=False)
+    slots = Slots(Layout(clips=1, frames=5, size=16, numbers=1, on_gpu=False), 1, is_shared=False)
     slots.write_clip(0, 0, still, View(4, 9, 30, 33, is_mirrored=True))
     clip = slots.floats(0)[0]
     assert torch.equal(clip, clip[:, :1].expand_as(clip))
