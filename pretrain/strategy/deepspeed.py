@@ -87,6 +87,10 @@ def deepspeed_config(plan: Plan, trained: int) -> dict[str, Any]:
     }
 
 
+def _is_seen_by_the_norm(**_: object) -> None:
+    """Stands for DeepSpeed's look at every gradient for what is not finite."""
+
+
 class DeepSpeedBackend:
     """The trainable module inside a DeepSpeed engine."""
 
@@ -110,7 +114,10 @@ class DeepSpeedBackend:
         elif self._stage == 3:
             self.shards = Zero3Shards(module, self._zero, world.rank, world.size)
         else:
-            self._zero.check_grad_overflow = True  # off by default in float32: a NaN would be stepped on
+            self._zero.check_grad_overflow = True  # off by default: in bf16 a NaN would be stepped on
+            # It then asks twice, and waits twice: of every gradient by itself, and of their norm, which is
+            # taken anyway and is not finite where one of them is not. The norm will do.
+            self._zero.check_overflow = _is_seen_by_the_norm
             self.shards = PartitionedShards(module, self._zero)
 
     @property
@@ -144,11 +151,11 @@ class DeepSpeedBackend:
         self._engine.step()
         if norm is None or not self._engine.was_step_applied():
             norm = self._engine.get_global_grad_norm()
-        return Update(bool(self._engine.was_step_applied()), math.nan if norm is None else float(norm))
+        return Update(bool(self._engine.was_step_applied()), math.nan if norm is None else norm)
 
     def _step_replicated(self) -> Update:
         """ZeRO-0 has no overflow check: without gradients, its optimizer leaves every weight as it is."""
-        norm = clip_whole(self._module, self._optim)
+        norm = float(clip_whole(self._module, self._optim))
         is_finite = math.isfinite(norm)
         if not is_finite:
             for parameter in self._module.parameters():
