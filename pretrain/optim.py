@@ -67,13 +67,13 @@ def clip_modules(
     for name, gradient in gradients:
         own[name.partition(".")[0]].append(gradient)
     device = gradients[0][1].device if gradients else torch.device("cpu")
-    found = [
-        torch.stack([gradient.float().square().sum() for gradient in each]).sum()
+    squares = [
+        torch.stack(torch._foreach_norm(each, 2.0, torch.float32)).square().sum()
         if each
         else torch.zeros((), device=device)
         for each in own.values()
     ]
-    norms = add(torch.stack(found)).sqrt()
+    norms = add(torch.stack(squares)).sqrt()
     is_long = norms.isfinite() & (norms > limit)  # else what is not finite could be scaled to zero, unseen
     scales = torch.where(is_long, limit / (norms + 1e-6), 1.0).to(device).unbind()
     for each, scale in zip(own.values(), scales, strict=True):

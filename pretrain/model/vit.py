@@ -240,8 +240,9 @@ class Encoder(Transformer):
             source_M = torch.arange(batch * tokens, device=x_BCTHW.device)
             packing = equal_packing(batch, tokens, x_BCTHW.device)
             pictures = (x_BCTHW.shape[2] == 1,) * batch
-        stills = pictures
-        if not isinstance(stills, Stills):
+        if isinstance(pictures, Stills):
+            stills = pictures
+        else:
             stills = Stills.of(pictures or (False,) * batch, x_BCTHW.device)
         x_BND = self._embedded(x_BCTHW.to(self.dtype), stills, tokens)
         if (added_ND := self.positions(grid, x_BND.device)) is not None:

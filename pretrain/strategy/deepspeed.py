@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -91,6 +92,17 @@ def _is_seen_by_the_norm(**_: object) -> None:
     """Stands for DeepSpeed's look at every gradient for what is not finite."""
 
 
+def _clip_by_finite_norm(limit: float, gradients: Sequence[Tensor], norm: Tensor) -> None:
+    """Scale flat gradients whose norm over all groups is known to be finite, as DeepSpeed does.
+
+    limit: 0 for none. There is no loss scale in float32 and bf16.
+    """
+    if limit > 0:
+        scale = 1.0 / torch.clamp((norm + 1e-6) / limit, min=1.0)
+        for gradient in gradients:
+            gradient.data.mul_(scale)
+
+
 class DeepSpeedBackend:
     """The trainable module inside a DeepSpeed engine."""
 
@@ -115,9 +127,10 @@ class DeepSpeedBackend:
             self.shards = Zero3Shards(module, self._zero, world.rank, world.size)
         else:
             self._zero.check_grad_overflow = True  # off by default: in bf16 a NaN would be stepped on
-            # It then asks twice, and waits twice: of every gradient by itself, and of their norm, which is
-            # taken anyway and is not finite where one of them is not. The norm will do.
+            # It would then wait for the GPU three times and more: for a look at every gradient, for their
+            # norm, which is not finite where one of them is not, and for that norm again in each group.
             self._zero.check_overflow = _is_seen_by_the_norm
+            self._zero.unscale_and_clip_grads = partial(_clip_by_finite_norm, self._zero.clip_grad)
             self.shards = PartitionedShards(module, self._zero)
 
     @property

@@ -35,7 +35,7 @@ ASK_THE_HOST = (
 
 
 class Counts:
-    """Of what is told while `is_counting`. phase: what the step is at."""
+    """Of what is told between `start` and `stop`. phase: what the step is at."""
 
     def __init__(self) -> None:
         self.is_counting = False
@@ -43,7 +43,15 @@ class Counts:
         self.launches: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.syncs: Counter[str] = Counter()  # by "phase: why, at file in function"
-        self.bytes = 0
+        self.bytes = self.recompiles = 0
+        self._graphs = 0  # when it started
+
+    def start(self) -> None:
+        self.is_counting, self._graphs = True, graphs()
+
+    def stop(self) -> None:
+        self.is_counting = False
+        self.recompiles = graphs() - self._graphs
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -90,7 +98,7 @@ class Counts:
             "launches": dict(sorted(self.launches.items())),
             "copies": dict(sorted(self.copies.items())),
             "bytes": self.bytes,
-            "recompiles": recompiles(),
+            "recompiles": self.recompiles,
         }
 
 
@@ -141,7 +149,7 @@ def line() -> str:
     return f"{Path(own[-1].filename).relative_to(ROOT)} {own[-1].name}" if own else "in a test"
 
 
-def recompiles() -> int:
-    """Graphs that torch.compile has made in this process; 0 where nothing is compiled."""
+def graphs() -> int:
+    """Those that torch.compile has made in this process; 0 where nothing is compiled."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0

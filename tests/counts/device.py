@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -38,6 +39,7 @@ def set_up() -> torch.device:
     _setup_privateuseone_for_python_backend(NAME)
     # torch.tensor(..., device=...) then makes its copy where it is seen
     torch._C._set_only_lift_cpu_tensors(True)
+    _foreach_utils._foreach_supported_types.append(OnDevice)  # as tensors of a GPU are: many in one launch
     return torch.device(NAME, 0)
 
 
@@ -99,7 +101,7 @@ class _Telling(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as one operation, which it is on a GPU; torch would take it apart on a device it knows not."""
+    """Attention as one operation, as it is on a GPU; on a device that it knows not torch takes it apart."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
