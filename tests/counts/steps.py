@@ -117,11 +117,14 @@ class Given:
         config, pictures = self._plan.config, self._case.get("pictures", ())
         host = small_batch(config, CLIPS, number * CLIPS, step=self._step, pictures=pictures)
         frames, size = config.data.frames, config.data.size
-        views = [self._pinned(torch.full((frames, size, size, 3), 99, dtype=torch.uint8)) for _ in host.keys]
+        gray = [
+            torch.full((frames, size + 8 * clip, size, 3), 99, dtype=torch.uint8) for clip in range(CLIPS)
+        ]
+        views, mirrored = [self._pinned(each) for each in gray], [clip == 1 for clip in range(CLIPS)]
         masks = host.masks.over(self._pinned(host.masks.laid_out))
         loaded: Any = None  # is handed through
         tables = [host.states, host.actions]
-        ahead = self._copies.begin(loaded, views, [False] * len(views), size, masks, tables)
+        ahead = self._copies.begin(loaded, views, mirrored, size, masks, tables)
         if self._device.type != "cpu":
             self._copies.hand_over(ahead)
         states, actions = ahead.tables

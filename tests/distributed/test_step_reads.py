@@ -1,4 +1,4 @@
-"""How often the host waits for a GPU in a step of DeepSpeed: once at every stage, to know if it was finite."""
+"""How often the host waits for a GPU in a step of DeepSpeed: once at every stage, to know it was finite."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pretrain.config import AugmentConfig
-from pretrain.data.augment import MEAN, STD, View, draw_view, eval_view, normalise, resize
+from pretrain.data.augment import MEAN, STD, View, draw_view, eval_view, normalise, normalise_into, resize
 from pretrain.data.slots import Layout, Slots
 
 
@@ -92,6 +92,17 @@ def test_a_clip_normalised_by_a_worker_is_the_clip_that_a_gpu_makes_of_its_crop(
     plain = plain[:, :, ::-1] if is_mirrored else plain
     reference = (plain / 255 - np.array(MEAN)) / np.array(STD)
     assert np.abs(on_cpu.floats(1)[1].numpy() - reference.transpose(3, 0, 1, 2)).max() < 1.1 / 255 / min(STD)
+
+
+def test_a_batch_of_floats_is_its_clips_one_by_one_bit_for_bit() -> None:
+    """As a GPU makes it: crops of several sizes, one of them of the right one, mirrored or not."""
+    boxes = [(3, 5, 60, 44), (0, 0, 32, 32), (1, 2, 20, 70)]
+    cut = [torch.from_numpy(View(*box).cut(film(4, 72, 100))).float() for box in boxes]
+    mirrored = [True, False, True]
+    apart = torch.empty(3, 3, 4, 32, 32)
+    for clip, view, is_mirrored in zip(apart, cut, mirrored, strict=True):
+        normalise_into(clip, resize(view, 32, 32), is_mirrored=is_mirrored)
+    assert torch.equal(normalise(cut, 32, mirrored), apart)
 
 
 def test_a_crop_too_large_for_its_place_is_resized_by_the_worker() -> None:
