@@ -123,7 +123,8 @@ def wait_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Any
     name = func._schema.name.partition("::")[2]
     if func is aten._local_scalar_dense.default:
         return "reads a number" if isinstance(args[0], OnDevice) else None
-    if name in ASK_THE_HOST or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+    is_repeat = func is aten.repeat_interleave.Tensor  # the other overloads are made of it, or know the size
+    if name in ASK_THE_HOST or (is_repeat and kwargs.get("output_size") is None):
         return f"{name} asks for its size"
     if is_between(func, args, found):
         is_copy = func is aten.copy_.default
