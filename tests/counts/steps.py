@@ -79,7 +79,7 @@ def config_for(case: dict[str, Any]) -> RunConfig:
         "log_every": 40,
         "checkpoint_every": 40,
     }
-    return config_of(
+    config = config_of(
         case["kind"],
         train=train | case.get("train", {}),
         optim={"warmup_steps": 1} | case.get("optim", {}),
@@ -88,6 +88,8 @@ def config_for(case: dict[str, Any]) -> RunConfig:
         health={"every": 40},
         tracker={"kind": "jsonl"},
     )
+    model = config.model.model_copy(update={"attention": "sdpa"})  # whatever is best on the CPU
+    return config.model_copy(update={"model": model})
 
 
 class Given:
