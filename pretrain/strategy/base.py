@@ -93,7 +93,7 @@ class World:
             return lambda: flag
         tensor = torch.full((), float(flag), device=self.device)
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
-        if self.device.type != "cuda":
+        if self.device.type == "cpu":
 
             def answer() -> bool:
                 work.wait()

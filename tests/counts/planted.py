@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.strategy.base import World
 from tests.counts.count import Counts
 from tests.counts.device import telling
 
@@ -59,6 +62,28 @@ def planted(device: torch.device) -> dict[str, dict[str, int]]:
         "waits": {name: _count(work, device) for name, work in WAITS.items()},
         "no waits": {name: _count(work, device) for name, work in NO_WAITS.items()},
     }
+
+
+def asked(device: torch.device) -> dict[str, Any]:
+    """What rank 0 of two is told when the other one says yes, and how often its host waited for the GPU."""
+    counts, event = Counts(), mock.MagicMock()
+
+    def other_says_yes(tensor: Tensor, *, op: Any, async_op: bool) -> Any:
+        assert op == dist.ReduceOp.MAX and async_op
+        tensor.fill_(1.0)
+        return mock.MagicMock()
+
+    with (
+        telling(counts.told),
+        mock.patch.object(dist, "all_reduce", other_says_yes),
+        mock.patch.object(torch.cuda, "Event", return_value=event),
+    ):
+        counts.start()
+        answer = World(0, 2, device).ask(False)
+        assert event.record.called and not event.synchronize.called
+        said = answer()
+        counts.stop()
+    return {"said": said, "waited for": event.synchronize.call_count, "waits": sum(counts.syncs.values())}
 
 
 def _count(work: Work, device: torch.device) -> int:

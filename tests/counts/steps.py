@@ -30,7 +30,7 @@ from pretrain.strategy.base import World
 from pretrain.watch import Watch
 from tests.counts.count import Counts
 from tests.counts.device import NAME, set_up, telling
-from tests.counts.planted import planted
+from tests.counts.planted import asked, planted
 from tests.pretrain.small_objective import config_of, small_batch
 
 COUNTED, CLIPS = 2, 3
@@ -192,6 +192,7 @@ def main(out: Path) -> None:
     found = {
         "torch": torch.__version__.partition("+")[0],
         "planted": planted(device),
+        "asked": asked(device),
         "cases": {name: counted(case, device) for name, case in CASES.items()},
     }
     out.write_text(json.dumps(found, indent=1) + "\n")

@@ -30,6 +30,11 @@ def test_a_wait_is_seen_where_there_is_one_and_only_there(counted: dict[str, Any
     assert (unseen, invented) == ([], [])
 
 
+def test_ranks_are_asked_beside_the_step(counted: dict[str, Any]) -> None:
+    """The answer waits for the moment that it was there, not for what was queued since."""
+    assert counted["asked"] == {"said": True, "waited for": 1, "waits": 0}
+
+
 def test_the_device_that_is_none_computes_what_a_cpu_computes(counted: dict[str, Any]) -> None:
     for name, case in counted["cases"].items():
         assert case["losses"] == pytest.approx(case["plain_losses"], rel=1e-6), name
