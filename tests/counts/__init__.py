@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,11 @@ def _counted(module: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "counts.json"
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", module, str(out)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-W", "ignore", "-m", module, str(out)],
+            cwd=ROOT,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # the same with a GPU and without
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(out.read_text())
