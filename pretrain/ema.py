@@ -9,6 +9,7 @@ Source: V-JEPA, arXiv:2404.08471, sec. 3; sharding in docs/decisions/0003-fragme
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,20 +74,24 @@ class WholeCopy:
         precision: torch.dtype = torch.float32,
     ) -> None:
         target.to(precision)
-        self._parameters = {name: p.detach().view(-1) for name, p in target.named_parameters()}
-        self._everybody, self._gather = fragments, gather
-        self._padded = max(1, *(sum(f.numel for f in own) for own in fragments))
+        whole = {name: p.detach().view(-1) for name, p in target.named_parameters()}
+        self._like = next(iter(whole.values()))
+        # of every rank, where its averages go, and how long they are
+        self._places = [[whole[f.name][f.start : f.start + f.numel] for f in own] for own in fragments]
+        self._sizes = [[f.numel for f in own] for own in fragments]
+        self._padded = max(1, *map(sum, self._sizes))
+        self._gather = gather
         self._wait: Callable[[], Tensor] | None = None
 
     @torch.no_grad()
     def begin(self, averages: Sequence[Tensor]) -> None:
         self.finish()
-        first = next(iter(self._parameters.values()))
-        flat = first.new_zeros(self._padded)
-        offset = 0
-        for average in averages:
-            flat[offset : offset + average.numel()] = average
-            offset += average.numel()
+        if len(self._places) == 1:  # nothing to gather
+            copy_each(self._places[0], averages)
+            return
+        flat = self._like.new_empty(self._padded)
+        used = flat[: sum(average.numel() for average in averages)]
+        copy_each(used.split([average.numel() for average in averages]), averages)
         self._wait = self._gather(flat)
 
     @torch.no_grad()
@@ -94,11 +99,14 @@ class WholeCopy:
         if self._wait is None:
             return
         rows, self._wait = self._wait(), None
-        for row, own in zip(rows, self._everybody, strict=True):
-            offset = 0
-            for f in own:
-                self._parameters[f.name][f.start : f.start + f.numel] = row[offset : offset + f.numel]
-                offset += f.numel
+        pieces = [row[: sum(own)].split(own) for row, own in zip(rows, self._sizes, strict=True) if own]
+        copy_each(list(itertools.chain(*self._places)), list(itertools.chain(*pieces)))
+
+
+def copy_each(to: Sequence[Tensor], those: Sequence[Tensor]) -> None:
+    """Copy tensors over others, all in a few launches where they lie on one device."""
+    if to:
+        torch._foreach_copy_(list(to), list(those))
 
 
 class ShardedEma:

@@ -37,16 +37,17 @@ def train(
             watch.after_batch(batch, output)
             del targets, output  # else they were held beside those of the next forward
         pulse.beat("update", progress.step + 1)
+        asked = engine.ask(stops.reason is not None)  # on all ranks, beside the step
         update = engine.step(knobs, measure=plan.looks_at(progress.step + 1))  # clip, agree, step or skip
         if update.applied:
             engine.update_target(knobs.momentum)  # moving average on local fragments
         progress = progress.after(update, plan)
-        asked = engine.agree(stops.reason is not None)
-        watch.after_step(progress, knobs, update, is_last=asked)  # metrics, health, tracker
+        is_asked = asked()
+        watch.after_step(progress, knobs, update, is_last=is_asked)  # metrics, health, tracker
         if watch.goes_back and (before := watch.go_back(progress, checkpoints)) is not None:
             progress = before  # weights, stream and tracker with it
             continue
-        stop = asked or watch.stops
+        stop = is_asked or watch.stops
         if stop or plan.saves_at(progress.step):
             checkpoints.save(engine, progress, is_last=stop or progress.step == plan.steps)
         else:

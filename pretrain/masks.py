@@ -6,14 +6,18 @@ that a batch's masks depend neither on the world size nor on the number of worke
 to clip; nothing is cut to fit, unless `truncate` asks for what the published collator does.
 Source: V-JEPA, arXiv:2404.08471, sec. 3.2 and appendix.
 
-Shapes: B clips, N tokens a clip, S sequences (a clip under a mask kind), M kept tokens, P hidden tokens.
+Shapes: B clips, N tokens a clip, S sequences (a clip under a mask kind), M kept tokens, P hidden tokens,
+T = M + P, R pictures.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +92,56 @@ def hidden_in(config: MaskConfig, grid: Grid, rng: np.random.Generator, size: Gr
     return hidden_tubes(config, grid, rng)
 
 
+class Stills(NamedTuple):
+    """Which clips of a batch are pictures.
+
+    flags (B,): on the host. rows_R, is_still_B: the same where it is computed, numbers of clips and 0 or 1.
+    """
+
+    flags: tuple[bool, ...]
+    rows_R: Tensor
+    is_still_B: Tensor
+
+    @classmethod
+    def of(cls, flags: Sequence[bool], device: torch.device) -> Stills:
+        """Of flags; only where some are and some are not is anything copied to the device."""
+        flags = tuple(flags)
+        if len(set(flags)) == 1:
+            rows = torch.arange(len(flags) if flags[0] else 0, device=device)
+            return cls(flags, rows, torch.full((len(flags),), int(flags[0]), device=device))
+        is_still_B = torch.tensor(flags, dtype=torch.int64)
+        return cls(flags, is_still_B.nonzero()[:, 0].to(device), is_still_B.to(device))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some tokens of every sequence, sequence after sequence, where they are computed on.
+
+    places (n,): s * N + token, in order. lengths: how many each sequence has; lengths_S the same as a tensor.
+    """
+
+    num_tokens: int
+    places: Tensor
+    lengths: tuple[int, ...]
+    lengths_S: Tensor
+    clips_S: Tensor
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """Of each token (n,)."""
+        return self.places // self.num_tokens
+
+    @cached_property
+    def token(self) -> Tensor:
+        """Where each stands in its clip (n,)."""
+        return self.places % self.num_tokens
+
+    @cached_property
+    def source(self) -> Tensor:
+        """clip * N + token: where each lies in the batch of clips (n,)."""
+        return self.clips_S[self.sequence] * self.num_tokens + self.token
+
+
 @dataclass(frozen=True)
 class Masks:
     """The masks of a batch, packed, sequence after sequence: a kind's clips, then the next kind's.
@@ -96,6 +150,9 @@ class Masks:
     with one frame of tokens. kept_M, hidden_P: s * N + token, in order, no place in both; together they name
     every place once, unless the masks are truncated or the clip is a picture. kept_lengths, hidden_lengths:
     kept and hidden tokens of each sequence.
+
+    What a step reads of them where it computes lies in one row, `laid_out`, made with the batch and brought
+    to a GPU by one copy: a tensor made of lists in the midst of a step would have the host wait for the GPU.
     """
 
     num_tokens: int
@@ -121,23 +178,106 @@ class Masks:
         """What each sequence counts in a mean over clips, of each clip's mean over its mask kinds (S,)."""
         return tuple(1.0 / (self.num_clips * self.clips.count(clip)) for clip in self.clips)
 
-    def source(self, places: Tensor) -> Tensor:
-        """clip * N + token for places s * N + token: where the token lies in the batch of clips."""
-        clips_S = torch.tensor(self.clips, device=places.device)
-        return clips_S[places // self.num_tokens] * self.num_tokens + places % self.num_tokens
+    @property
+    def kind_spans(self) -> tuple[slice, ...]:
+        """Which sequences are of each mask kind."""
+        ends = [sum(kind <= last for kind in self.kinds) for last in range(-1, self.num_kinds)]
+        return tuple(slice(*each) for each in itertools.pairwise(ends))
+
+    @property
+    def _widths(self) -> list[int]:
+        """Of the parts of `laid_out`; two float32 shares lie in one number's place."""
+        kept, hidden, sequences = sum(self.kept_lengths), sum(self.hidden_lengths), self.num_sequences
+        return [
+            kept,
+            hidden,
+            kept + hidden,
+            *4 * [sequences],
+            -(-sequences // 2),
+            self.num_clips,
+            sum(self.pictures),
+        ]
+
+    @cached_property
+    def laid_out(self) -> Tensor:
+        """Everything that a step reads of them, one after the other, int64."""
+        places = np.concatenate([self.kept_M.numpy(), self.hidden_P.numpy()])
+        rank_T = np.empty_like(places)
+        rank_T[np.argsort(places, kind="stable")] = np.arange(len(places))
+        shares = np.zeros(2 * -(-self.num_sequences // 2), dtype=np.float32)
+        shares[: self.num_sequences] = self.shares
+        lists = (self.clips, self.kinds, self.kept_lengths, self.hidden_lengths)
+        stills = np.asarray(self.pictures, dtype=np.int64)
+        numbers = [np.asarray(each, dtype=np.int64) for each in lists]
+        parts = [places, rank_T, *numbers, shares.view(np.int64), stills, np.flatnonzero(stills)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.laid_out.split(self._widths)
+
+    @cached_property
+    def kept(self) -> Tokens:
+        """The tokens that the context encoder is shown."""
+        return Tokens(self.num_tokens, self.kept_M, self.kept_lengths, self._parts[5], self._parts[3])
+
+    @cached_property
+    def hidden(self) -> Tokens:
+        """The tokens that are predicted."""
+        return Tokens(self.num_tokens, self.hidden_P, self.hidden_lengths, self._parts[6], self._parts[3])
+
+    @property
+    def rank_T(self) -> Tensor:
+        """Where each kept token, then each hidden one, stands when every sequence is in order (T,)."""
+        return self._parts[2]
+
+    @property
+    def kinds_S(self) -> Tensor:
+        return self._parts[4]
+
+    @cached_property
+    def lengths_S(self) -> Tensor:
+        """Kept and hidden tokens of each sequence (S,)."""
+        return self._parts[5] + self._parts[6]
+
+    @property
+    def shares_S(self) -> Tensor:
+        """`shares` (S,), float32."""
+        return self._parts[7].view(torch.float32)[: self.num_sequences]
+
+    @property
+    def stills(self) -> Stills:
+        return Stills(self.pictures, self._parts[9], self._parts[8])
+
+    @cached_property
+    def is_still_S(self) -> Tensor:
+        """1 of a sequence that is of a picture, else 0 (S,)."""
+        return self._parts[8][self._parts[3]]
 
     @property
     def shape(self) -> Masks:
         """The same without places."""
         nowhere = torch.empty(0, dtype=torch.int64)
-        return self.at(nowhere, nowhere)
+        return replace(self, kept_M=nowhere, hidden_P=nowhere)
 
-    def at(self, kept_M: Tensor, hidden_P: Tensor) -> Masks:
-        """The same with these places."""
-        return replace(self, kept_M=kept_M, hidden_P=hidden_P)
+    def over(self, numbers: Tensor) -> Masks:
+        """The same, as views of what was `laid_out`, wherever that lies now; more may follow it there."""
+        widths = self._widths
+        numbers = numbers[: sum(widths)]
+        found = replace(
+            self, kept_M=numbers[: widths[0]], hidden_P=numbers[widths[0] : widths[0] + widths[1]]
+        )
+        vars(found)["laid_out"] = numbers  # as the property keeps it
+        return found
 
     def to(self, device: torch.device) -> Masks:
-        return self.at(self.kept_M.to(device, non_blocking=True), self.hidden_P.to(device, non_blocking=True))
+        """By one copy; the host goes on meanwhile if the numbers lie in pinned memory."""
+        return self.over(self.laid_out.to(device, non_blocking=True))
+
+
+def most_numbers(clips: int, tokens: int, kinds: int) -> int:
+    """How many numbers `laid_out` has at most: every place of every mask kind is kept or hidden."""
+    return clips * kinds * (2 * tokens + 5) + 2 * clips + 1
 
 
 def sample_masks(

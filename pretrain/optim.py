@@ -55,36 +55,44 @@ def clip_modules(
     modules: Sequence[str],
     limit: float,
     add: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> float:
+) -> Tensor:
     """Scale the gradients of encoder and predictor, each to a norm of at most `limit`, in place.
 
     gradients: (parameter, what this rank owns of its gradient). modules: the first words of their names.
     add: a tensor's sum over ranks, where each owns a part.
-    Returns the norm of all together, before; nothing is scaled when it is not finite.
+    Returns the norm of all together, before, where the ranks add up; the host waits for nothing. When it is
+    not finite the gradients are not to be used.
     Source: the released code of V-JEPA, which clips each module by itself.
     """
-    squares = {module: torch.zeros(()) for module in modules}
+    own: dict[str, list[Tensor]] = {module: [] for module in modules}
     for name, gradient in gradients:
-        module = name.partition(".")[0]
-        squares[module] = squares[module].to(gradient.device) + gradient.float().square().sum()
-    sums = add(torch.stack([squares[module].to(squares[modules[-1]].device) for module in modules]))
-    norms = dict(zip(modules, sums.sqrt().tolist(), strict=True))
-    total = math.sqrt(sum(norm**2 for norm in norms.values()))
-    if math.isfinite(total):
-        for name, gradient in gradients:
-            norm = norms[name.partition(".")[0]]
-            if norm > limit:
-                gradient.mul_(limit / (norm + 1e-6))
-    return total
+        own[name.partition(".")[0]].append(gradient)
+    device = gradients[0][1].device if gradients else torch.device("cpu")
+    squares = [
+        torch.stack(torch._foreach_norm(each, 2.0, torch.float32)).square().sum()
+        if each
+        else torch.zeros((), device=device)
+        for each in own.values()
+    ]
+    norms = add(torch.stack(squares)).sqrt()
+    is_long = norms.isfinite() & (norms > limit)  # else what is not finite could be scaled to zero, unseen
+    scales = torch.where(is_long, limit / (norms + 1e-6), 1.0).to(device).unbind()
+    for each, scale in zip(own.values(), scales, strict=True):
+        if each and math.isfinite(limit):
+            torch._foreach_mul_(each, scale)
+    return norms.square().sum().sqrt()
 
 
-def clip_whole(module: nn.Module, config: OptimConfig) -> float:
+def clip_whole(module: nn.Module, config: OptimConfig) -> Tensor:
     """Clip the gradients of a module that this rank holds all of; the norm of all together, before."""
     limit = math.inf if config.clip_norm is None else config.clip_norm
-    if config.clip_per == "all":
-        return float(nn.utils.clip_grad_norm_(module.parameters(), limit))
-    gradients = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
-    return clip_modules(gradients, [name for name, _ in module.named_children()], limit)
+    if config.clip_per == "module":
+        gradients = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
+        return clip_modules(gradients, [name for name, _ in module.named_children()], limit)
+    total = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    if math.isfinite(limit):
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, total)
+    return total
 
 
 def apply_knobs(groups: list[dict[str, Any]], knobs: Knobs) -> None:

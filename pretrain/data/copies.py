@@ -12,6 +12,7 @@ from torch import Tensor
 from pretrain.data.augment import normalise
 from pretrain.data.load import Loaded
 from pretrain.masks import Masks
+from pretrain.pinned import sent
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Copies:
             views = [view.to(self._device, non_blocking=True) for view in views_THWC]
             clips = normalise(views, size, mirrored)
             masks = masks.to(self._device)
-            there = [None if table is None else table.to(self._device) for table in tables]
+            there = [None if table is None else sent(table, self._device) for table in tables]
             event.record(self._stream)
         self._begun.append(event)
         return Ahead(found, clips, masks, there, event)
@@ -62,6 +63,6 @@ class Copies:
         """What is computed from now on waits for the copy; and its memory waits for the computing."""
         current = torch.cuda.current_stream(self._device)
         current.wait_event(ahead.event)
-        for tensor in (ahead.clips, ahead.masks.kept_M, ahead.masks.hidden_P, *ahead.tables):
+        for tensor in (ahead.clips, ahead.masks.laid_out, *ahead.tables):
             if tensor is not None:
                 tensor.record_stream(current)

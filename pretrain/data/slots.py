@@ -26,12 +26,14 @@ LARGEST_CROP = 2  # times the pixels that the model sees; a larger one is resize
 
 @dataclass(frozen=True)
 class Layout:
-    """What a slot holds. on_gpu: uint8 crops that a GPU resizes, else normalised floats."""
+    """What a slot holds. numbers: of masks, at most. on_gpu: uint8 crops that a GPU resizes, else normalised
+    floats.
+    """
 
     clips: int
     frames: int
     size: int
-    places: int
+    numbers: int
     on_gpu: bool
 
     @property
@@ -59,7 +61,7 @@ class Slots:
         self.layout = layout
         new = _new_shared if is_shared else _new
         self._clips = new((count, layout.clips, layout.clip_bytes), dtype=torch.uint8)
-        self._places = new((count, max(1, layout.places)), dtype=torch.int64)
+        self._numbers = new((count, max(1, layout.numbers)), dtype=torch.int64)
 
     def pin(self) -> None:
         """Lock the slots in memory, for a GPU to copy from while the CPU goes on.
@@ -67,7 +69,7 @@ class Slots:
         Raises: DataError when the driver refuses it.
         """
         runtime = torch.cuda.cudart()
-        for memory in (self._clips, self._places):
+        for memory in (self._clips, self._numbers):
             told = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
             if told != 0:
                 raise DataError(
@@ -101,15 +103,13 @@ class Slots:
         return self._clips[slot, row, : int(np.prod(shape))].view(shape)
 
     def write_masks(self, slot: int, masks: Masks) -> None:
-        """Kept places, then hidden ones: together they are at most every place of every mask."""
-        kept, hidden = masks.kept_M.numel(), masks.hidden_P.numel()
-        self._places[slot, :kept].copy_(masks.kept_M)
-        self._places[slot, kept : kept + hidden].copy_(masks.hidden_P)
+        """Everything that a step will read of them."""
+        numbers = masks.laid_out
+        self._numbers[slot, : len(numbers)].copy_(numbers)
 
     def masks(self, slot: int, shape: Masks) -> Masks:
         """The masks written to a slot; shape: the same without their tensors."""
-        lengths = [sum(shape.kept_lengths), sum(shape.hidden_lengths)]
-        return shape.at(*self._places[slot, : sum(lengths)].split(lengths))
+        return shape.over(self._numbers[slot])
 
 
 def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -32,7 +32,7 @@ from pretrain.data.copies import Ahead, Copies
 from pretrain.data.corpus import Corpus
 from pretrain.data.load import STAGES, Loaded, Loader, Request
 from pretrain.data.slots import Layout, Slots
-from pretrain.masks import Masks
+from pretrain.masks import Masks, most_numbers
 from pretrain.objective.base import Batch
 
 WORKER_WORDS = "DataLoader worker (pid"  # so torch begins a sentence, raised wherever the rank is at the time
@@ -123,7 +123,7 @@ class Batches:
             clips=config.train.micro_batch,
             frames=config.data.frames,
             size=config.data.size,
-            places=config.train.micro_batch * frames * rows * columns * kinds,
+            numbers=most_numbers(config.train.micro_batch, frames * rows * columns, kinds),
             on_gpu=device.type == "cuda",
         )
         self._num_slots = num_outstanding(plan) + 2  # the one in use, and one that may still be copied

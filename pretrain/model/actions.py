@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import EncoderConfig, PredictorConfig
-from pretrain.model.attention import Backend, Packing
+from pretrain.model.attention import Backend, equal_packing
 from pretrain.model.linear import Linear
 from pretrain.model.positions import Grid
 from pretrain.model.vit import Transformer
@@ -78,7 +78,7 @@ class ActionPredictor(Transformer):
         grid = (max(moments, self.grid[0]), *self.grid[1:])
         if (added_ND := self.positions(grid, x_BtLE.device)) is not None:
             x_BtLE = x_BtLE + added_ND.to(x_BtLE.dtype)[token_tL]
-        packing = Packing((moments * length,) * batch, x_BtLE.device, frame=length)
+        packing = equal_packing(batch, moments * length, x_BtLE.device, frame=length)
         out = self.run(x_BtLE.reshape(-1, width), token_tL.flatten().repeat(batch), packing, grid)
         return self.out(out.view(batch, moments, length, width)[:, :, len(told) :])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -27,11 +27,17 @@ class Packing:
     """How M tokens fall into sequences of the given lengths, one after the other.
 
     frame: tokens of a moment, where a token must see those of its own moment and of earlier ones only; the
-    sequences are then equally long.
+    sequences are then equally long. lengths_S: the lengths on the device, where they are there already; else
+    they are brought there when they are needed, and the host waits for that.
     """
 
     def __init__(
-        self, lengths: Sequence[int], device: torch.device | str = "cpu", *, frame: int | None = None
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        frame: int | None = None,
+        lengths_S: Tensor | None = None,
     ) -> None:
         self.lengths = tuple(lengths)
         self.frame = frame
@@ -39,35 +45,50 @@ class Packing:
         self.total = sum(self.lengths)
         self.longest = max(self.lengths)
         self.is_uniform = min(self.lengths) == self.longest
+        self._lengths_S = lengths_S
+
+    @cached_property
+    def lengths_S(self) -> Tensor:
+        """The lengths, on the device (S,)."""
+        if self._lengths_S is None:
+            return torch.tensor(self.lengths, device=self.device)
+        return self._lengths_S
 
     @cached_property
     def slots_M(self) -> Tensor:
         """Where each token lies when sequences are laid out (S, L) and flattened."""
-        lengths = torch.tensor(self.lengths)
-        starts = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
-        rows = torch.repeat_interleave(torch.arange(len(self.lengths)), lengths)
-        return (rows * self.longest + torch.arange(self.total) - starts).to(self.device)
+        rows_S = torch.arange(len(self.lengths), device=self.device)
+        shift_S = rows_S * self.longest - torch.cumsum(self.lengths_S, 0) + self.lengths_S
+        shift_M = torch.repeat_interleave(shift_S, self.lengths_S, output_size=self.total)
+        return torch.arange(self.total, device=self.device) + shift_M
 
     @cached_property
     def filled_SL(self) -> Tensor:
         """True where the (S, L) layout holds a token."""
-        lengths = torch.tensor(self.lengths)
-        return (torch.arange(self.longest)[None] < lengths[:, None]).to(self.device)
+        return torch.arange(self.longest, device=self.device)[None] < self.lengths_S[:, None]
 
     @cached_property
     def seen_LL(self) -> Tensor | None:
         """True where a token (row) may see another (column) of its sequence; None where it sees all."""
         if self.frame is None:
             return None
-        moment = torch.arange(self.longest, device=self.device) // self.frame
-        return moment[:, None] >= moment[None]
+        with torch.inference_mode(False):  # it may be kept for a step that goes backward
+            moment = torch.arange(self.longest, device=self.device) // self.frame
+            return moment[:, None] >= moment[None]
 
     @cached_property
     def block_diagonal(self) -> Any:
         """xformers' mask for this packing."""
         from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-        return BlockDiagonalMask.from_seqlens(list(self.lengths), device=self.device)
+        with torch.inference_mode(False):  # as above
+            return BlockDiagonalMask.from_seqlens(list(self.lengths), device=self.device)
+
+
+@lru_cache(maxsize=16)
+def equal_packing(count: int, length: int, device: torch.device, frame: int | None = None) -> Packing:
+    """`count` sequences of one length, kept with what it has worked out."""
+    return Packing((length,) * count, device, frame=frame)
 
 
 def attend(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, backend: Backend) -> Tensor:

@@ -52,22 +52,22 @@ class Predictor(Transformer):
 
     def forward(self, context_MD: Tensor, masks: Masks) -> tuple[Tensor, Tensor | None]:
         """Predictions (P, D) of the hidden tokens; and (M, D) of the kept ones, where it says them."""
-        places = torch.cat([masks.kept_M, masks.hidden_P])
-        order = torch.argsort(places)
-        sequences, tokens = places // masks.num_tokens, places % masks.num_tokens
-        kinds_S = torch.tensor(masks.kinds, device=places.device)
-        kinds_P = kinds_S[sequences[len(masks.kept_M) :]] % len(self.mask_tokens)
+        kept, hidden, rank_T = masks.kept, masks.hidden, masks.rank_T
+        tokens = torch.cat([kept.token, hidden.token])
+        kinds_P = masks.kinds_S[hidden.sequence] % len(self.mask_tokens)
         hidden_PE = rows_of(self.mask_tokens, kinds_P)
         x = torch.cat([self.embed(context_MD).to(hidden_PE.dtype), hidden_PE])
         if (added_NE := self.positions(self.grid, x.device)) is not None:
             x = x + added_NE.to(x.dtype)[tokens]
         if self.modalities is not None:
-            pictures_S = torch.tensor([masks.pictures[clip] for clip in masks.clips], device=places.device)
-            x = self.modalities(x, pictures_S[sequences])
-        lengths = [a + b for a, b in zip(masks.kept_lengths, masks.hidden_lengths, strict=True)]
-        x = self.run(x[order], tokens[order], Packing(lengths, x.device))
-        kept, hidden = torch.argsort(order).split([len(masks.kept_M), len(masks.hidden_P)])
-        return self.out(x[hidden]), None if self.out_context is None else self.out_context(x[kept])
+            x = self.modalities(x, masks.is_still_S[torch.cat([kept.sequence, hidden.sequence])])
+        lengths = [a + b for a, b in zip(kept.lengths, hidden.lengths, strict=True)]
+        packing = Packing(lengths, x.device, lengths_S=masks.lengths_S)
+        in_order = torch.empty_like(tokens).index_copy(0, rank_T, tokens)
+        x = self.run(torch.empty_like(x).index_copy(0, rank_T, x), in_order, packing)
+        at_kept, at_hidden = rank_T.split([len(kept.places), len(hidden.places)])
+        said = self.out(x.index_select(0, at_hidden))
+        return said, None if self.out_context is None else self.out_context(x.index_select(0, at_kept))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, std: float = 0.02) -> None:

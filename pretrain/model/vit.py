@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import EncoderConfig
-from pretrain.model.attention import Backend, Packing, attend
+from pretrain.masks import Stills
+from pretrain.model.attention import Backend, Packing, attend, equal_packing
 from pretrain.model.linear import Linear, linear
 from pretrain.model.positions import Grid, rope_on, rotate, sincos_on
 
@@ -222,7 +223,7 @@ class Encoder(Transformer):
         x_BCTHW: Tensor,
         source_M: Tensor | None = None,
         packing: Packing | None = None,
-        pictures: Sequence[bool] = (),
+        pictures: Sequence[bool] | Stills = (),
         *,
         all_levels: bool = False,
     ) -> Tensor:
@@ -235,30 +236,40 @@ class Encoder(Transformer):
         """
         grid = self.grid_of(x_BCTHW)
         batch, tokens = x_BCTHW.shape[0], math.prod(grid)
-        is_whole = source_M is None or packing is None
         if source_M is None or packing is None:
-            source_M = torch.arange(batch * tokens, device=x_BCTHW.device)
-            packing = Packing((tokens,) * batch, x_BCTHW.device)
+            source_M, packing = None, equal_packing(batch, tokens, x_BCTHW.device)
             pictures = (x_BCTHW.shape[2] == 1,) * batch
-        x_BND = self._embedded(x_BCTHW.to(self.dtype), pictures, tokens)
+        stills = self._stills(pictures, x_BCTHW)
+        x_BND = self._embedded(x_BCTHW.to(self.dtype), stills, tokens)
         if (added_ND := self.positions(grid, x_BND.device)) is not None:
             x_BND = x_BND + added_ND.to(x_BND.dtype)
-        x_MD = x_BND.flatten(0, 1)[source_M]
-        if self.modalities is not None:
-            is_picture = torch.tensor(pictures or (False,) * len(x_BND), device=x_MD.device)
-            x_MD = self.modalities(x_MD, is_picture[source_M // tokens])
-        features = self.run(x_MD, source_M % tokens, packing, grid, all_levels=all_levels)
-        return features.view(batch, tokens, -1) if is_whole else features
+        x_MD = x_BND.flatten(0, 1)
+        if source_M is None:
+            token_M = torch.arange(tokens, device=x_MD.device).repeat(batch)
+        else:
+            x_MD, token_M = x_MD[source_M], source_M % tokens
+        if self.modalities is not None and stills is not None:
+            whole = stills.is_still_B.repeat_interleave(tokens)
+            x_MD = self.modalities(x_MD, whole if source_M is None else whole[source_M])
+        features = self.run(x_MD, token_M, packing, grid, all_levels=all_levels)
+        return features.view(batch, tokens, -1) if source_M is None else features
 
-    def _embedded(self, x_BCTHW: Tensor, pictures: Sequence[bool], tokens: int) -> Tensor:
+    def _stills(self, pictures: Sequence[bool] | Stills, x_BCTHW: Tensor) -> Stills | None:
+        """None where pictures have no embedding of their own: then it matters not which they are."""
         if self.embed_pictures is None:
+            return None
+        if isinstance(pictures, Stills):
+            return pictures
+        return Stills.of(pictures or (False,) * len(x_BCTHW), x_BCTHW.device)
+
+    def _embedded(self, x_BCTHW: Tensor, stills: Stills | None, tokens: int) -> Tensor:
+        if self.embed_pictures is None or stills is None:
             if x_BCTHW.shape[2] == 1:
                 x_BCTHW = x_BCTHW.expand(-1, -1, self.tubelet, -1, -1)
             return self.embed(x_BCTHW)
         # Both embeddings are called in every batch, also with no clip at all: ranks that gather different
         # weights, or reduce different sets of gradients, would wait for each other.
-        rows = torch.tensor([n for n, is_picture in enumerate(pictures) if is_picture], dtype=torch.long)
-        rows = rows.to(x_BCTHW.device)
+        rows = stills.rows_R
         still = self.embed_pictures(x_BCTHW[rows, :, :1])
         still = F.pad(still, (0, 0, 0, tokens - still.shape[1]))
         if len(rows) == len(x_BCTHW):

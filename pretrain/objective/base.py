@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig, TargetConfig
-from pretrain.masks import Masks
+from pretrain.masks import Masks, Tokens
 from pretrain.model.vit import Encoder, Transformer
 from pretrain.objective.guess import Guess
 
@@ -110,27 +110,23 @@ def normed(features: Tensor, levels: int = 1) -> Tensor:
     return F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
 
 
-def mean_over_clips(
-    error: Tensor, places: Tensor, lengths: tuple[int, ...], masks: Masks
-) -> tuple[Tensor, Tensor]:
+def mean_over_clips(error: Tensor, tokens: Tokens, masks: Masks) -> tuple[Tensor, Tensor]:
     """Of an error for each of some tokens: the mean over clips of each clip's mean; each sequence's (S,).
 
-    error, places: (P,). lengths: how many of them each sequence has. Each clip counts the same however many
+    error (P,): of the masks' kept tokens, or of the hidden ones. Each clip counts the same however many
     tokens its mask hides, so a loss is the same for any number of ranks.
     """
-    count_S = torch.tensor(lengths, device=error.device)
-    error_S = error.new_zeros(masks.num_sequences).index_add(0, places // masks.num_tokens, error)
-    error_S = error_S / count_S.clamp(min=1)
-    return (error_S * error.new_tensor(masks.shares)).sum(), error_S
+    error_S = error.new_zeros(masks.num_sequences).index_add(0, tokens.sequence, error)
+    error_S = error_S / tokens.lengths_S.clamp(min=1)
+    return (error_S * masks.shares_S).sum(), error_S
 
 
 def l1_of(prediction_PO: Tensor, wanted_PO: Tensor, masks: Masks) -> Tensor:
     """Mean over clips of the L1 of predictions of the hidden tokens."""
     error_P = (prediction_PO.float() - wanted_PO).abs().mean(-1)
-    return mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)[0]
+    return mean_over_clips(error_P, masks.hidden, masks)[0]
 
 
 def by_kind(error_S: Tensor, masks: Masks) -> dict[str, Tensor]:
     """The mean error of each mask kind, as `mask0`, `mask1`; nan of a kind that no clip of the batch has."""
-    kinds_S = torch.tensor(masks.kinds, device=error_S.device)
-    return {f"mask{kind}": error_S.detach()[kinds_S == kind].mean() for kind in range(masks.num_kinds)}
+    return {f"mask{kind}": error_S.detach()[own].mean() for kind, own in enumerate(masks.kind_spans)}

@@ -39,10 +39,11 @@ class Contrastive(HiddenObjective):
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         passed = self.predict(batch)
         wanted_BND = self.wanted(batch, targets)
-        total = len(passed.source_P)
-        spread = torch.arange(min(total, self._tokens), device=passed.source_P.device)
+        source_P = batch.masks.hidden.source
+        total = len(source_P)
+        spread = torch.arange(min(total, self._tokens), device=source_P.device)
         chosen_Q = (spread + 0.5).mul(total / len(spread)).long()
-        source_Q, flat = passed.source_P[chosen_Q], wanted_BND.flatten(0, 1)
+        source_Q, flat = source_P[chosen_Q], wanted_BND.flatten(0, 1)
         wanted_QD = flat[source_Q]
 
         def told_apart(prediction_PD: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ class Contrastive(HiddenObjective):
         parts = {"info_nce": loss.detach(), "found": found}
         for name, term in self.regularised(batch, passed).items():
             loss, parts[name] = loss + term, term.detach()
-        guess = self.guess(passed, batch.masks, flat[passed.source_P], flat, lambda p_PD: told_apart(p_PD)[0])
+        guess = self.guess(passed, batch.masks, flat[source_P], flat, lambda p_PD: told_apart(p_PD)[0])
         return Output(loss, parts, self.seen(batch, passed, wanted_BND), guess)
 
 

@@ -50,20 +50,21 @@ class FutureLatent(Objective):
     def read(self, encoder: Encoder, batch: Batch) -> Tensor:
         """y: the features of the future's tokens (F, D), normed."""
         masks = batch.masks
-        source_F = masks.source(masks.hidden_P)
+        source_F = masks.hidden.source
         if self._config.target_sees == "future":
-            packing = Packing(masks.hidden_lengths, source_F.device)
+            packing = Packing(masks.hidden_lengths, source_F.device, lengths_S=masks.hidden.lengths_S)
             return normed(encoder(batch.clips, source_F, packing))
         return normed(encoder(batch.clips).flatten(0, 1)[source_F])
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         masks, (moments, rows, columns) = batch.masks, self.encoder.grid
-        source_M, source_F = masks.source(masks.kept_M), masks.source(masks.hidden_P)
-        context_MD = self.encoder(batch.clips, source_M, Packing(masks.kept_lengths, source_M.device))
+        kept, source_M, source_F = masks.kept, masks.kept.source, masks.hidden.source
+        packing = Packing(kept.lengths, source_M.device, lengths_S=kept.lengths_S)
+        context_MD = self.encoder(batch.clips, source_M, packing)
         width = self.encoder.width
         whole = context_MD.new_zeros(masks.num_clips * masks.num_tokens, width)
         x_BtPD = whole.index_copy(0, source_M, context_MD).view(-1, moments, rows * columns, width)
-        past_B = torch.tensor(masks.kept_lengths, device=x_BtPD.device) // (rows * columns)
+        past_B = kept.lengths_S // (rows * columns)
         is_known_Bt = torch.arange(moments, device=x_BtPD.device)[None] < past_B[:, None]
         said_BtPD = self.predictor(x_BtPD, self._actions(batch, moments), None, is_known_Bt)
         said_FD = said_BtPD.reshape(-1, width)[source_F]
@@ -75,18 +76,18 @@ class FutureLatent(Objective):
             self._config.regularisers, context_MD, masks, self._seed, batch.step
         ).items():
             loss, parts[name] = loss + term, term.detach()
-        tokens = masks.num_tokens
+        token_F = masks.hidden.token
         seen = {
-            "context": Seen(context_MD.detach(), source_M % tokens),
-            "prediction": Seen(said_FD.detach(), source_F % tokens),
-            "target": Seen(wanted_FD.detach(), source_F % tokens),
+            "context": Seen(context_MD.detach(), kept.token),
+            "prediction": Seen(said_FD.detach(), token_F),
+            "target": Seen(wanted_FD.detach(), token_F),
         }
         truth, context = wanted_FD.detach(), context_MD.detach()  # y has not read the past
         guess = Guess(
             said_FD.detach().float(),
             truth,
             source_F,
-            source_F % tokens,
+            token_F,
             lambda p_FD: l1_of(p_FD, truth, masks),
             lambda: normed(context)[nearest_kept(masks, self.encoder.grid)],
         )

@@ -24,13 +24,11 @@ from pretrain.objective.regularise import regularise
 
 
 class Passed(NamedTuple):
-    """What one pass over a masked batch gave. source_M, source_P: clip * N + token of kept and hidden."""
+    """What one pass over a masked batch gave."""
 
     context_MD: Tensor
     prediction_PO: Tensor
     prediction_MO: Tensor | None
-    source_M: Tensor
-    source_P: Tensor
 
 
 class HiddenObjective(Objective):
@@ -62,11 +60,10 @@ class HiddenObjective(Objective):
     def predict(self, batch: Batch) -> Passed:
         """One encoder pass over the kept tokens of all mask kinds, one predictor pass over all."""
         masks = batch.masks
-        source_M, source_P = masks.source(masks.kept_M), masks.source(masks.hidden_P)
-        packing = Packing(masks.kept_lengths, source_M.device)
-        context_MD = self.encoder(batch.clips, source_M, packing, masks.pictures, all_levels=True)
-        prediction_PO, prediction_MO = self.predictor(context_MD, masks)
-        return Passed(context_MD, prediction_PO, prediction_MO, source_M, source_P)
+        source_M, lengths_S = masks.kept.source, masks.kept.lengths_S
+        packing = Packing(masks.kept_lengths, source_M.device, lengths_S=lengths_S)
+        context_MD = self.encoder(batch.clips, source_M, packing, masks.stills, all_levels=True)
+        return Passed(context_MD, *self.predictor(context_MD, masks))
 
     def regularised(self, batch: Batch, passed: Passed) -> dict[str, Tensor]:
         """The losses of the configured regularisers by name, on the last level of the context's features."""
@@ -75,15 +72,17 @@ class HiddenObjective(Objective):
 
     def seen(self, batch: Batch, passed: Passed, wanted_BND: Tensor | None) -> dict[str, Seen]:
         """What health looks at; of features of several levels the last."""
-        tokens, width = batch.masks.num_tokens, self.encoder.width
+        masks, width = batch.masks, self.encoder.width
         found = {
-            "context": Seen(passed.context_MD[:, -width:].detach(), passed.source_M % tokens),
-            "prediction": Seen(passed.prediction_PO[:, -width:].detach(), passed.source_P % tokens),
+            "context": Seen(passed.context_MD[:, -width:].detach(), masks.kept.token),
+            "prediction": Seen(passed.prediction_PO[:, -width:].detach(), masks.hidden.token),
         }
         if wanted_BND is not None:
-            source = self._present(batch)[0]
-            features = wanted_BND.flatten(0, 1)[source, -width:].detach()
-            found["target"] = Seen(features, source % tokens)
+            features_XD, token_X = wanted_BND.flatten(0, 1)[:, -width:].detach(), _all_tokens(wanted_BND)
+            if any(masks.pictures):
+                source = self._present(masks)[0]
+                features_XD, token_X = features_XD[source], token_X[source]
+            found["target"] = Seen(features_XD, token_X)
         return found
 
     def guess(
@@ -99,27 +98,36 @@ class HiddenObjective(Objective):
         return Guess(
             passed.prediction_PO.detach().float(),
             wanted,
-            passed.source_P,
-            passed.source_P % masks.num_tokens,
+            masks.hidden.source,
+            masks.hidden.token,
             loss_of,
-            lambda: truth[passed.source_M[nearest_kept(masks, self.encoder.grid)]],
+            lambda: truth[masks.kept.source[nearest_kept(masks, self.encoder.grid)]],
         )
 
     def read(self, encoder: Encoder, batch: Batch) -> Tensor:
         """Features of all tokens (B, N, L D), each level normed; zeros where a picture has no token."""
-        clips, pictures = len(batch.clips), batch.masks.pictures
-        source, packing = self._present(batch)
-        features = encoder(batch.clips, source, packing, pictures, all_levels=True)
-        wanted = normed(features, self.num_levels)
-        if packing.total == clips * batch.masks.num_tokens:
-            return wanted.unflatten(0, (clips, -1))
-        whole = wanted.new_zeros(clips * batch.masks.num_tokens, wanted.shape[-1])
+        clips, masks = len(batch.clips), batch.masks
+        if not any(masks.pictures):
+            return normed(encoder(batch.clips, all_levels=True), self.num_levels)
+        source, packing = self._present(masks)
+        wanted = normed(encoder(batch.clips, source, packing, masks.stills, all_levels=True), self.num_levels)
+        whole = wanted.new_zeros(clips * masks.num_tokens, wanted.shape[-1])
         return whole.index_copy(0, source, wanted).unflatten(0, (clips, -1))
 
-    def _present(self, batch: Batch) -> tuple[Tensor, Packing]:
-        """clip * N + token of all tokens there are, a clip a sequence; a picture may have one frame's."""
-        tokens, device = batch.masks.num_tokens, batch.clips.device
-        frame = tokens // self.encoder.grid[0]
-        lengths = [frame if is_picture else tokens for is_picture in batch.masks.pictures]
-        starts = [torch.arange(length, device=device) + tokens * clip for clip, length in enumerate(lengths)]
-        return torch.cat(starts), Packing(lengths, device)
+    def _present(self, masks: Masks) -> tuple[Tensor, Packing]:
+        """clip * N + token of all tokens there are, a clip a sequence; a picture has those of one frame."""
+        tokens, stills = masks.num_tokens, masks.stills
+        frame, device = tokens // self.encoder.grid[0], stills.is_still_B.device
+        lengths_B = tokens - stills.is_still_B * (tokens - frame)
+        lengths = [frame if is_picture else tokens for is_picture in masks.pictures]
+        packing = Packing(lengths, device, lengths_S=lengths_B)
+        if not packing.is_uniform:
+            return packing.slots_M, packing  # of clips the longest are whole
+        starts_B = torch.arange(masks.num_clips, device=device) * tokens
+        return (starts_B[:, None] + torch.arange(packing.longest, device=device)).flatten(), packing
+
+
+def _all_tokens(features_BND: Tensor) -> Tensor:
+    """The token that each feature of whole clips is of (B N,)."""
+    clips, tokens = features_BND.shape[:2]
+    return torch.arange(tokens, device=features_BND.device).repeat(clips)

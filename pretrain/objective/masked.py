@@ -45,14 +45,14 @@ class MaskedLatent(HiddenObjective):
         masks, passed = batch.masks, self.predict(batch)
         wanted_BND = self.wanted(batch, targets)
         flat = wanted_BND.flatten(0, 1)
-        wanted_PO = flat[passed.source_P]
+        wanted_PO = flat[masks.hidden.source]
         error_P = (passed.prediction_PO.float() - wanted_PO).abs().mean(-1)
-        loss, error_S = mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
+        loss, error_S = mean_over_clips(error_P, masks.hidden, masks)
         parts = by_kind(error_S, masks)
         if self._context_loss is not None and passed.prediction_MO is not None:
-            error_M = (passed.prediction_MO.float() - flat[passed.source_M]).abs().mean(-1)
+            error_M = (passed.prediction_MO.float() - flat[masks.kept.source]).abs().mean(-1)
             weight_M = context_weights(self._context_loss, masks, self.encoder.grid, batch.step)
-            context, _ = mean_over_clips(error_M * weight_M, masks.kept_M, masks.kept_lengths, masks)
+            context, _ = mean_over_clips(error_M * weight_M, masks.kept, masks)
             loss, parts["context"] = loss + context, context.detach()
         for name, term in self.regularised(batch, passed).items():
             loss, parts[name] = loss + term, term.detach()
@@ -64,11 +64,9 @@ def context_weights(config: ContextLossConfig, masks: Masks, grid: Grid, step: i
     """What the error of each kept token counts (M,), at the step that follows `step` finished ones."""
     begin, end = config.warmup
     rise = 1.0 if step >= end else max(0.0, (step - begin) / (end - begin))
-    clips_S = torch.tensor(masks.clips, device=masks.kept_M.device)
-    pictures_S = torch.tensor(masks.pictures, device=clips_S.device)[clips_S]
     of_picture = config.weight if config.picture_weight is None else config.picture_weight
-    weight_S = rise * torch.where(pictures_S, of_picture, config.weight)
-    weight_M = weight_S[masks.kept_M // masks.num_tokens]
+    weight_S = rise * torch.where(masks.is_still_S == 1, of_picture, config.weight)
+    weight_M = weight_S[masks.kept.sequence]
     return weight_M / distances(masks, grid).sqrt() if config.by_distance else weight_M
 
 

@@ -45,11 +45,11 @@ class Pixel(HiddenObjective):
         masks, passed = batch.masks, self.predict(batch)
         wanted_BNO = pixels_of(batch.clips, self.encoder, normalise=self._normalise)
         truth = wanted_BNO.flatten(0, 1)
-        wanted_PO = truth[passed.source_P]
+        wanted_PO = truth[masks.hidden.source]
 
         def error_of(prediction_PO: Tensor) -> tuple[Tensor, Tensor]:
             error_P = F.mse_loss(prediction_PO.float(), wanted_PO, reduction="none").mean(-1)
-            return mean_over_clips(error_P, masks.hidden_P, masks.hidden_lengths, masks)
+            return mean_over_clips(error_P, masks.hidden, masks)
 
         loss, error_S = error_of(passed.prediction_PO)
         parts = by_kind(error_S, masks)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrain.config.objective import RegulariserConfig, VicregConfig
 from pretrain.masks import Masks
+from pretrain.pinned import sent
 from pretrain.rng import stream
 
 EPS = 1e-4
@@ -25,12 +26,10 @@ KNOTS, REACH = 17, 5.0  # of the integral over characteristic functions, from -R
 
 def pooled(features_MD: Tensor, masks: Masks) -> list[Tensor]:
     """The mean feature of each sequence, float32, as (B, D) for each mask kind."""
-    sequence_M = masks.kept_M // masks.num_tokens
-    count_S = torch.tensor(masks.kept_lengths, device=features_MD.device)
     zeros = features_MD.new_zeros(masks.num_sequences, features_MD.shape[1], dtype=torch.float32)
-    mean_SD = zeros.index_add(0, sequence_M, features_MD.float()) / count_S[:, None]
-    kinds_S = torch.tensor(masks.kinds, device=features_MD.device)
-    return [mean_SD[kinds_S == kind] for kind in sorted(set(masks.kinds))]
+    mean_SD = zeros.index_add(0, masks.kept.sequence, features_MD.float())
+    mean_SD = mean_SD / masks.kept.lengths_S[:, None]
+    return [mean_SD[own] for own in masks.kind_spans if own.stop > own.start]
 
 
 def vicreg_terms(z_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +46,7 @@ def sigreg_statistic(z_BD: Tensor, directions: int, generator: torch.Generator) 
 
     B times the integral of |empirical - normal characteristic function|², weighted by exp(-t²/2).
     """
-    a_DA = torch.randn(z_BD.shape[1], directions, generator=generator).to(z_BD.device)
+    a_DA = sent(torch.randn(z_BD.shape[1], directions, generator=generator), z_BD.device)
     shadow_BA = z_BD @ (a_DA / a_DA.norm(dim=0))
     t = torch.linspace(-REACH, REACH, KNOTS, device=z_BD.device)
     normal = torch.exp(-t.square() / 2)

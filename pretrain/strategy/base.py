@@ -85,11 +85,31 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
+        return self.ask(flag)()
+
+    def ask(self, flag: bool) -> Callable[[], bool]:
+        """Start to ask whether it is true on one rank; the answer waits for that, and for nothing later."""
         if self.size == 1:
-            return flag
-        tensor = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return bool(tensor.item())
+            return lambda: flag
+        tensor = torch.full((), float(flag), device=self.device)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+        if self.device.type == "cpu":
+
+            def answer() -> bool:
+                work.wait()
+                return bool(tensor.item())
+
+            return answer
+        work.wait()  # of the GPU's stream for the ranks, not of the host
+        told = tensor.to("cpu", non_blocking=True)
+        told_by = torch.cuda.Event()
+        told_by.record()
+
+        def answer_of_gpu() -> bool:
+            told_by.synchronize()
+            return bool(told.item())
+
+        return answer_of_gpu
 
     def gather(self, flat: Tensor) -> Callable[[], Tensor]:
         """Start to gather all ranks' equally long flat tensors; the answer waits for them (world, n)."""
@@ -147,10 +167,19 @@ class World:
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did. applied: False when a gradient was not finite; all ranks skip it."""
+    """What one optimizer step did.
+
+    applied: False when a gradient was not finite; all ranks skip it. norm: of the gradient before it was
+    clipped; a tensor where the host has not asked for it yet.
+    """
 
     applied: bool
-    grad_norm: float
+    norm: float | Tensor
+
+    @property
+    def grad_norm(self) -> float:
+        """`norm` on the host, which waits for the step if it was not asked for yet."""
+        return float(self.norm)
 
 
 class Backend(Protocol):
@@ -271,9 +300,9 @@ class Engine:
             self.ema.update(momentum)
             self.ema.refresh()
 
-    def agree(self, flag: bool) -> bool:
-        """True on every rank when it is true on one."""
-        return self.world.any(flag)
+    def ask(self, flag: bool) -> Callable[[], bool]:
+        """Start to ask whether it is true on one rank, beside the step; every rank has the same answer."""
+        return self.world.ask(flag)
 
     def optimizer_step(self) -> int:
         return self._backend.shards.optimizer_step()

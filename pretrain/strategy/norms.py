@@ -57,9 +57,8 @@ def steps_taken(shards: Shards, group_of: Mapping[str, Mapping[str, Any]]) -> It
 @torch.no_grad()
 def ema_squares(ema: ShardedEma) -> Tensor:
     """Of this rank's fragments: the squared distance of average and weights, and the weights' square (2,)."""
-    distance, size = torch.zeros(2, dtype=torch.float64)
+    rows = []
     for average, master in ema.pairs():
         other = master.to(average.device).float()
-        distance += (average - other).square().sum().double().cpu()
-        size += other.square().sum().double().cpu()
-    return torch.stack([distance, size])
+        rows.append(torch.stack([(average - other).square().sum(), other.square().sum()]))
+    return torch.stack(rows).double().sum(0).cpu() if rows else torch.zeros(2, dtype=torch.float64)

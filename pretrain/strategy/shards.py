@@ -93,8 +93,8 @@ class ReplicatedShards:
         self.fragments, self.masters = [fragment for fragment, _ in own], [master for _, master in own]
 
     def optimizer_step(self) -> int:
-        steps = [int(state["step"]) for state in self._optimizer.state.values() if "step" in state]
-        return max(steps, default=0)
+        steps = [state["step"] for state in self._optimizer.state.values() if "step" in state]
+        return int(torch.stack(steps).max()) if steps else 0
 
     def tensors(self) -> dict[str, Tensor]:
         found = {}

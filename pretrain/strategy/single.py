@@ -37,7 +37,7 @@ class SingleBackend:
         (loss * self._share).backward()
 
     def step(self) -> Update:
-        norm = clip_whole(self._module, self._optim)
+        norm = float(clip_whole(self._module, self._optim))  # the host's one wait for a GPU in a step
         is_finite = math.isfinite(norm)
         if is_finite:
             self._optimizer.step()

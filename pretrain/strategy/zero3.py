@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.ema import Fragment
+from pretrain.ema import Fragment, copy_each
 from pretrain.strategy.shards import FlatShards, part
 
 
@@ -87,8 +87,7 @@ class SplitCopy:
     @torch.no_grad()
     def begin(self, averages: Sequence[Tensor]) -> None:
         self._zero.partition_all_parameters()  # what a forward left gathered is let go
-        for shard, average in zip(self._shards, averages, strict=True):
-            shard.copy_(average)
+        copy_each(self._shards, averages)
 
     def finish(self) -> None:
         """Nothing is under way: a shard is written at once."""

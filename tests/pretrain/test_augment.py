@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pretrain.config import AugmentConfig
-from pretrain.data.augment import MEAN, STD, View, draw_view, eval_view, normalise, resize
+from pretrain.data.augment import MEAN, STD, View, draw_view, eval_view, normalise, normalise_into, resize
 from pretrain.data.slots import Layout, Slots
 
 
@@ -78,7 +78,7 @@ def test_whole_numbers_and_floats_agree_within_a_step(box: tuple[int, int, int, 
 def test_a_clip_normalised_by_a_worker_is_the_clip_that_a_gpu_makes_of_its_crop(is_mirrored: bool) -> None:
     frames, size = film(4, 72, 100), 32
     view = View(3, 5, 60, 44, is_mirrored)
-    layouts = [Layout(clips=2, frames=4, size=size, places=8, on_gpu=on_gpu) for on_gpu in (False, True)]
+    layouts = [Layout(clips=2, frames=4, size=size, numbers=8, on_gpu=on_gpu) for on_gpu in (False, True)]
     on_cpu, on_gpu = (Slots(layout, 3, is_shared=False) for layout in layouts)
     on_cpu.write_clip(1, 1, frames, view)
     crop = on_gpu.write_clip(1, 1, frames, view)
@@ -94,8 +94,19 @@ def test_a_clip_normalised_by_a_worker_is_the_clip_that_a_gpu_makes_of_its_crop(
     assert np.abs(on_cpu.floats(1)[1].numpy() - reference.transpose(3, 0, 1, 2)).max() < 1.1 / 255 / min(STD)
 
 
+def test_a_batch_of_floats_is_its_clips_one_by_one_bit_for_bit() -> None:
+    """As a GPU makes it: crops of several sizes, one of them of the right one, mirrored or not."""
+    boxes = [(3, 5, 60, 44), (0, 0, 32, 32), (1, 2, 20, 70)]
+    cut = [torch.from_numpy(View(*box).cut(film(4, 72, 100))).float() for box in boxes]
+    mirrored = [True, False, True]
+    apart = torch.empty(3, 3, 4, 32, 32)
+    for clip, view, is_mirrored in zip(apart, cut, mirrored, strict=True):
+        normalise_into(clip, resize(view, 32, 32), is_mirrored=is_mirrored)
+    assert torch.equal(normalise(cut, 32, mirrored), apart)
+
+
 def test_a_crop_too_large_for_its_place_is_resized_by_the_worker() -> None:
-    slots = Slots(Layout(clips=1, frames=2, size=16, places=1, on_gpu=True), 1, is_shared=False)
+    slots = Slots(Layout(clips=1, frames=2, size=16, numbers=1, on_gpu=True), 1, is_shared=False)
     frames = film(2, 60, 80)
     crop = slots.write_clip(0, 0, frames, View(0, 0, 60, 80))
     assert (crop.height, crop.width) == (16, 16)
@@ -106,7 +117,7 @@ def test_a_crop_too_large_for_its_place_is_resized_by_the_worker() -> None:
 
 def test_all_frames_share_one_crop_and_flip() -> None:
     still = np.repeat(film(1, 60, 80), 5, axis=0)
-    slots = Slots(Layout(clips=1, frames=5, size=16, places=1, on_gpu=False), 1, is_shared=False)
+    slots = Slots(Layout(clips=1, frames=5, size=16, numbers=1, on_gpu=False), 1, is_shared=False)
     slots.write_clip(0, 0, still, View(4, 9, 30, 33, is_mirrored=True))
     clip = slots.floats(0)[0]
     assert torch.equal(clip, clip[:, :1].expand_as(clip))

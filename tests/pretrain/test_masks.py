@@ -63,7 +63,7 @@ def test_kept_and_hidden_name_every_place_once(
 def test_a_sequence_points_at_its_own_clip() -> None:
     masks = sample_masks(PUBLISHED_MASKS, (2, 4, 4), 0, 0, [0, 1, 2])
     sequence = masks.kept_M // masks.num_tokens
-    source = masks.source(masks.kept_M)
+    source = masks.kept.source
     assert torch.equal(source // masks.num_tokens, sequence % 3)
     assert torch.equal(source % masks.num_tokens, masks.kept_M % masks.num_tokens)
     assert sum(masks.shares) == pytest.approx(1.0)
@@ -214,7 +214,8 @@ def test_a_picture_has_the_tokens_of_one_frame_and_kinds_of_its_own() -> None:
     assert masks.shares == pytest.approx((1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 3)), "each clip counts the same"
     own = torch.cat([masks.kept_M, masks.hidden_P])
     assert sorted((own[own // 256 == 4] % 256).tolist()) == list(range(64))
-    assert set((masks.source(own[own // 256 == 4]) // 256).tolist()) == {1}
+    source = torch.cat([masks.kept.source, masks.hidden.source])
+    assert set((source[own // 256 == 4] // 256).tolist()) == {1}
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_context_loss_is_added_as_published() -> None:
         batch = small_batch(V21, step=step)
         passed, targets = objective.predict(batch), objective.targets(objective.encoder, batch)
         assert targets is not None and passed.prediction_MO is not None and targets.shape == (3, 32, 96)
-        each = (passed.prediction_MO - targets.flatten(0, 1)[passed.source_M]).abs().mean(-1)
+        each = (passed.prediction_MO - targets.flatten(0, 1)[batch.masks.kept.source]).abs().mean(-1)
         each = each / distances(batch.masks, V21.grid).sqrt()
         sequence = batch.masks.kept_M // 32
         by_sequence = torch.stack([each[sequence == s].mean() for s in range(6)])
@@ -169,6 +169,6 @@ def test_pictures_may_weigh_otherwise_in_the_context_loss() -> None:
     assert config.objective.kind == "masked_latent" and config.objective.context_loss is not None
     masks = small_batch(config, 2, pictures=(True, False)).masks
     weights = context_weights(config.objective.context_loss, masks, config.grid, 0)
-    is_picture = masks.source(masks.kept_M) // 32 == 0
+    is_picture = masks.kept.source // 32 == 0
     assert weights[is_picture].tolist() == pytest.approx([0.7] * int(is_picture.sum()))
     assert weights[~is_picture].tolist() == pytest.approx([0.5] * int((~is_picture).sum()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
@@ -146,7 +147,7 @@ def test_predictions_have_the_shape_dtype_and_values_that_follow_from_the_input(
 def test_mask_kinds_have_mask_tokens_of_their_own_taken_in_turn() -> None:
     masks, context = drawn(1)
     single, own = alone(masks, context, 0)
-    as_kind = lambda kind: Masks(**{**vars(single), "kinds": (kind,)})  # noqa: E731
+    as_kind = lambda kind: replace(single, kinds=(kind,))  # noqa: E731
     predictor = make()
     assert not torch.allclose(predictor(own, as_kind(0))[0], predictor(own, as_kind(1))[0])
     torch.testing.assert_close(predictor(own, as_kind(0))[0], predictor(own, as_kind(2))[0])
@@ -179,5 +180,5 @@ def test_pictures_are_told_from_clips() -> None:
     predictor = make(encoder)
     masks, context = drawn(1)
     single, own = alone(masks, context, 0)
-    as_picture = Masks(**{**vars(single), "pictures": (True,)})
+    as_picture = replace(single, pictures=(True,))
     assert not torch.allclose(predictor(own, single)[0], predictor(own, as_picture)[0])

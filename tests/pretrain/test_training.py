@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_20_steps.json"
 
 def test_twenty_steps_follow_the_golden_curve(small_dataset: Path, tmp_path: Path) -> None:
     """Mend the code, or, when the change is meant, write the new curve with its reason:
-    `python -m tests.golden.write` and commit both.
+    `python -m tests.golden.write losses` and commit both.
     """
     run = run_train(tiny_config(small_dataset, tmp_path), quiet=True).run
     golden = json.loads(GOLDEN.read_text())
