@@ -8,7 +8,9 @@ Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2; V-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +45,15 @@ def rows_of(table_KD: Tensor, row_M: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normed before and added after."""
+    """Attention and MLP, each normed before and added after.
+
+    compiler: of what is done before and after attention; None computes it as it is written.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.heads = heads
+        self.compiler: str | None = None
         hidden = round(width * mlp_ratio)
         self.norm1 = LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
@@ -57,11 +63,38 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        if table_2Md is not None:
-            q, k = rotate(q, table_2Md), rotate(k, table_2Md)
-        x_MD = x_MD + self.proj(attend(q, k, v, packing, backend).flatten(-2))
+        before, after = (Block.before, Block.after) if self.compiler is None else compiled(self.compiler)
+        q, k, v = before(self, x_MD, table_2Md)
+        return after(self, x_MD, attend(q, k, v, packing, backend))
+
+    def before(self, x_MD: Tensor, table_2Md: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (M, H, d) of each token; the first two are turned by their positions."""
+        qkv_M3Hd = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1))
+        if table_2Md is None:
+            q, k, v = qkv_M3Hd.unbind(1)
+        else:
+            q, k = rotate(qkv_M3Hd[:, :2], table_2Md).unbind(1)
+            v = qkv_M3Hd[:, 2]
+        return q, k, v
+
+    def after(self, x_MD: Tensor, attended_MHd: Tensor) -> Tensor:
+        """What attention gave, and then the MLP, added."""
+        x_MD = x_MD + self.proj(attended_MHd.flatten(-2))
         return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+
+
+@cache
+def compiled(compiler: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What a block does before and after attention, compiled once for any number of tokens.
+
+    Attention stays outside: its kernels are compiled already, and what they take is made of Python's numbers,
+    for each of which a graph would be compiled anew. Blocks of one shape share what is compiled.
+    compiler: a backend of torch.compile, such as inductor.
+    """
+    return (
+        torch.compile(Block.before, dynamic=True, backend=compiler),
+        torch.compile(Block.after, dynamic=True, backend=compiler),
+    )
 
 
 class Transformer(nn.Module):
@@ -92,6 +125,12 @@ class Transformer(nn.Module):
         self.levels = tuple(levels)[:-1]
         self.level_norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for _ in self.levels)
         self.norm = LayerNorm(width, eps=1e-6)
+
+    def compile_blocks(self, compiler: str | None) -> None:
+        """Compile them from now on, by a backend of torch.compile; None: no longer."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compiler = compiler
 
     @property
     def num_tokens(self) -> int:
