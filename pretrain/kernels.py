@@ -188,7 +188,7 @@ def _compiler(config: RunConfig, world: World, dtype: torch.dtype) -> tuple[str 
     form = BlockForm(width, heads, ratio, dtype, rotates=config.model.encoder.rope != "none")
 
     def try_it() -> str | None:
-        reason = why_not_compiled(form, world.device)
+        reason = why_not_compiled(form, world.device, COMPILER)
         if reason is not None and wanted == "on":
             raise UsageError(
                 f"train.compile is on, and torch.compile does not work here: {reason}; set "

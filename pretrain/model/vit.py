@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,9 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
-        before, after = (Block.before, Block.after) if self.compiler is None else compiled(self.compiler)
-        q, k, v = before(self, x_MD, table_2Md)
-        return after(self, x_MD, attend(q, k, v, packing, backend))
+        parts = AS_WRITTEN if self.compiler is None else compiled(self.compiler)
+        q, k, v = parts.before(self, x_MD, table_2Md)
+        return parts.after(self, x_MD, attend(q, k, v, packing, backend))
 
     def before(self, x_MD: Tensor, table_2Md: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (M, H, d) of each token; the first two are turned by their positions."""
@@ -83,18 +83,26 @@ class Block(nn.Module):
         return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
 
 
+class Parts(NamedTuple):
+    """What a block does before and after attention: functions of the block and what goes in."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    after: Callable[..., Tensor]
+
+
+AS_WRITTEN = Parts(Block.before, Block.after)
+
+
 @cache
-def compiled(compiler: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What a block does before and after attention, compiled once for any number of tokens.
+def compiled(compiler: str) -> Parts:
+    """`AS_WRITTEN`, compiled once for any number of tokens.
 
     Attention stays outside: its kernels are compiled already, and what they take is made of Python's numbers,
     for each of which a graph would be compiled anew. Blocks of one shape share what is compiled.
     compiler: a backend of torch.compile, such as inductor.
     """
-    return (
-        torch.compile(Block.before, dynamic=True, backend=compiler),
-        torch.compile(Block.after, dynamic=True, backend=compiler),
-    )
+    before, after = (torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN)
+    return Parts(before, after)
 
 
 class Transformer(nn.Module):
