@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,8 @@ class Block(nn.Module):
     def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
         parts = AS_WRITTEN if self.compiler is None else compiled(self.compiler)
         q, k, v = parts.before(self, x_MD, table_2Md)
-        return parts.after(self, x_MD, attend(q, k, v, packing, backend))
+        out_MD: Tensor = parts.after(self, x_MD, attend(q, k, v, packing, backend))
+        return out_MD
 
     def before(self, x_MD: Tensor, table_2Md: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (M, H, d) of each token; the first two are turned by their positions."""
@@ -86,8 +87,8 @@ class Block(nn.Module):
 class Parts(NamedTuple):
     """What a block does before and after attention: functions of the block and what goes in."""
 
-    before: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    after: Callable[..., Tensor]
+    before: Callable[..., Any]
+    after: Callable[..., Any]
 
 
 AS_WRITTEN = Parts(Block.before, Block.after)
