@@ -58,6 +58,8 @@ def kernels_for(config: RunConfig, world: World, run: Path | None = None) -> Ker
 
     chosen = world.together(first_chooses)[0]
     assert chosen is not None, "the first rank answers"
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was timed held whole rows
     attention = {name: each.backend for name, each in chosen.items()}
     world.together(lambda: _check_here(attention, rows, world, dtype))
     if world.is_first and run is not None and any(each.ms for each in chosen.values()):

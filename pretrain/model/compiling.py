@@ -17,7 +17,6 @@ from pretrain.model.positions import rope_table
 from pretrain.model.vit import Block
 
 COMPILER = "inductor"
-SHAPES_OF_CODE = 32  # of a run's stacks, with and without gradient: torch's own limit is 8, and then it stops
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 2**-5}  # of the largest number; TF32 has ten bits
 
 
@@ -44,7 +43,6 @@ def why_not_compiled(form: BlockForm, device: torch.device, compiler: str = COMP
 
     Else why not, in a line. What it compiles is what a run's encoder of this form then uses.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_OF_CODE)
     packing = Packing((2,), device)
     block = Block(form.width, form.heads, form.mlp_ratio).to(device, form.dtype)
     # No number of tokens equals another size: torch.compile takes sizes that are equal at first for the same.

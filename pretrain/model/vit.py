@@ -91,6 +91,8 @@ class Parts(NamedTuple):
     after: Callable[..., Any]
 
 
+# One for each width of a run's stacks, with and without gradient; at torch's own limit, 8, it stops compiling.
+GRAPHS_A_PART = 32
 AS_WRITTEN = Parts(Block.before, Block.after)
 
 
@@ -103,6 +105,7 @@ def compiled(compiler: str) -> Parts:
     compiler: a backend of torch.compile, such as inductor.
     """
     before, after = (torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
     return Parts(before, after)
 
 
