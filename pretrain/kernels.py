@@ -65,7 +65,8 @@ def kernels_for(config: RunConfig, world: World, run: Path | None = None) -> Ker
     if world.is_first and run is not None and any(each.ms for each in chosen.values()):
         _keep(run, chosen, rows, world.device, dtype)
     sentences = [each.sentence(name) for name, each in chosen.items() if each.ms]
-    compiler, said = _compiler(config, world, dtype)
+    stack = ENCODER if ENCODER in rows else TARGET
+    compiler, said = _compiler(config, world, dtype, rows[stack].lengths, attention[stack])
     return Kernels(attention, compiler, (*sentences, *said))
 
 
@@ -179,15 +180,21 @@ def _keep(
     write_whole(run / ATTENTION_FILE, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def _compiler(config: RunConfig, world: World, dtype: torch.dtype) -> tuple[str | None, list[str]]:
-    """The compiler of blocks on every rank, or None, and what is told of it."""
+def _compiler(
+    config: RunConfig, world: World, dtype: torch.dtype, lengths: tuple[int, ...], backend: Backend
+) -> tuple[str | None, list[str]]:
+    """The compiler of blocks on every rank, or None, and what is told of it.
+
+    lengths, backend: of an encoder.
+    """
     wanted = config.train.compile
     if wanted == "off" or (wanted == "auto" and world.device.type != "cuda"):
         return None, []
     if config.strategy.kind == "deepspeed" and config.strategy.zero_stage == 3:
         return None, ["blocks are not compiled: ZeRO-3 brings their weights in hooks, amid what would be"]
     width, _, heads, ratio = config.model.encoder.shape
-    form = BlockForm(width, heads, ratio, dtype, rotates=config.model.encoder.rope != "none")
+    rotates = config.model.encoder.rope != "none"
+    form = BlockForm(width, heads, ratio, dtype, lengths, backend, rotates)
 
     def try_it() -> str | None:
         reason = why_not_compiled(form, world.device, COMPILER)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbols
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import EncoderConfig
@@ -91,7 +92,7 @@ class Parts(NamedTuple):
     after: Callable[..., Any]
 
 
-# One for each width of a run's stacks, with and without gradient; at torch's own limit, 8, it stops compiling.
+# Each width of a stack takes one, with and without gradient; at its own limit, 8, torch stops compiling.
 GRAPHS_A_PART = 32
 AS_WRITTEN = Parts(Block.before, Block.after)
 
@@ -106,6 +107,8 @@ def compiled(compiler: str) -> Parts:
     """
     before, after = (torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
+    # Else a first batch of as many tokens as the width has a graph for batches alone of which that is true.
+    symbols.use_duck_shape = False
     return Parts(before, after)
 
 
