@@ -188,7 +188,7 @@ def _compiler(
     lengths, backend: of an encoder.
     """
     wanted = config.train.compile
-    if wanted == "off" or (wanted == "auto" and world.device.type != "cuda"):
+    if wanted == "none" or (wanted == "auto" and world.device.type != "cuda"):
         return None, []
     if config.strategy.kind == "deepspeed" and config.strategy.zero_stage == 3:
         return None, ["blocks are not compiled: ZeRO-3 brings their weights in hooks, amid what would be"]
@@ -198,9 +198,9 @@ def _compiler(
 
     def try_it() -> str | None:
         reason = why_not_compiled(form, world.device, COMPILER)
-        if reason is not None and wanted == "on":
+        if reason is not None and wanted == "blocks":
             raise UsageError(
-                f"train.compile is on, and torch.compile does not work here: {reason}; set "
+                f"train.compile is blocks, and torch.compile does not work here: {reason}; set "
                 f"train.compile=auto, which goes on without"
             )
         return reason
@@ -208,4 +208,4 @@ def _compiler(
     reasons = [reason for reason in world.together(try_it) if reason is not None]
     if reasons:
         return None, [f"blocks are not compiled, as torch.compile does not work here: {reasons[0]}"]
-    return COMPILER, ["blocks are compiled by torch.compile; train.compile=off is without"]
+    return COMPILER, ["blocks are compiled by torch.compile; train.compile=none is without"]

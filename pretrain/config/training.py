@@ -119,10 +119,10 @@ class TrainConfig(Section):
         "with the stacks of all threads; null: never",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "blocks", "none"] = Field(
         "auto",
-        description="blocks by torch.compile, for any number of tokens; auto: on CUDA, but at ZeRO-3 and "
-        "where it does not work",
+        description="blocks by torch.compile, once for any number of tokens; auto: on CUDA, but not at ZeRO-3 "
+        "nor where it does not work",
     )
 
 

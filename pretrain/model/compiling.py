@@ -118,7 +118,7 @@ class Recompiles:
             return None
         return (
             f"step {step}: torch.compile still compiles: {self._late} more graphs since step "
-            f"{step - self._steps + self._settled}; TORCH_LOGS=recompiles says why, train.compile=off is "
+            f"{step - self._steps + self._settled}; TORCH_LOGS=recompiles says why, train.compile=none is "
             f"without"
         )
 

@@ -35,7 +35,7 @@ def test_every_stage_but_3_takes_the_steps_of_one_process_that_compiles_nothing(
     losses = [line["loss"] for line in read_metrics(run)]
     jobs = []
     for case in CASES.values():
-        train = {**case.get("train", {}), "compile": "on"}
+        train = {**case.get("train", {}), "compile": "blocks"}
         jobs.append(job_of(small_dataset, tmp_path, strategy=case.get("strategy", {}), train=train))
     for name, found in zip(CASES, on_ranks(2, tmp_path, jobs), strict=True):
         assert found["compiles"] and found["ema_equal"], name

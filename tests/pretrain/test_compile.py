@@ -200,7 +200,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, reason: str | None) -> list[BlockForm
     return forms
 
 
-@pytest.mark.parametrize(("wanted", "device"), [("off", CUDA), ("off", CPU), ("auto", CPU)])
+@pytest.mark.parametrize(("wanted", "device"), [("none", CUDA), ("none", CPU), ("auto", CPU)])
 def test_nothing_is_tried_where_nothing_is_to_be_compiled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, device: torch.device
 ) -> None:
@@ -209,7 +209,7 @@ def test_nothing_is_tried_where_nothing_is_to_be_compiled(
     assert (found.compiler, found.sentences, forms) == (None, (), [])
 
 
-@pytest.mark.parametrize(("wanted", "device"), [("auto", CUDA), ("on", CPU)])
+@pytest.mark.parametrize(("wanted", "device"), [("auto", CUDA), ("blocks", CPU)])
 def test_blocks_are_compiled_once_the_encoder_s_has_been_tried(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, device: torch.device
 ) -> None:
@@ -230,12 +230,12 @@ def test_auto_goes_on_without_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_
     assert sentence.endswith("does not work here: Cannot find a working triton installation")
 
 
-def test_on_is_refused_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_by_name_it_is_refused_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked(monkeypatch, "no C++ compiler")
     with pytest.raises(
-        UsageError, match=r"train\.compile is on.*here: no C\+\+ compiler; set train\.compile=auto"
+        UsageError, match=r"train\.compile is blocks.*here: no C\+\+ compiler; set train\.compile=auto"
     ):
-        build_engine(plan(config_for(tmp_path, "on"), 1), World(0, 1, CPU))
+        build_engine(plan(config_for(tmp_path, "blocks"), 1), World(0, 1, CPU))
 
 
 def test_zero_3_is_left_as_it_is_and_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_zero_3_is_left_as_it_is_and_refused_by_name(monkeypatch: pytest.MonkeyP
     found = kernels_for(config_for(tmp_path, "auto", strategy=strategy), World(0, 1, CUDA))
     assert found.compiler is None and forms == []
     assert "ZeRO-3" in found.sentences[0]
-    config = config_for(tmp_path, "on", strategy=strategy)
+    config = config_for(tmp_path, "blocks", strategy=strategy)
     (problem,) = [each for each in config.problems() if each[0] == "train.compile"]
     assert "zero_stage 3" in problem[2]
-    assert not config_for(tmp_path, "on", strategy={**strategy, "zero_stage": 2}).problems()
+    assert not config_for(tmp_path, "blocks", strategy={**strategy, "zero_stage": 2}).problems()
 
 
 def test_a_run_with_compiled_blocks_follows_the_golden_curve_through_a_stop(
@@ -256,7 +256,9 @@ def test_a_run_with_compiled_blocks_follows_the_golden_curve_through_a_stop(
     monkeypatch.setattr(kernels, "COMPILER", "eager")
     for steps in (8, 12):
         limit = {"time_limit_s": 1e-3} if steps == 8 else {}
-        config = tiny_config(small_dataset, tmp_path, train={"compile": "on", "checkpoint_every": 4, **limit})
+        config = tiny_config(
+            small_dataset, tmp_path, train={"compile": "blocks", "checkpoint_every": 4, **limit}
+        )
         run = run_train(config, quiet=True).run
     golden, found = json.loads(GOLDEN.read_text()), read_metrics(run)
     assert [line["loss"] for line in found] == pytest.approx(golden["loss"], rel=golden["rel"])
