@@ -144,7 +144,7 @@ class RunConfig(Section):
             and self.strategy.zero_stage == 3
         ):
             need = (
-                "auto or off with strategy.zero_stage 3, which brings weights in hooks amid what is compiled"
+                "auto or none with strategy.zero_stage 3, which brings weights in hooks amid what is compiled"
             )
             found.append(("train.compile", "blocks", need, ("auto", "strategy.zero_stage=2")))
         store = self.train.checkpoint_store

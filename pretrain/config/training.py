@@ -121,8 +121,8 @@ class TrainConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
     compile: Literal["auto", "blocks", "none"] = Field(
         "auto",
-        description="blocks by torch.compile, once for any number of tokens; auto: on CUDA, but not at ZeRO-3 "
-        "nor where it does not work",
+        description="blocks by torch.compile, once for any number of tokens; auto: on CUDA where it works, "
+        "but not at ZeRO-3",
     )
 
 
