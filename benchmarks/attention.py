@@ -50,6 +50,7 @@ def measure(case: str, stack: str, rows: Rows, device: torch.device, turns: int,
     matrices: list[float] = []
     for _ in range(turns):
         quiet.wait()
+        milliseconds(works[0], device, dtype, rows)  # threads wake up
         for each in works:
             rates[each].append(1000 / milliseconds(each, device, dtype, rows))
         matrices.append(matrix_rate(device, dtype, Clock(device)))

@@ -35,7 +35,7 @@ KERNELS = {
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 # Below, the calls of a loop over sequences cost what laying them out does (benchmarks/attention.py).
-LONG_ENOUGH = 64
+LONG_ENOUGH = 32
 
 
 class Packing:
