@@ -80,8 +80,9 @@ class Packing:
     @cached_property
     def bounds_S1(self) -> Tensor:
         """Where each sequence begins in the row, and where the last ends: int32, as kernels want it."""
-        ends = torch.cumsum(torch.tensor((0, *self.lengths), dtype=torch.int32), 0, dtype=torch.int32)
-        return ends.to(self.device)
+        with torch.inference_mode(False):  # it may be kept for a step that goes backward
+            lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+            return torch.cumsum(lengths, 0, dtype=torch.int32).to(self.device)
 
     @cached_property
     def block_diagonal(self) -> Any:
