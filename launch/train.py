@@ -242,7 +242,7 @@ def _train(
     from pretrain.build import build_engine
     from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
-    from pretrain.kernels import kernels_for
+    from pretrain.kernels import ATTENTION_FILE, kernels_for
     from pretrain.loop import train
     from pretrain.probe.online import OnlineProbe
     from pretrain.step_pictures import StepPictures
@@ -316,7 +316,8 @@ def _train(
             facts = provenance(data, world.size, device_name(device))
             files = write_provenance(run, facts)
             tracker.start(run_facts(config, run, data, facts), progress.step)
-            for file in (run / CONFIG_FILE, *files):
+            timed = run / ATTENTION_FILE  # where attention was to be chosen
+            for file in (run / CONFIG_FILE, *files, *([timed] if timed.is_file() else [])):
                 tracker.log_file(file)
 
         probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)

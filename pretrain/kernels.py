@@ -58,15 +58,15 @@ def kernels_for(config: RunConfig, world: World, run: Path | None = None) -> Ker
 
     chosen = world.together(first_chooses)[0]
     assert chosen is not None, "the first rank answers"
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()  # what was timed held whole rows
     attention = {name: each.backend for name, each in chosen.items()}
     world.together(lambda: _check_here(attention, rows, world, dtype))
-    if world.is_first and run is not None and any(each.ms for each in chosen.values()):
-        _keep(run, chosen, rows, world.device, dtype)
+    if any(each.ms for each in chosen.values()):
+        world.together(lambda: _keep(run, chosen, rows, world, dtype))
     sentences = [each.sentence(name) for name, each in chosen.items() if each.ms]
     stack = ENCODER if ENCODER in rows else TARGET
     compiler, said = _compiler(config, world, dtype, rows[stack].lengths, attention[stack])
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was tried held whole rows
     return Kernels(attention, compiler, (*sentences, *said))
 
 
@@ -150,13 +150,16 @@ def kept(run: Path | None) -> dict[str, Backend]:
 
 
 def _keep(
-    run: Path,
+    run: Path | None,
     chosen: Mapping[str, Chosen],
     rows: Mapping[str, Rows],
-    device: torch.device,
+    world: World,
     dtype: torch.dtype,
 ) -> None:
-    """Write what was timed down, beside the rows it was timed on."""
+    """The first rank writes what was timed down, beside the rows it was timed on."""
+    if run is None or not world.is_first:
+        return
+    device = world.device
     stacks: dict[str, Any] = {
         name: {
             "backend": each.backend,
