@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_tables import attention_table, compiled_table
 from benchmarks.scale import SCALE
 
 ROOT = Path(__file__).parents[1]
@@ -296,8 +298,19 @@ TABLES = {
     "health": health_table,
     "tracking": tracking_table,
     "probe": probes_table,
+    "attention_cpu": partial(attention_table, "cpu"),
+    "attention_cuda": partial(attention_table, "cuda"),
+    "compiled_cpu": partial(compiled_table, "cpu"),
+    "compiled_cuda": partial(compiled_table, "cuda"),
 }
-PAGES = ("README.md", "docs/operate.md", "docs/train.md", "docs/probe.md", "docs/scale.md")
+PAGES = (
+    "README.md",
+    "docs/operate.md",
+    "docs/train.md",
+    "docs/probe.md",
+    "docs/scale.md",
+    "docs/speed/compile.md",
+)
 
 
 def drawn(text: str) -> str:

@@ -59,6 +59,7 @@ OPERATIONAL = (
     "train.max_skipped_steps",
     "train.time_limit_s",
     "train.threads",
+    "train.compile",
     "strategy",
     "health",
     "probe",

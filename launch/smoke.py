@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipeline.errors import UsageError
 from launch.console import make_console, make_table
@@ -82,10 +82,11 @@ def run_smoke(device: str = "auto") -> bool:
 
 
 def check_attention(kind: str) -> list[Check]:
-    """xformers against SDPA on a packed row of unequal lengths: outputs and gradients."""
+    """SDPA on a packed row of unequal lengths, and what takes such rows as they are against it."""
     import torch
 
-    from pretrain.model.attention import Packing, attend, probe_xformers
+    from pretrain.model.attention import Packing, attend
+    from pretrain.model.choose import Rows, why_not
 
     dtype, device = torch.bfloat16, torch.device(kind)
     packing = Packing((37, 128, 64, 5), device)
@@ -108,17 +109,23 @@ def check_attention(kind: str) -> list[Check]:
             "SDPA on a packed row", worst < 0.03 and bool(torch.isfinite(grad).all()), f"off by {worst:.2g}"
         )
     ]
-    if kind != "cuda":
-        return [*checks, Check("xformers against SDPA", None, "xformers runs on CUDA only")]
-    reason = probe_xformers(kind, dtype, 64)
-    if reason is not None:
-        is_absent = find_spec("xformers") is None
-        found = f"SDPA is used instead: {reason}"
-        return [*checks, Check("xformers against SDPA", None if is_absent else False, found)]
-    out_x, grad_x = both("xformers")
-    off, off_grad = float((out_x - out).abs().max()), float((grad_x - grad).abs().max())
-    found = f"forward off by {off:.2g}, backward by {off_grad:.2g}"
-    return [*checks, Check("xformers against SDPA", off < 0.03 and off_grad < 0.15, found)]
+    packed: tuple[Literal["xformers", "varlen"], ...] = ("xformers", "varlen")
+    for backend in packed:
+        name = f"{backend} against SDPA"
+        if kind != "cuda":
+            checks.append(Check(name, None, f"{backend} runs on CUDA only"))
+            continue
+        reason = why_not(backend, device, dtype, Rows(packing.lengths, 6, 64))
+        if reason is not None:
+            is_absent = backend == "xformers" and find_spec("xformers") is None
+            found = f"another is used instead: {reason}"
+            checks.append(Check(name, None if is_absent else False, found))
+            continue
+        out_x, grad_x = both(backend)
+        off, off_grad = float((out_x - out).abs().max()), float((grad_x - grad).abs().max())
+        found = f"forward off by {off:.2g}, backward by {off_grad:.2g}"
+        checks.append(Check(name, off < 0.03 and off_grad < 0.15, found))
+    return checks
 
 
 def check_clips(kind: str) -> Check:

@@ -155,10 +155,10 @@ def check_device(config: RunConfig, nproc: int) -> None:
     gpus = torch.cuda.device_count()
     if gpus and nproc > gpus:
         raise UsageError(f"--nproc {nproc} needs as many GPUs; this machine has {gpus}")
-    if not gpus and config.model.attention == "xformers":
-        raise ConfigError(
-            "model.attention", got="xformers", need="auto or sdpa: xformers runs on CUDA only", try_=("auto",)
-        )
+    attention = config.model.attention
+    if not gpus and attention in ("xformers", "varlen"):
+        need = f"auto, sdpa or segments: {attention} runs on CUDA only"
+        raise ConfigError("model.attention", got=attention, need=need, try_=("auto",))
 
 
 def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[str] = ()) -> TrainResult:
@@ -242,6 +242,7 @@ def _train(
     from pretrain.build import build_engine
     from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
+    from pretrain.kernels import ATTENTION_FILE, kernels_for
     from pretrain.loop import train
     from pretrain.probe.online import OnlineProbe
     from pretrain.step_pictures import StepPictures
@@ -283,7 +284,9 @@ def _train(
     takes_init = config.init.weights is not None and not any(
         patiently(world, lambda _: is_begun(run, store if world.is_first else None))
     )
-    engine = build_engine(laid_out, world, takes_init=takes_init)
+    kernels = kernels_for(config, world, run)
+    pulse.beat()
+    engine = build_engine(laid_out, world, kernels, takes_init=takes_init)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
     fingerprint = batches.corpus.fingerprint
     code = {"foreframe": versions().get("foreframe"), "commit": source()["commit"]}
@@ -296,7 +299,7 @@ def _train(
 
     with display:
         actions = {name for reader in batches.corpus.readers for name in reader.info.action_names}
-        for sentence in notes(laid_out, actions):
+        for sentence in (*kernels.sentences, *notes(laid_out, actions)):
             display.say(sentence)
         pulse.beat()
         progress = checkpoints.resume(engine, accept)
@@ -313,7 +316,8 @@ def _train(
             facts = provenance(data, world.size, device_name(device))
             files = write_provenance(run, facts)
             tracker.start(run_facts(config, run, data, facts), progress.step)
-            for file in (run / CONFIG_FILE, *files):
+            timed = run / ATTENTION_FILE  # where attention was to be chosen
+            for file in (run / CONFIG_FILE, *files, *([timed] if timed.is_file() else [])):
                 tracker.log_file(file)
 
         probe = OnlineProbe(run, laid_out, engine, display.say, progress.step)

@@ -57,13 +57,17 @@ class Activations:
 
 def pass_of(config: RunConfig, device: str) -> Pass:
     """How a run computes on `device`, cpu or cuda, as far as its memory goes."""
-    is_packed = device == "cuda" and config.model.attention != "sdpa"
+    attention = config.model.attention
+    if attention == "auto":  # the fastest on CUDA, of which all but SDPA are packed
+        attention = "varlen" if device == "cuda" else "segments"
+    is_packed = attention in ("varlen", "xformers")
     return Pass(
         width=2 if config.train.precision == "bf16" else FLOAT,
         on_cpu=device == "cpu",
         is_packed=is_packed,
         rotates=config.model.encoder.rope != "none",
         recomputes=config.strategy.activation_checkpointing,
+        attention=attention,
     )
 
 

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.config import ModelConfig, Plan
-from pretrain.model.attention import Backend as Attention
-from pretrain.model.attention import choose_backend
+from pretrain.config import Plan
+from pretrain.kernels import TARGET, Kernels, kernels_for
 from pretrain.model.linear import use
+from pretrain.model.vit import Transformer
 from pretrain.objective.make import first_encoder, make_objective
 from pretrain.start import put_exactly, take_optimizer, take_weights
 from pretrain.strategy.base import Backend, Engine, World
 
 
-def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine:
+def build_engine(
+    plan: Plan, world: World, kernels: Kernels | None = None, *, takes_init: bool = True
+) -> Engine:
     """The engine of a run on this rank, with its initial weights (equal on all ranks).
 
+    kernels: what computes it; None finds out.
     takes_init: those of init.weights, if it names any; False where a checkpoint is about to replace them.
     Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used;
     UsageError when attention or a library of products that is named does not work on one of them.
     """
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    attention = world.own(lambda: _attention(config.model, world.device.type, dtype))
     world.own(lambda: use(config.model.products))
-    objective = make_objective(config, attention)
-    target = None if config.target.kind == "online" else first_encoder(objective, config, attention)
+    kernels = kernels_for(config, world) if kernels is None else kernels
+    objective = make_objective(config)
+    target = None if config.target.kind == "online" else first_encoder(objective, config)
+    stacks = dict(objective.named_children()) | ({} if target is None else {TARGET: target})
+    for name, stack in stacks.items():
+        assert isinstance(stack, Transformer)
+        stack.backend = kernels.attention[name]
+        stack.compile_blocks(kernels.compiler)
     if takes_init:
         world.own(lambda: take_weights(config.init, config.model, objective, target))
     exact = {}
@@ -46,18 +54,9 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
 
         backend = DeepSpeedBackend(plan, world, objective)
     engine = Engine(plan, world, objective, target, backend)
+    engine.compiles = kernels.compiler is not None
     if exact:
         put_exactly(engine, exact)
     if takes_init:
         take_optimizer(config.init, engine)
     return engine
-
-
-def _attention(model: ModelConfig, device_type: str, dtype: torch.dtype) -> Attention:
-    """What works for the heads of the encoder and of the predictor. Raises: UsageError."""
-    width, _, heads, _ = model.encoder.shape
-    found = choose_backend(model.attention, device_type, dtype, width // heads)
-    if found == "xformers":
-        inside = model.predictor.width // model.predictor.heads
-        found = choose_backend(model.attention, device_type, dtype, inside)
-    return found

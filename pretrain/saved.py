@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pretrain.flops import Stack
+from pretrain.model.attention import loops
 
 FLOAT = 4
 INDEX = 8
@@ -24,8 +25,9 @@ class Pass:
     """How a pass is computed, as far as memory goes.
 
     width: bytes of an element. on_cpu: layer norms of bf16 compute in float32 there. is_packed: attention
-    takes sequences of any lengths as they are (xformers), else they are laid out to the longest. rotates:
-    positions are told by turning. recomputes: blocks keep their input only.
+    takes sequences of any lengths as they are (xformers), else they are laid out to the longest; or go one by
+    one, where `attention` says so. rotates: positions are told by turning. recomputes: blocks keep their
+    input only.
     """
 
     width: int
@@ -33,6 +35,7 @@ class Pass:
     is_packed: bool
     rotates: bool
     recomputes: bool
+    attention: str = "sdpa"
 
     @property
     def residual(self) -> int:
@@ -49,6 +52,7 @@ class Row(NamedTuple):
     tokens: float
     slots: float
     mask: float = 0.0
+    longest: int = 0
 
     @property
     def is_uniform(self) -> bool:
@@ -59,12 +63,17 @@ def row_of(lengths: Iterable[int], frame: int | None = None) -> Row:
     """frame: tokens of a moment, where moments must not see later ones."""
     lengths = tuple(lengths)
     longest = max(lengths, default=0)
-    return Row(sum(lengths), longest * len(lengths), 0.0 if frame is None else longest**2)
+    return Row(sum(lengths), longest * len(lengths), 0.0 if frame is None else longest**2, longest)
 
 
 def _lays_out(row: Row, how: Pass) -> bool:
     """Whether attention works on a copy with all sequences equally long."""
-    return not row.is_uniform and not how.is_packed
+    return not row.is_uniform and not how.is_packed and not _loops(row, how)
+
+
+def _loops(row: Row, how: Pass) -> bool:
+    """Whether attention goes sequence by sequence."""
+    return loops(how.attention, row.longest, is_uniform=row.is_uniform)
 
 
 def block(stack: Stack, row: Row, how: Pass) -> float:
@@ -77,7 +86,7 @@ def block(stack: Stack, row: Row, how: Pass) -> float:
     # The value is a view that keeps query and key as they were alive, beside those that were turned; what is
     # laid out is a copy, and copying saves what it copied.
     inputs = (5 if how.rotates else 3) * wide + (3 * slots * stack.width if is_laid_out else 0)
-    out = slots * stack.width + (wide if is_laid_out else 0)
+    out = slots * stack.width + (wide if is_laid_out or _loops(row, how) else 0)  # and put together
     mask = (slots if is_laid_out else 0) + row.mask
     return norms + mlp + (inputs + out + mask) * how.width + FLOAT * slots * stack.heads
 

@@ -20,6 +20,7 @@ from pretrain.data.bad import SKIPPED_FILE, BadSamples
 from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
 from pretrain.looks import Checkpoints, Looks
+from pretrain.model.compiling import Recompiles
 from pretrain.objective.base import Batch, Output
 from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
@@ -80,6 +81,7 @@ class Watch:
         self._parts: tuple[str, ...] = ()
         self._recent: deque[float] = deque(maxlen=RECENT_LINES)
         self._digest = 0
+        self._recompiles = Recompiles() if engine.compiles else None
         self._begin_s = time.perf_counter()
         self.line: Line | None = None
         self._begin(progress)
@@ -157,6 +159,8 @@ class Watch:
         self._losses.clear()
         self._digest = 0
         self._skipped.after_step(step, update)
+        if self._recompiles is not None and (sentence := self._recompiles.after_step(step)) is not None:
+            self._say(sentence)
         if not update.applied:
             row = f"{progress.skipped_in_row} in a row"
             self._say(f"step {step} skipped: a gradient was not finite ({row}); {FILE} says which samples")
@@ -232,6 +236,7 @@ class Watch:
             "perf/clips_per_s": clips_per_s,
             "perf/step_ms": 1000 * elapsed_s / steps,
             **self._speed.take(elapsed_s),
+            **({} if self._recompiles is None else {"perf/recompiles": self._recompiles.take()}),
             "data/wait_share": wait_share,
             **self._save_metrics(),
             **stage_ms,

@@ -113,8 +113,10 @@ class ModelConfig(Section):
         le=10,
         description="of the truncated normal that weights start from; as published for wide models",
     )
-    attention: Literal["auto", "xformers", "sdpa"] = Field(
-        "auto", description="auto probes xformers forward and backward once on CUDA, else uses SDPA"
+    attention: Literal["auto", "xformers", "varlen", "sdpa", "segments"] = Field(
+        "auto",
+        description="auto: on CUDA the fastest on the run's own rows, timed at its start; on CPU segments, "
+        "which is SDPA sequence by sequence where they are long and of different lengths",
     )
     products: Literal["auto", "torch", "onednn"] = Field(
         "auto",

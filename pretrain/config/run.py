@@ -138,6 +138,15 @@ class RunConfig(Section):
         if self.strategy.kind == "single" and self.train.precision == "bf16":
             need = "fp32 with strategy.kind single (it keeps no fp32 master copy)"
             found.append(("train.precision", "bf16", need, ("fp32", "strategy.kind=deepspeed")))
+        if (
+            self.train.compile == "blocks"
+            and self.strategy.kind == "deepspeed"
+            and self.strategy.zero_stage == 3
+        ):
+            need = (
+                "auto or none with strategy.zero_stage 3, which brings weights in hooks amid what is compiled"
+            )
+            found.append(("train.compile", "blocks", need, ("auto", "strategy.zero_stage=2")))
         store = self.train.checkpoint_store
         if store is not None and not store.startswith("s3://"):
             found.append(("train.checkpoint_store", store, "an s3:// address, or null", (None,)))

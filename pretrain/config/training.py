@@ -123,6 +123,11 @@ class TrainConfig(Section):
         "with the stacks of all threads; null: never",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads a rank; null shares the cores out")
+    compile: Literal["auto", "blocks", "none"] = Field(
+        "auto",
+        description="blocks by torch.compile, once for any number of tokens; auto: on CUDA where it works, "
+        "but not at ZeRO-3",
+    )
 
 
 class SingleConfig(Section):

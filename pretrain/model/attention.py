@@ -1,26 +1,41 @@
 """Self-attention over packed sequences: many clips in one row of tokens, none of which sees another.
 
 Shapes: S sequences, M tokens of all sequences together, L tokens of the longest, H heads, d width a head.
-xformers takes the packed row as it is (block-diagonal mask); SDPA gets equal lengths as a plain batch, and
-unequal ones laid out (S, L) for the attention alone, so that every linear layer still works on M tokens.
+xformers and torch's own varlen take the packed row as it is; so does a loop over the sequences. SDPA gets
+equal lengths as a plain batch, and unequal ones laid out (S, L) for the attention alone, so that every linear
+layer still works on M tokens. Which of them is used: pretrain/model/choose.py.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cache, cached_property, lru_cache
+from contextlib import nullcontext
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data_pipeline.errors import UsageError
-
-log = logging.getLogger(__name__)
-
-Backend = Literal["xformers", "sdpa"]
+Backend = Literal[
+    "xformers",  # the operator that xformers itself finds best
+    "xformers_flash",
+    "xformers_efficient",
+    "varlen",  # torch's flash attention over a packed row
+    "sdpa",  # the kernel that torch itself finds best
+    "sdpa_flash",  # of equally long sequences only, as are the next two; else as sdpa
+    "sdpa_cudnn",
+    "sdpa_efficient",
+    "segments",  # SDPA, sequence after sequence
+]
+KERNELS = {
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+# Below, the calls of a loop over sequences cost what laying them out does (benchmarks/attention.py).
+LONG_ENOUGH = 32
 
 
 class Packing:
@@ -77,6 +92,12 @@ class Packing:
             return moment[:, None] >= moment[None]
 
     @cached_property
+    def bounds_S1(self) -> Tensor:
+        """Where each sequence begins in the row, and where the last ends: int32, as kernels want it."""
+        with torch.inference_mode(False):  # it may be kept for a step that goes backward
+            return F.pad(torch.cumsum(self.lengths_S, 0), (1, 0)).to(torch.int32)
+
+    @cached_property
     def block_diagonal(self) -> Any:
         """xformers' mask for this packing."""
         from xformers.ops.fmha.attn_bias import BlockDiagonalMask
@@ -92,16 +113,59 @@ def equal_packing(count: int, length: int, device: torch.device, frame: int | No
 
 
 def attend(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, backend: Backend) -> Tensor:
-    """Softmax attention inside each sequence of `packing`; (M, H, d) in, (M, H, d) out."""
-    if backend == "xformers" and packing.frame is None:
-        from xformers.ops import memory_efficient_attention
+    """Softmax attention inside each sequence of `packing`; (M, H, d) in, (M, H, d) out.
 
-        mask = None if len(packing.lengths) == 1 else packing.block_diagonal
-        out = memory_efficient_attention(q_MHd[None], k_MHd[None], v_MHd[None], attn_bias=mask)
-        return out[0]
+    Where moments must not see later ones it is SDPA with a mask, whatever `backend` is.
+    """
+    if packing.frame is None:
+        if backend.startswith("xformers"):
+            return _by_xformers(q_MHd, k_MHd, v_MHd, packing, backend)
+        if backend == "varlen":
+            return _by_varlen(q_MHd, k_MHd, v_MHd, packing)
+        if loops(backend, packing.longest, is_uniform=packing.is_uniform):
+            return _by_segments(q_MHd, k_MHd, v_MHd, packing)
+    return _laid_out(q_MHd, k_MHd, v_MHd, packing, backend)
 
+
+def loops(backend: str, longest: int, *, is_uniform: bool) -> bool:
+    """Whether attention goes sequence by sequence: equal ones are a plain batch, short ones laid out."""
+    return backend == "segments" and not is_uniform and longest >= LONG_ENOUGH
+
+
+def _by_xformers(q: Tensor, k: Tensor, v: Tensor, packing: Packing, backend: Backend) -> Tensor:
+    from xformers.ops import fmha, memory_efficient_attention
+
+    op = None
+    if backend == "xformers_flash":
+        op = (fmha.flash.FwOp, fmha.flash.BwOp)
+    elif backend == "xformers_efficient":
+        op = (fmha.cutlass.FwOp, fmha.cutlass.BwOp)
+    mask = None if len(packing.lengths) == 1 else packing.block_diagonal
+    out: Tensor = memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask, op=op)
+    return out[0]
+
+
+def _by_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = packing.bounds_S1, packing.longest
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+    assert isinstance(out, Tensor), "nothing else is asked for"
+    return out
+
+
+def _by_segments(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing) -> Tensor:
+    of_each = (x.transpose(0, 1).split(packing.lengths, 1) for x in (q_MHd, k_MHd, v_MHd))
+    outs = [
+        F.scaled_dot_product_attention(q_HLd[None], k_HLd[None], v_HLd[None])[0].transpose(0, 1)
+        for q_HLd, k_HLd, v_HLd in zip(*of_each, strict=True)
+    ]
+    return torch.cat(outs)
+
+
+def _laid_out(q: Tensor, k: Tensor, v: Tensor, packing: Packing, backend: Backend) -> Tensor:
     assert packing.is_uniform or packing.frame is None, "moments are of equally long sequences"
-    _, heads, width = q_MHd.shape
+    _, heads, width = q.shape
     rows, longest = len(packing.lengths), packing.longest
 
     def lay_out(x_MHd: Tensor) -> Tensor:
@@ -111,39 +175,8 @@ def attend(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing, backen
         return x_MHd.view(rows, longest, heads, width).transpose(1, 2)
 
     mask = packing.seen_LL if packing.is_uniform else packing.filled_SL[:, None, None, :]
-    out = F.scaled_dot_product_attention(lay_out(q_MHd), lay_out(k_MHd), lay_out(v_MHd), attn_mask=mask)
+    is_named = backend in KERNELS and mask is None
+    with sdpa_kernel(KERNELS[backend]) if is_named else nullcontext():
+        out = F.scaled_dot_product_attention(lay_out(q), lay_out(k), lay_out(v), attn_mask=mask)
     out = out.transpose(1, 2).reshape(rows * longest, heads, width)
     return out if packing.is_uniform else out[packing.slots_M]
-
-
-@cache
-def choose_backend(wanted: str, device_type: str, dtype: torch.dtype, head_width: int) -> Backend:
-    """The attention to use, found out by one small forward and backward on the device.
-
-    wanted: auto | xformers | sdpa. `auto` falls back to SDPA and logs why.
-    Raises: UsageError when xformers was asked for by name and does not work here.
-    """
-    if wanted == "sdpa" or (wanted == "auto" and device_type != "cuda"):
-        return "sdpa"
-    reason = probe_xformers(device_type, dtype, head_width)
-    if reason is None:
-        log.info("attention: xformers (forward and backward probed on %s, %s)", device_type, dtype)
-        return "xformers"
-    if wanted == "xformers":
-        raise UsageError(
-            f"model.attention is xformers, which does not work here: {reason}; set "
-            f"model.attention=auto, which then takes SDPA"
-        )
-    log.warning("attention: SDPA, because xformers does not work here: %s", reason)
-    return "sdpa"
-
-
-def probe_xformers(device_type: str, dtype: torch.dtype, head_width: int) -> str | None:
-    """None when xformers attends over a packed row, forward and backward; else why not."""
-    packing = Packing((5, 3, 8), device_type)
-    q = torch.randn(16, 2, head_width, device=device_type, dtype=dtype, requires_grad=True)
-    try:
-        attend(q, q, q, packing, "xformers").sum().backward()
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return None

@@ -87,8 +87,12 @@ def sincos_on(trained: Grid, grid: Grid, width: int, device: torch.device) -> Te
 
 
 def rotate(x_MHd: Tensor, table_2Md: Tensor) -> Tensor:
-    """Turn adjacent channel pairs of each head by the token's angles."""
-    cos_M1d, sin_M1d = table_2Md[0, :, None], table_2Md[1, :, None]
+    """Turn adjacent channel pairs of each head by the token's angles.
+
+    x_MHd: there may be more dimensions between tokens and channels, such as query and key turned together.
+    """
+    shape = (-1, *(1,) * (x_MHd.ndim - 2), x_MHd.shape[-1])
+    cos, sin = table_2Md[0].view(shape), table_2Md[1].view(shape)
     even, odd = x_MHd[..., 0::2], x_MHd[..., 1::2]
     turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return x_MHd * cos_M1d + turned * sin_M1d
+    return x_MHd * cos + turned * sin

@@ -8,11 +8,14 @@ Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2; V-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbols
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import EncoderConfig
@@ -45,11 +48,15 @@ def rows_of(table_KD: Tensor, row_M: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normed before and added after."""
+    """Attention and MLP, each normed before and added after.
+
+    compiler: of what is done before and after attention; None computes it as it is written.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.heads = heads
+        self.compiler: str | None = None
         hidden = round(width * mlp_ratio)
         self.norm1 = LayerNorm(width, eps=1e-6)
         self.qkv = Linear(width, 3 * width)
@@ -59,11 +66,52 @@ class Block(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        if table_2Md is not None:
-            q, k = rotate(q, table_2Md), rotate(k, table_2Md)
-        x_MD = x_MD + self.proj(attend(q, k, v, packing, backend).flatten(-2))
+        parts = AS_WRITTEN if self.compiler is None else compiled(self.compiler)
+        q, k, v = parts.before(self, x_MD, table_2Md)
+        out_MD: Tensor = parts.after(self, x_MD, attend(q, k, v, packing, backend))
+        return out_MD
+
+    def before(self, x_MD: Tensor, table_2Md: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (M, H, d) of each token; the first two are turned by their positions."""
+        qkv_M3Hd = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1))
+        if table_2Md is None:
+            q, k, v = qkv_M3Hd.unbind(1)
+        else:
+            q, k = rotate(qkv_M3Hd[:, :2], table_2Md).unbind(1)
+            v = qkv_M3Hd[:, 2]
+        return q, k, v
+
+    def after(self, x_MD: Tensor, attended_MHd: Tensor) -> Tensor:
+        """What attention gave, and then the MLP, added."""
+        x_MD = x_MD + self.proj(attended_MHd.flatten(-2))
         return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+
+
+class Parts(NamedTuple):
+    """What a block does before and after attention: functions of the block and what goes in."""
+
+    before: Callable[..., Any]
+    after: Callable[..., Any]
+
+
+# Each width of a stack takes one, with and without gradient; at its own limit, 8, torch stops compiling.
+GRAPHS_A_PART = 32
+AS_WRITTEN = Parts(Block.before, Block.after)
+
+
+@cache
+def compiled(compiler: str) -> Parts:
+    """`AS_WRITTEN`, compiled once for any number of tokens.
+
+    Attention stays outside: its kernels are compiled already, and what they take is made of Python's numbers,
+    for each of which a graph would be compiled anew. Blocks of one shape share what is compiled.
+    compiler: a backend of torch.compile, such as inductor.
+    """
+    before, after = (torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
+    # Else a first batch of as many tokens as the width has a graph for batches alone of which that is true.
+    symbols.use_duck_shape = False
+    return Parts(before, after)
 
 
 class Transformer(nn.Module):
@@ -94,6 +142,12 @@ class Transformer(nn.Module):
         self.levels = tuple(levels)[:-1]
         self.level_norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for _ in self.levels)
         self.norm = LayerNorm(width, eps=1e-6)
+
+    def compile_blocks(self, compiler: str | None) -> None:
+        """Compile them from now on, by a backend of torch.compile; None: no longer."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compiler = compiler
 
     @property
     def num_tokens(self) -> int:

@@ -220,6 +220,7 @@ class Engine:
         self._backend = backend
         self._modules = [name for name, _ in objective.named_children()]
         self._gradients: Squares = {}
+        self.compiles = False  # blocks, by torch.compile
         self.measure_s = 0.0  # what measuring took before the last step that was measured
         self.ema: ShardedEma | None = None
         if target is None:

@@ -20,6 +20,7 @@ from pretrain.checkpoint import StoredFragments, newest_whole
 from pretrain.config import RunConfig, plan
 from pretrain.data.stream import Batches
 from pretrain.memory import BUCKET
+from pretrain.model.compiling import Recompiles
 from pretrain.schedule import knobs_at
 from pretrain.step_pictures import StepPictures
 from pretrain.strategy.base import Engine, Update, World
@@ -98,6 +99,7 @@ def compare_ema(
     pictures = drawn and StepPictures(Path(drawn), laid_out, engine, Several(), print)
     plain = full_weights(engine, world)
     losses, norms, is_equal, applied, off = [], [], [], [], []
+    recompiles, graphs = Recompiles(), []
     for step in range(config.train.steps):
         knobs, total = knobs_at(step, config), 0.0
         before = full_weights(engine, world)
@@ -125,6 +127,7 @@ def compare_ema(
         rounded = {name: p.to(engine.target.dtype).float() for name, p in plain.items()}
         is_equal.append(all(torch.equal(forward[name], rounded[name]) for name in plain))
         losses.append(world.mean([total])[0])
+        graphs.append(recompiles.take())
         if pictures:
             pictures.take(step + 1)
     if pictures:
@@ -133,6 +136,8 @@ def compare_ema(
     told = world.gather_objects({"equal": all(is_equal), "applied": applied})
     return {
         "losses": losses,
+        "compiles": engine.compiles,
+        "graphs": graphs,
         "norms": norms,
         "norms_off": max(off),
         "some_rank_has_no_encoder": world.any(engine.ema is not None and not engine.ema.pairs()),

@@ -82,7 +82,7 @@ def batch_of(config: RunConfig, clips: int) -> Batch:
 
 def most_alive(config: RunConfig, clips: int) -> tuple[int, Masks]:
     """Bytes of tensors made by a forward and backward, gradients with them, at their most."""
-    objective = make_objective(config)
+    objective = make_objective(config, "segments")  # as runs on CPU
     target = None if config.target.kind == "online" else first_encoder(objective, config)
     if config.strategy.activation_checkpointing:
         objective.recompute_blocks()
@@ -109,7 +109,7 @@ def most_alive(config: RunConfig, clips: int) -> tuple[int, Masks]:
 def by_formula(config: RunConfig, masks: Masks) -> float:
     """Activations and the gradients that are there beside them, at their most; the clips left out."""
     alive = activations(config, masks, "cpu")
-    objective = make_objective(config)
+    objective = make_objective(config, "segments")  # as runs on CPU
     width = 2 if config.train.precision == "bf16" else 4
     trained, predictor = (
         sum(p.numel() for p in module.parameters())

@@ -1,0 +1,53 @@
+"""The tables of docs/speed/compile.md: attention alone, and whole steps with compiled blocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def attention_table(device: str) -> str:
+    """A line for each kind of rows and way to attend over them: time, against SDPA, against the floor."""
+    found = json.loads((RESULTS / f"attention_{device}.json").read_text())
+    lines = ["| rows | | ms | times SDPA (from, to) | of the matrix rate |", "|---|---|---:|---:|---:|"]
+    shares = {(row["case"], _way(row)): row["ours"] for row in found["rows"] if row["unit"] == "%"}
+    for row in found["rows"]:
+        if row["unit"] != "1/s":
+            continue
+        way = _way(row)
+        ratio = "" if way == "sdpa" else f"{row['ratio']:.2f} ({row['min']:.2f}, {row['max']:.2f})"
+        share = shares[row["case"], way]
+        lines.append(f"| {row['case']} | `{way}` | {1000 / row['ours']:.3g} | {ratio} | {share:.0f} % |")
+    return "\n".join([*lines, "", _facts(found, "larger is faster")])
+
+
+def compiled_table(device: str) -> str:
+    """Whole steps with compiled blocks beside the same without, and what was compiled when."""
+    found = json.loads((RESULTS / f"compiled_{device}.json").read_text())
+    lines = [
+        "| clips a second | compiled | as written | times (from, to) | graphs, later |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    cases = list(dict.fromkeys(row["case"] for row in found["rows"]))
+    for case in cases:
+        speed, first, later = (row for row in found["rows"] if row["case"] == case)
+        ratio = f"{speed['ratio']:.2f} ({speed['min']:.2f}, {speed['max']:.2f})"
+        graphs = f"{first['ours']:g}, {later['ours']:g}"
+        lines.append(f"| {case} | {speed['ours']:.3g} | {speed['reference']:.3g} | {ratio} | {graphs} |")
+    return "\n".join([*lines, "", _facts(found, "above 1 is faster")])
+
+
+def _way(row: dict[str, Any]) -> str:
+    return str(row["metric"]).partition(":")[0]
+
+
+def _facts(found: dict[str, Any], how: str) -> str:
+    config = found["config"]
+    return (
+        f"Medians of {config['turns']} turns, spread by pair; {how}. {found['device']}, up to "
+        f"{100 * max(config['busy_with_other_work']):.0f} % of it busy with other work when a turn began. "
+        f"Commit {found['commit'][:10]}, {found['date']}."
+    )
