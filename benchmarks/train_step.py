@@ -1,180 +1,155 @@
 """A whole training step beside its floor and peers: `python -m benchmarks.train_step --peer vjepa2=CHECKOUT`.
 
 Ours and theirs train the same model on the same clips under the same masks (cut to equal lengths, as theirs
-must be), turn by turn, in one process. The floor is the time that the step's matrix products alone would
-take at the rate measured here for a large product. CHECKOUT is a clone of Meta's repository.
+must be), turn by turn, each in a process of its own. The floor is the time that the step's matrix products
+alone would take at the best rate measured here for a large product. CHECKOUT is a clone of Meta's repository;
+transformers' encoder is timed beside ours where it is installed. With `--gains`: ours with each of what makes
+it fast switched off.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from benchmarks.contenders import (
+    NUM_BATCHES,
+    PARTS,
+    PREDICTOR,
+    Running,
+    Shape,
+    batches_of,
+    config_of,
+    matrix_rates,
+    our_encoder,
+    ours,
+    running,
+    theirs,
+    transformers_encoder,
+)
 from benchmarks.measuring import Quiet, Row, publish, row, short, tell
-from pretrain.build import build_engine
-from pretrain.config import RunConfig, plan
 from pretrain.flops import flops_of
-from pretrain.masks import sample_masks
-from pretrain.objective.base import Batch
-from pretrain.schedule import knobs_at
-from pretrain.strategy.base import Engine, World
 
-BLOCKS = [{"blocks": 8, "spatial_scale": 0.15}, {"blocks": 2, "spatial_scale": 0.7}]
-PREDICTOR = {"depth": 12, "width": 384, "heads": 12}
-# name: preset, frames, pixels, clips a step
-CPU_CASES = {
-    "ViT-tiny, 8 frames of 64²": ("vit_tiny", 8, 64, 4),
-    "ViT-S, 16 frames of 112²": ("vit_small", 16, 112, 2),
+META = "Meta's code"
+NARROW = PREDICTOR | {"width": 96, "heads": 3}
+CASES = {
+    "cpu": {
+        "ViT-tiny, 8 frames of 64²": Shape("vit_tiny", 8, 64, 4),
+        "ViT-tiny, 8 frames of 64², predictor of 96": Shape("vit_tiny", 8, 64, 4, predictor=NARROW),
+        "ViT-S, 16 frames of 112²": Shape("vit_small", 16, 112, 2),
+    },
+    "cuda": {
+        "ViT-L, 16 frames of 256²": Shape("vit_large", 16, 256, 24, "cuda", "bf16"),
+        "ViT-g, 16 frames of 256²": Shape("vit_giant", 16, 256, 8, "cuda", "bf16"),
+    },
 }
-CUDA_CASES = {
-    "ViT-L, 16 frames of 256²": ("vit_large", 16, 256, 24),
-    "ViT-g, 16 frames of 256²": ("vit_giant", 16, 256, 8),
+GAINS = {
+    "cpu": {
+        "products by MKL": {"model.products": "torch"},
+        "AdamW operation by operation": {"optim.fused": False},
+        "attention laid out and masked": {"model.attention": "sdpa"},
+    },
+    "cuda": {
+        "blocks not compiled": {"train.compile": "none"},
+        "AdamW operation by operation": {"optim.fused": False},
+        "attention by SDPA": {"model.attention": "sdpa"},
+    },
 }
-PARTS = ("target forward", "context and predictor forward", "backward", "optimizer", "moving average")
-NUM_BATCHES = 4
 
 
-def config_of(case: tuple[str, int, int, int], precision: str, truncate: str) -> RunConfig:
-    preset, frames, size, clips = case
-    return RunConfig.model_validate(
-        {
-            "name": "step",
-            "data": {"shards": "nowhere", "frames": frames, "size": size},
-            "model": {"encoder": {"preset": preset, "rope": "vjepa2"}, "predictor": PREDICTOR},
-            "objective": {"kind": "masked_latent", "masks": BLOCKS, "truncate": truncate},
-            "train": {"steps": 1000, "global_batch": clips, "micro_batch": clips, "precision": precision},
-            "strategy": {"kind": "single"} if precision == "fp32" else {"kind": "deepspeed", "zero_stage": 1},
-        }
-    )
+def turn_about(
+    made: Sequence[tuple[str, Any, tuple[Any, ...]]], shape: Shape, given: argparse.Namespace, quiet: Quiet
+) -> tuple[dict[str, list[float]], list[list[float]], dict[str, int]]:
+    """Clips a second of each contender, a turn each after the other; the parts of the first; parameters.
 
+    On a GPU each has the memory to itself: they come one after the other, all turns of one together.
+    """
+    rates: dict[str, list[float]] = {name: [] for name, _, _ in made}
+    parts: list[list[float]] = []
+    sizes: dict[str, int] = {}
 
-def batches_of(config: RunConfig, device: torch.device) -> list[Batch]:
-    data, clips = config.data, config.train.micro_batch
-    found = []
-    for step in range(NUM_BATCHES):
-        generator = torch.Generator().manual_seed(step)
-        pixels = torch.randn(clips, 3, data.frames, data.size, data.size, generator=generator)
-        positions = tuple(range(clips * step, clips * (step + 1)))
-        objective = config.objective
-        assert objective.kind == "masked_latent"
-        masks = sample_masks(
-            objective.masks, config.grid, config.seed, step, positions, truncate=objective.truncate
-        )
-        found.append(Batch(step, positions, tuple(map(str, positions)), pixels.to(device), masks.to(device)))
-    return found
-
-
-class Clock:
-    """Wall time, once the device is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-
-    def __call__(self) -> float:
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
-    """FLOP/s of the best of a few large products: what the machine gives to nothing but matrices."""
-    best = 0.0
-    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        a @ b
-        for _ in range(5):
-            began = clock()
-            for _ in range(3):
-                a @ b
-            best = max(best, 3 * 2 * size**3 / (clock() - began))
-    return best
-
-
-def one_step(engine: Engine, config: RunConfig, batch: Batch, clock: Clock | None = None) -> list[float]:
-    """Take it. With a clock: seconds of each of PARTS."""
-    knobs = knobs_at(batch.step, config)
-    times = []
-
-    def lap() -> None:
-        if clock is not None:
-            times.append(clock())
-
-    lap()
-    targets = engine.targets(batch)
-    lap()
-    output = engine.loss(batch, targets)
-    lap()
-    engine.backward(output)
-    lap()
-    update = engine.step(knobs)
-    lap()
-    engine.update_target(knobs.momentum)
-    lap()
-    assert update.applied
-    return [after - before for before, after in pairwise(times)]
-
-
-def rate(take: Callable[[int], object], clips: int, steps: int, clock: Clock) -> float:
-    """Clips a second over so many steps."""
-    began = clock()
-    for number in range(steps):
-        take(number % NUM_BATCHES)
-    return clips * steps / (clock() - began)
-
-
-def measure(case: str, given: argparse.Namespace, device: torch.device, quiet: Quiet) -> list[Row]:
-    shape = (CPU_CASES | CUDA_CASES)[case]
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    clock, clips = Clock(device), shape[3]
-    rows: list[Row] = []
-    config = config_of(shape, precision, "raster")
-    batches = batches_of(config, device)
-    engine = build_engine(plan(config, 1), World(0, 1, device))
-    peer = None
-    if given.vjepa2 is not None:
-        from benchmarks.peer_vjepa2 import PeerStep
-
-        peer = PeerStep(given.vjepa2, config, device, dtype)
-        lists = [peer.lists(batch.masks) for batch in batches]
-    ours: list[float] = []
-    theirs: list[float] = []
-    matrices: list[float] = []
-    for turn in range(given.turns + 1):  # the first warms up
+    def turn(name: str, contender: Running) -> None:
         quiet.wait()
-        found = rate(lambda n: one_step(engine, config, batches[n]), clips, given.steps, clock)
-        other = None
-        if peer is not None:
-            other = rate(lambda n: peer.step(batches[n].clips, *lists[n], 0.999), clips, given.steps, clock)
-        if turn:
-            ours.append(found)
-            matrices.append(matrix_rate(device, dtype, clock))
-            theirs += [] if other is None else [other]
-    rows.append(
-        row(case, "clips a second, equal masks", "clips/s", ours, theirs, "Meta's code" if theirs else "")
-    )
-    flops = statistics.mean(flops_of(config, batch.masks).model for batch in batches) / clips
-    best = statistics.median(matrices)
-    for name, rates in (("of ours", ours), ("of Meta's code", theirs)):
-        if rates:
-            shares = [100 * each * flops / most for each, most in zip(rates, matrices, strict=True)]
-            rows.append(row(case, f"matrix rate that the products {name} reach", "%", shares))
-    rows.append(row(case, "matrix rate", "GFLOP/s", [each / 1e9 for each in matrices]))
+        rates[name].append(shape.clips * given.steps / contender.seconds(given.steps))
+
+    def begin(name: str, contender: Running) -> None:
+        sizes[name] = contender.parameters
+        contender.seconds(max(2, NUM_BATCHES))  # warms up
+
+    if shape.device == "cuda":
+        for number, (name, make, args) in enumerate(made):
+            with running(make, args, shape.device) as contender:
+                begin(name, contender)
+                for _ in range(given.turns):
+                    turn(name, contender)
+                if number == 0 and make is ours:
+                    parts = contender.parts(given.steps)
+        return rates, parts, sizes
+    with ExitStack() as stack:
+        contenders = {
+            name: stack.enter_context(running(make, args, shape.device)) for name, make, args in made
+        }
+        for name, contender in contenders.items():
+            begin(name, contender)
+        for _ in range(given.turns):
+            for name, contender in contenders.items():
+                turn(name, contender)
+        if made[0][1] is ours:
+            parts = contenders[made[0][0]].parts(given.steps)
+    return rates, parts, sizes
+
+
+def step_rows(case: str, shape: Shape, given: argparse.Namespace, quiet: Quiet) -> list[Row]:
+    device = torch.device(shape.device)
+    dtype = torch.bfloat16 if shape.precision == "bf16" else torch.float32
+    made: list[tuple[str, Any, tuple[Any, ...]]] = [("ours", ours, (shape, {}))]
+    if given.vjepa2 is not None:
+        made.append((META, theirs, (shape, given.vjepa2)))
+    if given.gains:
+        made += [(name, ours, (shape, changes)) for name, changes in GAINS[shape.device].items()]
+    rates, parts, sizes = turn_about(made, shape, given, quiet)
+    mine, rest = rates.pop("ours"), rates
+    rows = [row(case, "clips a second, equal masks", "clips/s", mine)] if META not in rest else []
+    for name, each in rest.items():
+        metric = "clips a second, equal masks" if name == META else f"against {name}"
+        rows.append(row(case, metric, "clips/s", mine, each, name))
+    if META in sizes:
+        rows.append(row(case, "parameters", "", [sizes["ours"]], [sizes[META]], META))
+    libraries = matrix_rates(device, dtype)
+    config = config_of(shape)
+    counted = [flops_of(config, batch.masks).model for batch in batches_of(config, torch.device("cpu"))]
+    flops, best = statistics.mean(counted) / shape.clips, max(libraries.values())
+    rows += [row(case, f"matrix rate, {name}", "GFLOP/s", [r / 1e9]) for name, r in libraries.items()]
+    for name, each in (("ours", mine), (META, rest.get(META, []))):
+        if each:
+            shares = [100 * rate * flops / best for rate in each]
+            rows.append(row(case, f"share of the best matrix rate, {name}", "%", shares))
     rows.append(row(case, "FLOPs a clip", "GFLOP", [flops / 1e9]))
-    parts = [one_step(engine, config, batches[n % NUM_BATCHES], clock) for n in range(given.steps)]
     whole = statistics.median(map(sum, parts))
     for name, times in zip(PARTS, zip(*parts, strict=True), strict=True):
         found = row(case, f"part: {name}", "ms", [1000 * each for each in times])
         rows.append(found | {"share": short(statistics.median(times) / whole)})
-    tell(f"{case}: {statistics.median(ours):.2f} clips/s, floor {best / flops:.2f}")
+    against = f", {statistics.median(rest[META]):.2f} theirs" if META in rest else ""
+    tell(f"{case}: {statistics.median(mine):.2f} clips/s{against}, floor {best / flops:.2f}")
     return rows
+
+
+def encoder_rows(case: str, shape: Shape, given: argparse.Namespace, quiet: Quiet) -> list[Row]:
+    """Forward and backward of the encoder on whole clips, beside transformers'."""
+    name = "transformers' VJEPA2Model"
+    made = [("ours", our_encoder, (shape,)), (name, transformers_encoder, (shape,))]
+    rates, _, sizes = turn_about(made, shape, given, quiet)
+    metric = "clips a second, encoder alone, forward and backward"
+    return [
+        row(case, metric, "clips/s", rates["ours"], rates[name], name),
+        row(case, "parameters, encoder alone", "", [sizes["ours"]], [sizes[name]], name),
+    ]
 
 
 def main() -> None:
@@ -183,22 +158,34 @@ def main() -> None:
         "--peer", action="append", default=[], metavar="NAME=PATH", help="vjepa2=a clone of it"
     )
     parser.add_argument("--case", action="append", help="one or several of the cases; without it all")
+    parser.add_argument("--gains", action="store_true", help="also with each setting switched off")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="a turn")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=8, help="a turn")
+    parser.add_argument(
+        "--device", choices=list(CASES), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()
-    peers = dict(each.split("=", 1) for each in given.peer)
-    given.vjepa2 = Path(peers["vjepa2"]) if "vjepa2" in peers else None
-    device = torch.device(given.device)
+    cases = CASES[given.device]
+    peers = dict(each.partition("=")[::2] for each in given.peer)
+    if unknown := [name for name in peers if name != "vjepa2"]:
+        parser.error(f"--peer {unknown[0]}: the only peer is vjepa2=PATH")
+    if unknown := [name for name in given.case or () if name not in cases]:
+        parser.error(f"--case {unknown[0]!r}: there are {', '.join(map(repr, cases))}")
+    given.vjepa2 = peers.get("vjepa2")
     quiet = Quiet(given.wait_s)
-    cases = CPU_CASES if device.type == "cpu" else CUDA_CASES
     rows: list[Row] = []
     for case in given.case or cases:
-        rows += measure(case, given, device, quiet)
-    facts: dict[str, Any] = {"turns": given.turns, "steps": given.steps, "busy_with_other_work": quiet.loads}
-    is_whole = given.case is None
-    publish(f"train_step_{device.type}", facts, rows, is_whole=is_whole)
+        rows += step_rows(case, cases[case], given, quiet)
+        if find_spec("transformers") is not None:
+            rows += encoder_rows(case, cases[case], given, quiet)
+    facts: dict[str, Any] = {
+        "turns": given.turns,
+        "steps": given.steps,
+        "turn_about": given.device == "cpu",
+        "busy_with_other_work": quiet.loads,
+    }
+    publish(f"train_step_{given.device}", facts, rows, is_whole=given.case is None)
 
 
 if __name__ == "__main__":
