@@ -24,7 +24,6 @@ from pretrain.model.choose import Rows, milliseconds, why_not
 MORE_CPU_CASES = {
     "ViT-tiny, 8 frames of 64², 16 clips": ("vit_tiny", 8, 64, 16),
     "ViT-tiny, 16 frames of 96²": ("vit_tiny", 16, 96, 4),
-    "ViT-B, 16 frames of 224²": ("vit_base", 16, 224, 2),
 }
 ON_CPU: tuple[Backend, ...] = ("segments", "sdpa")
 
@@ -44,7 +43,8 @@ def described(case: str, stack: str, rows: Rows) -> str:
 
 def measure(case: str, stack: str, rows: Rows, device: torch.device, turns: int, quiet: Quiet) -> list[Row]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    ways: Sequence[Backend] = rows.candidates if device.type == "cuda" else ON_CPU
+    on_cpu: Sequence[Backend] = ON_CPU if len(set(rows.lengths)) > 1 else ("sdpa",)  # equal: one way
+    ways = rows.candidates if device.type == "cuda" else on_cpu
     works = [each for each in ways if why_not(each, device, dtype, rows) is None]
     rates: dict[Backend, list[float]] = {each: [] for each in works}
     matrices: list[float] = []
