@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pretrain.config import ModelConfig, Plan
+from pretrain.flops import recomputed_of
 from pretrain.model.attention import Backend as Attention
 from pretrain.model.attention import choose_backend
 from pretrain.objective.make import first_encoder, make_objective
+from pretrain.recompute import settled
 from pretrain.start import put_exactly, take_optimizer, take_weights
 from pretrain.strategy.base import Backend, Engine, World
+
+
+def settle(plan: Plan, world: World) -> Plan:
+    """The plan with what `activation_checkpointing: auto` leaves open decided, alike on all ranks.
+
+    Where attention is not packed on one of them, all are planned as if it were on none.
+    Raises: ConfigError, on every rank, when strategy.activation_memory is too small; UsageError.
+    """
+    config, device = plan.config, world.device.type
+    if config.strategy.activation_checkpointing != "auto":
+        return plan
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    attention = world.own(lambda: _attention(config.model, device, dtype))
+    if world.any(attention == "sdpa"):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"attention": "sdpa"})})
+    strategy = settled(config, device).strategy
+    return replace(plan, config=plan.config.model_copy(update={"strategy": strategy}))
 
 
 def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine:
@@ -19,6 +40,7 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
     Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used;
     UsageError when attention that is named does not work on one of them.
     """
+    plan = settle(plan, world)
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     attention = world.own(lambda: _attention(config.model, world.device.type, dtype))
@@ -29,8 +51,7 @@ def build_engine(plan: Plan, world: World, *, takes_init: bool = True) -> Engine
     exact = {}
     if takes_init and config.init.weights is not None and dtype == torch.bfloat16:
         exact = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
-    if config.strategy.activation_checkpointing:
-        objective.recompute_blocks()
+    objective.recompute_blocks(*recomputed_of(config))
     objective.to(world.device)
     if target is not None:
         target.to(world.device)

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 from launch.estimate.stated import Stated
-from pretrain.activations import Activations, activations_a_clip, last_gradients
+from pretrain.activations import Activations, activations_a_clip, last_gradients, most_activations
 from pretrain.config import DeepSpeedConfig, Plan, RunConfig, SingleConfig
+from pretrain.flops import Again, Flops, parts_a_clip
 from pretrain.memory import Held, at_once, held
+from pretrain.recompute import blocks_again, fewest, with_again, with_all_again
 
 Strategy = SingleConfig | DeepSpeedConfig
 
@@ -28,7 +30,8 @@ class Column:
 
     activations: at their most. moments: bytes of a rank's device at each moment of a step, all together.
     micro_batch: the largest that fits and divides a rank's clips, 0 where none does; room: clips that would
-    fit; *_recomputing: with blocks computed again.
+    fit; *_recomputing: with blocks computed again. fewest: of them for the configured micro-batch, None where
+    it does not fit.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Column:
     micro_batch_recomputing: int
     room: int
     room_recomputing: int
+    fewest: Fewest | None
 
     @property
     def most(self) -> float:
@@ -50,20 +54,52 @@ def with_strategy(config: RunConfig, strategy: Strategy) -> RunConfig:
     return config.model_copy(update={"strategy": strategy})
 
 
-def of_stage(config: RunConfig, stage: int, *, recomputes: bool | None = None) -> RunConfig:
-    """The run at another ZeRO stage. recomputes: None as configured."""
+def of_stage(config: RunConfig, stage: int) -> RunConfig:
+    """The run at another ZeRO stage, the same blocks computed again."""
     own = config.strategy
     given = {
         "zero_stage": stage,
         "offload_optimizer": own.kind == "deepspeed" and own.offload_optimizer,
-        "activation_checkpointing": own.activation_checkpointing if recomputes is None else recomputes,
+        "activation_checkpointing": own.activation_checkpointing,
+        "recomputed_blocks": own.recomputed_blocks,
     }
     return with_strategy(config, DeepSpeedConfig.model_validate(given))
 
 
 def recomputing(config: RunConfig, recomputes: bool) -> RunConfig:
-    strategy = config.strategy.model_copy(update={"activation_checkpointing": recomputes})
-    return with_strategy(config, strategy)
+    return with_all_again(config) if recomputes else with_again(config, Again(), Again())
+
+
+@dataclass(frozen=True)
+class Fewest:
+    """The fewest blocks that are computed again so that a micro-batch fits.
+
+    share: operations computed again, of the model's own. activations: bytes, at their most. blocks: in words.
+    """
+
+    micro_batch: int
+    share: float
+    activations: float
+    blocks: str
+
+
+def fewest_that_fit(
+    config: RunConfig, ranks: int, micro_batch: int, usable: float, weights: Weights, device: str
+) -> Fewest | None:
+    """None where `micro_batch` clips a rank do not fit with all blocks computed again."""
+    config = _with_clips(config, micro_batch)
+    forwards = max(1, config.train.global_batch // (ranks * micro_batch))
+
+    def fits(each: RunConfig) -> bool:
+        a_clip = activations_a_clip(each, device)
+        return max(moments_of(Plan(each, ranks, forwards), weights, a_clip).values()) <= usable
+
+    found = fewest(config, fits)
+    if found is None:
+        return None
+    flops = sum(parts_a_clip(found).values(), Flops())
+    most = most_activations(found, device).most
+    return Fewest(micro_batch, flops.recomputed / flops.model, most, blocks_again(found))
 
 
 def moments_of(laid_out: Plan, weights: Weights, a_clip: Activations) -> dict[str, float]:
@@ -132,9 +168,9 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
         ways.append((f"ZeRO-{stage}", of_stage(config, stage), is_own))
     device = stated.gpu.device
     a_clip = {again: activations_a_clip(recomputing(config, again), device) for again in (False, True)}
+    own_clip = activations_a_clip(config, device)
     found = []
     for name, way, is_own in ways:
-        again = way.strategy.activation_checkpointing
         other = Plan(way, ranks, laid_out.micro_batches)
         largest = {
             each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, a_clip[each])
@@ -154,12 +190,13 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 name,
                 held(other, weights.trained, weights.target),
                 is_own,
-                a_clip[again].times(config.train.micro_batch).most,
-                moments_of(other, weights, a_clip[again]),
+                own_clip.times(config.train.micro_batch).most,
+                moments_of(other, weights, own_clip),
                 largest[False],
                 largest[True],
                 room[False],
                 room[True],
+                fewest_that_fit(way, ranks, config.train.micro_batch, stated.usable, weights, device),
             )
         )
     return tuple(found)

@@ -8,7 +8,7 @@ Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2; V-
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,12 +56,32 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
+    def forward(
+        self,
+        x_MD: Tensor,
+        table_2Md: Tensor | None,
+        packing: Packing,
+        backend: Backend,
+        keeps_mlp: bool = True,
+    ) -> Tensor:
+        """keeps_mlp: False computes what is inside the MLP again in the backward."""
         q, k, v = self.qkv(self.norm1(x_MD)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         if table_2Md is not None:
             q, k = rotate(q, table_2Md), rotate(k, table_2Md)
         x_MD = x_MD + self.proj(attend(q, k, v, packing, backend).flatten(-2))
-        return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+        if not keeps_mlp:
+            return x_MD + _again(self.mlp, x_MD)
+        return x_MD + self.mlp(x_MD)
+
+    def mlp(self, x_MD: Tensor) -> Tensor:
+        hidden: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+        return hidden
+
+
+def _again(run: Callable[..., Tensor], *given: object) -> Tensor:
+    """run(*given), which keeps what was given alone, and runs once more in the backward."""
+    found: Tensor = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 class Transformer(nn.Module):
@@ -87,7 +107,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.head_width, self.grid = width, width // heads, grid
         self.rope, self.rope_span, self.backend = rope, rope_span, backend
-        self.recompute = False
+        self.again_whole = self.again_mlps = 0  # blocks that a backward computes again: `recompute`
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.levels = tuple(levels)[:-1]
         self.level_norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for _ in self.levels)
@@ -97,6 +117,13 @@ class Transformer(nn.Module):
     def num_tokens(self) -> int:
         """Of a clip of the size it is trained on."""
         return math.prod(self.grid)
+
+    def recompute(self, whole: int, mlps: int = 0) -> None:
+        """The first `whole` blocks keep their input alone, the next `mlps` all but the inside of their MLP;
+        what is not kept is computed again in the backward.
+        """
+        assert min(whole, mlps) >= 0 and whole + mlps <= len(self.blocks)
+        self.again_whole, self.again_mlps = whole, mlps
 
     def positions(self, grid: Grid, device: torch.device) -> Tensor | None:
         """What is added to the tokens of a clip (N, D); None where attention turns them instead."""
@@ -120,11 +147,11 @@ class Transformer(nn.Module):
             whole = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
             table = whole[:, token_M].to(x_MD.dtype)
         taken: list[Tensor] = []
+        whole = self.again_whole if torch.is_grad_enabled() else 0
+        mlps = whole + self.again_mlps if torch.is_grad_enabled() else 0
         for number, block in enumerate(self.blocks, start=1):
-            if self.recompute and torch.is_grad_enabled():
-                x_MD = checkpoint(block, x_MD, table, packing, self.backend, use_reentrant=False)
-            else:
-                x_MD = block(x_MD, table, packing, self.backend)
+            given = (x_MD, table, packing, self.backend, number > mlps)
+            x_MD = _again(block, *given) if number <= whole else block(*given)
             if all_levels and number in self.levels:
                 taken.append(self.level_norms[len(taken)](x_MD))
         return torch.cat([*taken, self.norm(x_MD)], dim=-1) if taken else self.norm(x_MD)
