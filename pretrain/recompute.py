@@ -127,7 +127,7 @@ def told(asked: RunConfig, found: RunConfig, device: str) -> str:
 
 def _of_stack(again: Again, depth: int, name: str) -> str:
     words = f"{again.whole} of {depth} {name} blocks"
-    return f"{words} (and the MLP of {again.mlps} more)" if again.mlps else words
+    return f"{words} + {again.mlps} MLP{'s' if again.mlps > 1 else ''}" if again.mlps else words
 
 
 def _depths(config: RunConfig) -> tuple[int, int]:

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field
+from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
 
 from pretrain.config.base import Fraction, PositiveInt, Section
+
+
+def _size(given: object) -> object:
+    """Bytes of a size in words, such as 40GB or 36GiB."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(given))
+    except ValidationError as error:
+        raise ValueError("need a number of bytes, or a size such as 40GB or 36GiB") from error
+
+
+Size = Annotated[int, Field(ge=1), BeforeValidator(_size)]
 
 
 class MomentumConfig(Section):
@@ -134,12 +147,12 @@ class CheckpointingSection(Section):
     """What is kept of a forward for its backward, and what is computed again."""
 
     kind: str
-    activation_checkpointing: bool | Literal["auto"] = Field(
+    activation_checkpointing: Literal[False, True, "auto"] = Field(
         False,
         description="compute blocks again in the backward pass instead of keeping what is inside them; auto: "
         "as few as keep activations within strategy.activation_memory",
     )
-    activation_memory: Annotated[ByteSize, Field(gt=0)] | None = Field(
+    activation_memory: Size | None = Field(
         None,
         description="with activation_checkpointing auto: bytes a rank that activations may take at once, "
         "such as 40GB or 36GiB",

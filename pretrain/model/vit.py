@@ -144,14 +144,15 @@ class Transformer(nn.Module):
         """
         table = None
         if self.rope != "none":
-            whole = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
-            table = whole[:, token_M].to(x_MD.dtype)
+            angles = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
+            table = angles[:, token_M].to(x_MD.dtype)
         taken: list[Tensor] = []
-        whole = self.again_whole if torch.is_grad_enabled() else 0
-        mlps = whole + self.again_mlps if torch.is_grad_enabled() else 0
+        whole, mlps = (self.again_whole, self.again_mlps) if torch.is_grad_enabled() else (0, 0)
         for number, block in enumerate(self.blocks, start=1):
-            given = (x_MD, table, packing, self.backend, number > mlps)
-            x_MD = _again(block, *given) if number <= whole else block(*given)
+            if number <= whole:
+                x_MD = _again(block, x_MD, table, packing, self.backend)
+            else:
+                x_MD = block(x_MD, table, packing, self.backend, number > whole + mlps)
             if all_levels and number in self.levels:
                 taken.append(self.level_norms[len(taken)](x_MD))
         return torch.cat([*taken, self.norm(x_MD)], dim=-1) if taken else self.norm(x_MD)
