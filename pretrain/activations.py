@@ -49,10 +49,6 @@ class Activations:
             self.target, self.forward, self.loss, self.predictor, self.encoder, self.first, self.kept
         )
 
-    def times(self, factor: float) -> Activations:
-        """Of so many times the clips."""
-        return Activations(*(factor * getattr(self, each.name) for each in fields(self)))
-
 
 def pass_of(config: RunConfig, device: str) -> Pass:
     """How a run computes on `device`, cpu or cuda, as far as its memory goes."""
@@ -88,11 +84,6 @@ def most_activations(config: RunConfig, device: str) -> Activations:
     masks = most_kept_and_hidden(config.objective.masks, config.grid, config.train.micro_batch)
     found = [activations(config, each, device) for each in masks]
     return Activations(*(max(getattr(each, field.name) for each in found) for field in fields(Activations)))
-
-
-def activations_a_clip(config: RunConfig, device: str) -> Activations:
-    """A clip's share of the same: of smaller micro-batches, whose clips differ more, it is a little more."""
-    return most_activations(config, device).times(1 / config.train.micro_batch)
 
 
 @dataclass(frozen=True)

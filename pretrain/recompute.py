@@ -114,13 +114,19 @@ def blocks_again(config: RunConfig) -> str:
     return f"computed again: {', '.join(told)}"
 
 
+def share_again(config: RunConfig) -> float:
+    """Operations computed again, of the model's own, in the largest micro-batch that is planned for."""
+    masks = most_kept_and_hidden(config.objective.masks, config.grid, config.train.micro_batch)[0]
+    flops = flops_of(config, masks)
+    return flops.recomputed / flops.model
+
+
 def told(asked: RunConfig, found: RunConfig, device: str) -> str:
     """What was decided of a run that asked for `auto`, in a sentence for its start."""
     budget = asked.strategy.activation_memory
     assert budget is not None
-    masks = most_kept_and_hidden(found.objective.masks, found.grid, found.train.micro_batch)[0]
-    flops = flops_of(found, masks)
-    more = f", {flops.recomputed / flops.model:.1%} more operations" if flops.recomputed else ""
+    share = share_again(found)
+    more = f", {share:.1%} more operations" if share else ""
     taken = most_activations(found, device).most
     return f"{blocks_again(found)}{more}; activations take up to {_size(taken)} of {_size(budget)} a rank"
 

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 from launch.estimate.stated import Stated
-from pretrain.activations import Activations, activations_a_clip, last_gradients, most_activations
+from pretrain.activations import last_gradients, most_activations
 from pretrain.config import DeepSpeedConfig, Plan, RunConfig, SingleConfig
-from pretrain.flops import Again, Flops, parts_a_clip
+from pretrain.flops import Again
 from pretrain.memory import Held, at_once, held
-from pretrain.recompute import blocks_again, fewest, with_again, with_all_again
+from pretrain.recompute import blocks_again, fewest, share_again, with_again, with_all_again
 
+MANY_CLIPS = 2048
 Strategy = SingleConfig | DeepSpeedConfig
 
 
@@ -91,21 +92,19 @@ def fewest_that_fit(
     forwards = max(1, config.train.global_batch // (ranks * micro_batch))
 
     def fits(each: RunConfig) -> bool:
-        a_clip = activations_a_clip(each, device)
-        return max(moments_of(Plan(each, ranks, forwards), weights, a_clip).values()) <= usable
+        return max(moments_of(Plan(each, ranks, forwards), weights, device).values()) <= usable
 
     found = fewest(config, fits)
     if found is None:
         return None
-    flops = sum(parts_a_clip(found).values(), Flops())
     most = most_activations(found, device).most
-    return Fewest(micro_batch, flops.recomputed / flops.model, most, blocks_again(found))
+    return Fewest(micro_batch, share_again(found), most, blocks_again(found))
 
 
-def moments_of(laid_out: Plan, weights: Weights, a_clip: Activations) -> dict[str, float]:
-    """Bytes of a rank's device at each moment of a step. a_clip: activations of one clip."""
+def moments_of(laid_out: Plan, weights: Weights, device: str) -> dict[str, float]:
+    """Bytes of a rank's device at each moment of a step."""
     config = laid_out.config
-    alive = a_clip.times(config.train.micro_batch)
+    alive = most_activations(config, device)
     found = held(laid_out, weights.trained, weights.target)
     return at_once(laid_out, found, alive, weights.trained, weights.predictor, last_gradients(config))
 
@@ -121,34 +120,36 @@ def largest_micro_batch(
     ranks: int,
     usable: float,
     weights: Weights,
-    a_clip: Activations,
+    device: str,
     at_most: int | None = None,
 ) -> int:
     """The largest that fits and divides a rank's clips; 0 where not even one clip fits."""
     clips = config.train.global_batch // ranks
     for micro_batch in (n for n in range(min(clips, at_most or clips), 0, -1) if clips % n == 0):
         laid_out = with_micro_batch(config, ranks, micro_batch)
-        if max(moments_of(laid_out, weights, a_clip).values()) <= usable:
+        if max(moments_of(laid_out, weights, device).values()) <= usable:
             return micro_batch
     return 0
 
 
-def clips_that_fit(laid_out: Plan, usable: float, weights: Weights, a_clip: Activations) -> int:
-    """Of a forward; bytes grow by as much with every clip."""
-    none, one = (
-        moments_of(
-            Plan(_with_clips(laid_out.config, clips), laid_out.world_size, laid_out.micro_batches),
-            weights,
-            a_clip,
-        )
-        for clips in (0, 1)
-    )
-    fit = (
-        (usable - none[moment]) / (one[moment] - none[moment])
-        for moment in none
-        if one[moment] > none[moment]
-    )
-    return max(0, math.floor(min(fit))) if max(none.values()) <= usable else 0
+def clips_that_fit(laid_out: Plan, usable: float, weights: Weights, device: str) -> int:
+    """Of a forward, at as many forwards a step. Beyond MANY_CLIPS bytes grow by as much with every clip."""
+
+    def at(clips: int) -> dict[str, float]:
+        config = _with_clips(laid_out.config, clips)
+        return moments_of(Plan(config, laid_out.world_size, laid_out.micro_batches), weights, device)
+
+    many = at(MANY_CLIPS)
+    if max(many.values()) <= usable:
+        fewer = at(MANY_CLIPS // 2)
+        each = {moment: 2 * (many[moment] - fewer[moment]) / MANY_CLIPS for moment in many}
+        more = min((usable - many[moment]) / each[moment] for moment in many if each[moment] > 0)
+        return MANY_CLIPS + math.floor(more)
+    low, high = 0, MANY_CLIPS  # what fits, what does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if max(at(middle).values()) <= usable else (low, middle)
+    return low
 
 
 def _with_clips(config: RunConfig, clips: int) -> RunConfig:
@@ -167,13 +168,12 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
         is_own = own.kind == "deepspeed" and own.zero_stage == stage
         ways.append((f"ZeRO-{stage}", of_stage(config, stage), is_own))
     device = stated.gpu.device
-    a_clip = {again: activations_a_clip(recomputing(config, again), device) for again in (False, True)}
-    own_clip = activations_a_clip(config, device)
+    alive = most_activations(config, device).most
     found = []
     for name, way, is_own in ways:
         other = Plan(way, ranks, laid_out.micro_batches)
         largest = {
-            each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, a_clip[each])
+            each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, device)
             for each in (False, True)
         }
         room = {
@@ -181,7 +181,7 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 Plan(recomputing(way, each), ranks, laid_out.micro_batches),
                 stated.usable,
                 weights,
-                a_clip[each],
+                device,
             )
             for each in (False, True)
         }
@@ -190,8 +190,8 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 name,
                 held(other, weights.trained, weights.target),
                 is_own,
-                own_clip.times(config.train.micro_batch).most,
-                moments_of(other, weights, own_clip),
+                alive,
+                moments_of(other, weights, device),
                 largest[False],
                 largest[True],
                 room[False],

@@ -14,7 +14,6 @@ from launch.estimate.speed import Speed, speed
 from launch.estimate.stated import Stated
 from launch.estimate.what_if import WhatIf, what_if
 from launch.outline import num_parameters
-from pretrain.activations import activations_a_clip
 from pretrain.config import Plan, RunConfig, plan
 from pretrain.flops import Flops, parts_a_clip
 from pretrain.memory import checkpoint_bytes
@@ -163,7 +162,7 @@ def estimate(config: RunConfig, stated: Stated) -> Estimate:
             config.train.checkpoint_every,
             beside=config.train.save_in_background,
         ),
-        what_if=tuple(what_if(config, stated, weights, activations_a_clip(config, device), flops)),
+        what_if=tuple(what_if(config, stated, weights, flops)),
     )
 
 

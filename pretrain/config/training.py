@@ -16,7 +16,7 @@ def _size(given: object) -> object:
     try:
         return int(TypeAdapter(ByteSize).validate_python(given))
     except ValidationError as error:
-        raise ValueError("need a number of bytes, or a size such as 40GB or 36GiB") from error
+        raise ValueError("a number of bytes, or a size such as 40GB or 36GiB") from error
 
 
 Size = Annotated[int, Field(ge=1), BeforeValidator(_size)]
