@@ -226,11 +226,13 @@ def micro_batch_table() -> str:
                 rows.append([f"{name}, {predictor}", f"{gpus}", f"{stage}", *cells])
     heads = ["model", "GPUs", "ZeRO", "all kept: clips", "all again: clips", "more operations"]
     told = [*heads, f"as few as fit at {AT_CLIPS} clips", "more operations"]
-    return markdown(told, rows) + (
-        "\n\nComputed, not measured on a GPU: clips of 16 frames of 256² in bf16, one forward a step, 72 GB of "
-        "80 counted as usable. `+ n MLPs`: blocks of which only the inside of the MLP is computed again. With "
-        "as few as fit, as many clips fit as with all again."
+    words = (
+        "Computed, not measured on a GPU: clips of 16 frames of 256² in bf16, one forward a step, 72 GB of",
+        "80 counted as usable; operations of the largest micro-batch that masks may draw. `+ n MLPs`:",
+        "blocks of which only the inside of the MLP is computed again. With as few as fit, as many clips",
+        "fit as with all.",
     )
+    return f"{markdown(told, rows)}\n\n{' '.join(words)}"
 
 
 MODELS = {
