@@ -9,9 +9,12 @@ from typing import Any
 
 from launch.config import read_config
 from launch.estimate import Estimate, Stated, estimate, gpu_of
+from launch.estimate.memory import Weights, clips_that_fit, fewest_that_fit, recomputing
 from launch.estimate.stated import FAILURES, RESTART_S
 from launch.estimate.units import bytes_of, duration, operations, percent
-from pretrain.config import RunConfig
+from launch.outline import num_parameters
+from pretrain.config import RunConfig, plan
+from pretrain.recompute import share_again
 
 CONFIG = "configs/train/vjepa2-vitg16.yaml"
 NODES, GPUS = 64, 8
@@ -213,6 +216,57 @@ def mfu_table() -> str:
     return markdown([*heads, "what takes most"], rows)
 
 
+def micro_batch_table() -> str:
+    """Clips of a forward on 80 GB, by model, GPUs and stage; and what is computed again so that 24 fit."""
+    rows = []
+    for name, (config, predictor) in MODELS.items():
+        for gpus in (1, 8, 64):
+            found = [_row_of(config, gpus, stage) for stage in (1, 2, 3)]
+            for stage, cells in enumerate(found, start=1):
+                rows.append([f"{name}, {predictor}", f"{gpus}", f"{stage}", *cells])
+    heads = ["model", "GPUs", "ZeRO", "all kept: clips", "all again: clips", "more operations"]
+    told = [*heads, f"as few as fit at {AT_CLIPS} clips", "more operations"]
+    words = (
+        "Computed, not measured on a GPU: clips of 16 frames of 256² in bf16, one forward a step, 72 GB of",
+        "80 counted as usable; operations of the largest micro-batch that masks may draw. `+ n MLPs`:",
+        "blocks of which only the inside of the MLP is computed again. With as few as fit, as many clips",
+        "fit as with all.",
+    )
+    return f"{markdown(told, rows)}\n\n{' '.join(words)}"
+
+
+MODELS = {
+    "ViT-L": ("configs/train/vjepa2-vitl16.yaml", "24 blocks"),
+    "ViT-H": ("configs/train/vjepa2-vith16.yaml", "32 blocks"),
+    "ViT-g": ("configs/train/vjepa2-vitg16.yaml", "40 blocks"),
+}
+AT_CLIPS = 24  # the recipes' micro-batch
+
+
+@cache
+def _row_of(file: str, gpus: int, stage: int) -> list[str]:
+    more = [
+        f"train.global_batch={AT_CLIPS * gpus}",
+        f"train.micro_batch={AT_CLIPS}",
+        f"strategy.zero_stage={stage}",
+    ]
+    config = read_config(file, more, RunConfig)
+    nodes, each = max(1, gpus // GPUS), min(gpus, GPUS)
+    stated = Stated(gpu_of("h100", None, None, None), nodes, each)
+    sizes = num_parameters(config)
+    weights = Weights(sum(sizes.values()), sizes["predictor"], sizes["encoder"])
+    kept, again = (
+        clips_that_fit(plan(recomputing(config, each), gpus), stated.usable, weights, "cuda")
+        for each in (False, True)
+    )
+    fewest = fewest_that_fit(config, gpus, AT_CLIPS, stated.usable, weights, "cuda")
+    few = ["does not fit", "—"]
+    if fewest is not None:
+        blocks = fewest.blocks.removeprefix("computed again: ")
+        few = [blocks, percent(fewest.share) if fewest.share else "none"]
+    return [f"{kept:,}", f"{again:,}", percent(share_again(recomputing(config, True))), *few]
+
+
 SCALE: dict[str, Callable[[], str]] = {
     "scale-run": run_table,
     "scale-parts": parts_table,
@@ -222,4 +276,5 @@ SCALE: dict[str, Callable[[], str]] = {
     "scale-data": data_table,
     "scale-failures": failures_table,
     "scale-mfu": mfu_table,
+    "scale-micro-batch": micro_batch_table,
 }

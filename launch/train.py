@@ -118,6 +118,7 @@ def run_train(
     job = Job(nproc, nnodes, node_rank, rendezvous)
     plan(config, job.world_size)
     check_device(config, nproc)
+    check_memory(config)
     run = run_folder(config)
     if fresh and job.is_first and run.exists() and not is_bare(run):
         raise UsageError(f"{run} exists; choose another name=..., or leave --fresh out to go on with it")
@@ -159,6 +160,16 @@ def check_device(config: RunConfig, nproc: int) -> None:
     if not gpus and attention in ("xformers", "varlen"):
         need = f"auto, sdpa or segments: {attention} runs on CUDA only"
         raise ConfigError("model.attention", got=attention, need=need, try_=("auto",))
+
+
+def check_memory(config: RunConfig) -> None:
+    """Raises: ConfigError when strategy.activation_memory is too small, before any rank is started."""
+    if config.strategy.activation_checkpointing == "auto":
+        import torch
+
+        from pretrain.recompute import settled
+
+        settled(config, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[str] = ()) -> TrainResult:
@@ -239,7 +250,7 @@ def _train(
     import torch
 
     from pretrain import pulse
-    from pretrain.build import build_engine
+    from pretrain.build import build_engine, settle
     from pretrain.checkpoint import Checkpoints, is_begun, patiently
     from pretrain.data.stream import Batches
     from pretrain.kernels import ATTENTION_FILE, kernels_for
@@ -285,6 +296,7 @@ def _train(
         patiently(world, lambda _: is_begun(run, store if world.is_first else None))
     )
     kernels = kernels_for(config, world, run)
+    laid_out = settle(laid_out, device.type, kernels)
     pulse.beat()
     engine = build_engine(laid_out, world, kernels, takes_init=takes_init)
     tracker = make_tracker(config.tracker, run, say=display.say) if world.is_first else Several()
@@ -299,7 +311,7 @@ def _train(
 
     with display:
         actions = {name for reader in batches.corpus.readers for name in reader.info.action_names}
-        for sentence in (*kernels.sentences, *notes(laid_out, actions)):
+        for sentence in (*kernels.sentences, *notes(laid_out, actions, config, device.type)):
             display.say(sentence)
         pulse.beat()
         progress = checkpoints.resume(engine, accept)

@@ -18,10 +18,9 @@ from dataclasses import dataclass, fields
 from pretrain.config import RunConfig
 from pretrain.config.objective import ActionLatentConfig, ContrastiveConfig, FutureLatentConfig, PixelConfig
 from pretrain.flops import Stack, encoder_stack, predictor_stack
-from pretrain.masks import Masks, sample_masks
+from pretrain.mask_lengths import most_kept_and_hidden
+from pretrain.masks import Masks
 from pretrain.saved import FLOAT, INDEX, Pass, Row, block, read, row_of, saved, worked
-
-DRAWN_STEPS, DRAWN_CLIPS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,6 @@ class Activations:
             self.target, self.forward, self.loss, self.predictor, self.encoder, self.first, self.kept
         )
 
-    def times(self, factor: float) -> Activations:
-        """Of so many times the clips."""
-        return Activations(*(factor * getattr(self, each.name) for each in fields(self)))
-
 
 def pass_of(config: RunConfig, device: str) -> Pass:
     """How a run computes on `device`, cpu or cuda, as far as its memory goes."""
@@ -66,7 +61,6 @@ def pass_of(config: RunConfig, device: str) -> Pass:
         on_cpu=device == "cpu",
         is_packed=is_packed,
         rotates=config.model.encoder.rope != "none",
-        recomputes=config.strategy.activation_checkpointing,
         attention=attention,
     )
 
@@ -85,20 +79,14 @@ def activations(config: RunConfig, masks: Masks, device: str) -> Activations:
     return found.moments(clips)
 
 
-def activations_a_clip(config: RunConfig, device: str) -> Activations:
-    """A clip's share of a forward whose masks ask for most, over masks drawn as training draws them.
+def most_activations(config: RunConfig, device: str) -> Activations:
+    """Of a forward and backward over the largest micro-batch that masks may draw, moment by moment.
 
-    Boxes have one size a step, so it is a step's mean that differs from others. The same at every call.
+    What a moment holds grows with tokens that are kept, or with those that are hidden: it is the larger of
+    the two ends. The same at every call; see pretrain/mask_lengths.py for what bounds the masks.
     """
-    objective = config.objective
-    clips = min(config.train.micro_batch, DRAWN_CLIPS)
-    found = []
-    for step in range(DRAWN_STEPS if objective.masks else 1):
-        places = range(step * clips, (step + 1) * clips)
-        masks = sample_masks(
-            objective.masks, config.grid, config.seed, step, places, truncate=objective.truncate
-        )
-        found.append(activations(config, masks, device).times(1 / clips))
+    masks = most_kept_and_hidden(config.objective.masks, config.grid, config.train.micro_batch)
+    found = [activations(config, each, device) for each in masks]
     return Activations(*(max(getattr(each, field.name) for each in found) for field in fields(Activations)))
 
 
@@ -170,9 +158,9 @@ def _encoder(config: RunConfig, row: Row, embedded: float, how: Pass) -> float:
 
 
 def _first(stack: Stack, row: Row, embedded: float, config: RunConfig, how: Pass) -> float:
-    """What is alive beside what is kept when a stack's first block goes backward."""
-    own = row.tokens * stack.width * how.width if how.recomputes else block(stack, row, how)
-    return own + worked(stack, row, how) + embedded * _pixels(config) * how.width
+    """What is alive beside what is kept when a stack's first block goes backward, computed again or not."""
+    gradient = row.tokens * (stack.hidden + stack.width) * how.width
+    return block(stack, row, how) + gradient + embedded * _pixels(config) * how.width
 
 
 def _own_target(

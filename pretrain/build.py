@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pretrain.config import Plan
+from pretrain.flops import recomputed_of
 from pretrain.kernels import TARGET, Kernels, kernels_for
 from pretrain.model.linear import use
 from pretrain.model.vit import Transformer
 from pretrain.objective.make import first_encoder, make_objective
+from pretrain.recompute import settled
 from pretrain.start import put_exactly, take_optimizer, take_weights
 from pretrain.strategy.base import Backend, Engine, World
+
+
+def settle(plan: Plan, device: str, kernels: Kernels) -> Plan:
+    """The plan with what `activation_checkpointing: auto` leaves open decided, for ranks of `device`.
+
+    Where attention lays sequences out, it is planned so. Raises: ConfigError when strategy.activation_memory
+    is too small.
+    """
+    config = plan.config
+    if config.strategy.activation_checkpointing != "auto":
+        return plan
+    trained = (each for name, each in kernels.attention.items() if name != TARGET)
+    if any(each.startswith("sdpa") for each in trained):
+        config = config.model_copy(update={"model": config.model.model_copy(update={"attention": "sdpa"})})
+    strategy = settled(config, device).strategy
+    return replace(plan, config=plan.config.model_copy(update={"strategy": strategy}))
 
 
 def build_engine(
@@ -23,10 +43,11 @@ def build_engine(
     Raises, on every rank: CheckpointError and UsageError when init.weights cannot be used;
     UsageError when attention or a library of products that is named does not work on one of them.
     """
+    kernels = kernels_for(plan.config, world) if kernels is None else kernels
+    plan = settle(plan, world.device.type, kernels)
     config = plan.config
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     world.own(lambda: use(config.model.products))
-    kernels = kernels_for(config, world) if kernels is None else kernels
     objective = make_objective(config)
     target = None if config.target.kind == "online" else first_encoder(objective, config)
     stacks = dict(objective.named_children()) | ({} if target is None else {TARGET: target})
@@ -39,8 +60,7 @@ def build_engine(
     exact = {}
     if takes_init and config.init.weights is not None and dtype == torch.bfloat16:
         exact = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
-    if config.strategy.activation_checkpointing:
-        objective.recompute_blocks()
+    objective.recompute_blocks(*recomputed_of(config))
     objective.to(world.device)
     if target is not None:
         target.to(world.device)

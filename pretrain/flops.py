@@ -43,13 +43,21 @@ class Flops:
         return Flops(self.model / number, self.recomputed / number)
 
 
+class Again(NamedTuple):
+    """Blocks of a stack that a backward computes again: the first `whole`, then `mlps` in their MLP alone."""
+
+    whole: int = 0
+    mlps: int = 0
+
+
 class Stack(NamedTuple):
-    """Blocks of one transformer. hidden: width inside their MLPs."""
+    """Blocks of one transformer. hidden: width inside their MLPs. again: what a backward computes again."""
 
     width: int
     depth: int
     hidden: int
     heads: int
+    again: Again = Again()
 
 
 Parts = dict[str, Flops]
@@ -110,28 +118,44 @@ def linear(tokens: float, inputs: int, outputs: int, times: int = TRAINED) -> Fl
     return Flops(2.0 * times * tokens * inputs * outputs)
 
 
-def blocks(stack: Stack, lengths: Iterable[int], times: int, *, recompute: bool) -> Flops:
+def blocks(stack: Stack, lengths: Iterable[int], times: int) -> Flops:
     """A stack of blocks over packed sequences of these lengths.
 
-    recompute: the blocks go forward once more in the backward, but for the product that ends them.
+    What is computed again in the backward lacks the product that ends it, which no gradient asks for.
     """
     lengths = tuple(lengths)
     tokens, pairs = sum(lengths), sum(length * length for length in lengths)
     width, hidden = stack.width, stack.hidden
-    last = 2.0 * tokens * hidden * width
-    forward = 2.0 * tokens * (4 * width * width + width * hidden) + 4.0 * pairs * width + last
-    again = forward - last if recompute and times == TRAINED else 0.0
-    return Flops(stack.depth * times * forward, stack.depth * again)
+    half = 2.0 * tokens * hidden * width  # one of the two products of an MLP
+    forward = 2.0 * tokens * 4 * width * width + 4.0 * pairs * width + 2 * half
+    again = stack.again.whole * (forward - half) + stack.again.mlps * half
+    return Flops(stack.depth * times * forward, again if times == TRAINED else 0.0)
+
+
+def recomputed_of(config: RunConfig) -> tuple[Again, Again]:
+    """What the backward computes again of the context encoder, and of the predictor.
+
+    `auto` must have been settled before (pretrain/recompute.py).
+    """
+    strategy, depths = config.strategy, (config.model.encoder.shape[1], config.model.predictor.depth)
+    assert strategy.activation_checkpointing != "auto", "settled before anything is counted"
+    if not strategy.activation_checkpointing:
+        return Again(), Again()
+    found = strategy.recomputed_blocks
+    if found is None:
+        return Again(depths[0]), Again(depths[1])
+    return Again(found.encoder, found.encoder_mlps), Again(found.predictor, found.predictor_mlps)
 
 
 def encoder_stack(config: RunConfig) -> Stack:
     width, depth, heads, ratio = config.model.encoder.shape
-    return Stack(width, depth, round(width * ratio), heads)
+    return Stack(width, depth, round(width * ratio), heads, recomputed_of(config)[0])
 
 
 def predictor_stack(config: RunConfig) -> Stack:
     predictor = config.model.predictor
-    return Stack(predictor.width, predictor.depth, 4 * predictor.width, predictor.heads)
+    again = recomputed_of(config)[1]
+    return Stack(predictor.width, predictor.depth, 4 * predictor.width, predictor.heads, again)
 
 
 def _encoded(
@@ -157,7 +181,7 @@ def _encoded(
         embedded += linear(sum(lengths), 2, width, embedding)  # clip or picture
         clips = 0 if stills == clips else clips
     embedded += linear(clips * tokens, pixels * encoder.tubelet, width, embedding)
-    run = blocks(stack, lengths, times, recompute=config.strategy.activation_checkpointing)
+    run = blocks(stack, lengths, times)
     return {name: run, EMBEDDING: embedded}
 
 
@@ -180,7 +204,7 @@ def _hidden(config: RunConfig, masks: Masks) -> Parts:
     heads += linear(hidden, config.model.predictor.mask_tokens or kinds, stack.width, 2)
     if encoder.pictures == "own":
         heads += linear(kept + hidden, 2, stack.width, 2)
-    run = blocks(stack, whole, TRAINED, recompute=config.strategy.activation_checkpointing)
+    run = blocks(stack, whole, TRAINED)
     found = {**context, PREDICTOR: run}
     if isinstance(objective, PixelConfig):
         heads += linear(hidden, stack.width, 3 * encoder.tubelet * encoder.patch**2)
@@ -240,5 +264,5 @@ def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], e
     for size in sizes:
         heads += linear(clips * moments, size, stack.width, 2)
     heads += linear(clips * moments * patches, stack.width, width)
-    run = blocks(stack, (length,) * clips, TRAINED, recompute=config.strategy.activation_checkpointing)
+    run = blocks(stack, (length,) * clips, TRAINED)
     return {PREDICTOR: run, HEADS: heads}

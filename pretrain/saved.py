@@ -26,15 +26,13 @@ class Pass:
 
     width: bytes of an element. on_cpu: layer norms of bf16 compute in float32 there. is_packed: attention
     takes sequences of any lengths as they are (xformers), else they are laid out to the longest; or go one by
-    one, where `attention` says so. rotates: positions are told by turning. recomputes: blocks keep their
-    input only.
+    one, where `attention` says so. rotates: positions are told by turning.
     """
 
     width: int
     on_cpu: bool
     is_packed: bool
     rotates: bool
-    recomputes: bool
     attention: str = "sdpa"
 
     @property
@@ -91,20 +89,38 @@ def block(stack: Stack, row: Row, how: Pass) -> float:
     return norms + mlp + (inputs + out + mask) * how.width + FLOAT * slots * stack.heads
 
 
+def mlp_again(stack: Stack, row: Row, how: Pass) -> float:
+    """What a block does not save where its MLP is computed again: all inside but what goes into its norm."""
+    wide = row.tokens * stack.width
+    return wide * how.residual + 2 * FLOAT * row.tokens + 2 * row.tokens * stack.hidden * how.width
+
+
+def block_again(stack: Stack, row: Row, how: Pass) -> float:
+    """The same of a block that is computed again as a whole: all but its input."""
+    return block(stack, row, how) - row.tokens * stack.width * how.width
+
+
 def saved(stack: Stack, row: Row, how: Pass) -> float:
     """What a whole stack saves: its blocks, the input of the last norm and the angles; not what it gives."""
     wide = row.tokens * stack.width
-    each = wide * how.width if how.recomputes else block(stack, row, how)
+    less = stack.again.whole * block_again(stack, row, how) + stack.again.mlps * mlp_again(stack, row, how)
     angles = 2 * row.tokens * (stack.width // stack.heads) * how.width if how.rotates else 0
-    return stack.depth * each + wide * how.residual + 2 * FLOAT * row.tokens + angles
+    inside = stack.depth * block(stack, row, how) - less
+    return inside + wide * how.residual + 2 * FLOAT * row.tokens + angles
 
 
 def worked(stack: Stack, row: Row, how: Pass) -> float:
     """What the backward of the last block takes beside what the stack saves.
 
-    At its most where the gradient of its MLP's hidden layer is made; what that hidden layer gave is gone.
+    At its most where the gradient of its MLP's hidden layer is made; what that hidden layer gave is gone. Of
+    blocks that are computed again the first ones are, so that most is alive when the last goes backward:
+    whichever way a block is run, it and its own part of this are as large then.
     """
-    again = block(stack, row, how) - row.tokens * stack.width * how.width if how.recomputes else 0.0
+    again = 0.0
+    if stack.again.whole == stack.depth:
+        again = block_again(stack, row, how)
+    elif sum(stack.again) == stack.depth:
+        again = mlp_again(stack, row, how)
     return again + row.tokens * (stack.hidden + stack.width) * how.width
 
 

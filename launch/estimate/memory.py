@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 from launch.estimate.stated import Stated
-from pretrain.activations import Activations, activations_a_clip, last_gradients
+from pretrain.activations import last_gradients, most_activations
 from pretrain.config import DeepSpeedConfig, Plan, RunConfig, SingleConfig
+from pretrain.flops import Again
 from pretrain.memory import Held, at_once, held
+from pretrain.recompute import blocks_again, fewest, share_again, with_again, with_all_again
 
+MANY_CLIPS = 2048
 Strategy = SingleConfig | DeepSpeedConfig
 
 
@@ -28,7 +31,8 @@ class Column:
 
     activations: at their most. moments: bytes of a rank's device at each moment of a step, all together.
     micro_batch: the largest that fits and divides a rank's clips, 0 where none does; room: clips that would
-    fit; *_recomputing: with blocks computed again.
+    fit; *_recomputing: with blocks computed again. fewest: of them for the configured micro-batch, None where
+    it does not fit.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Column:
     micro_batch_recomputing: int
     room: int
     room_recomputing: int
+    fewest: Fewest | None
 
     @property
     def most(self) -> float:
@@ -50,26 +55,56 @@ def with_strategy(config: RunConfig, strategy: Strategy) -> RunConfig:
     return config.model_copy(update={"strategy": strategy})
 
 
-def of_stage(config: RunConfig, stage: int, *, recomputes: bool | None = None) -> RunConfig:
-    """The run at another ZeRO stage. recomputes: None as configured."""
+def of_stage(config: RunConfig, stage: int) -> RunConfig:
+    """The run at another ZeRO stage, the same blocks computed again."""
     own = config.strategy
     given = {
         "zero_stage": stage,
         "offload_optimizer": own.kind == "deepspeed" and own.offload_optimizer,
-        "activation_checkpointing": own.activation_checkpointing if recomputes is None else recomputes,
+        "activation_checkpointing": own.activation_checkpointing,
+        "recomputed_blocks": own.recomputed_blocks,
     }
     return with_strategy(config, DeepSpeedConfig.model_validate(given))
 
 
 def recomputing(config: RunConfig, recomputes: bool) -> RunConfig:
-    strategy = config.strategy.model_copy(update={"activation_checkpointing": recomputes})
-    return with_strategy(config, strategy)
+    return with_all_again(config) if recomputes else with_again(config, Again(), Again())
 
 
-def moments_of(laid_out: Plan, weights: Weights, a_clip: Activations) -> dict[str, float]:
-    """Bytes of a rank's device at each moment of a step. a_clip: activations of one clip."""
+@dataclass(frozen=True)
+class Fewest:
+    """The fewest blocks that are computed again so that a micro-batch fits.
+
+    share: operations computed again, of the model's own. activations: bytes, at their most. blocks: in words.
+    """
+
+    micro_batch: int
+    share: float
+    activations: float
+    blocks: str
+
+
+def fewest_that_fit(
+    config: RunConfig, ranks: int, micro_batch: int, usable: float, weights: Weights, device: str
+) -> Fewest | None:
+    """None where `micro_batch` clips a rank do not fit with all blocks computed again."""
+    config = _with_clips(config, micro_batch)
+    forwards = max(1, config.train.global_batch // (ranks * micro_batch))
+
+    def fits(each: RunConfig) -> bool:
+        return max(moments_of(Plan(each, ranks, forwards), weights, device).values()) <= usable
+
+    found = fewest(config, fits)
+    if found is None:
+        return None
+    most = most_activations(found, device).most
+    return Fewest(micro_batch, share_again(found), most, blocks_again(found))
+
+
+def moments_of(laid_out: Plan, weights: Weights, device: str) -> dict[str, float]:
+    """Bytes of a rank's device at each moment of a step."""
     config = laid_out.config
-    alive = a_clip.times(config.train.micro_batch)
+    alive = most_activations(config, device)
     found = held(laid_out, weights.trained, weights.target)
     return at_once(laid_out, found, alive, weights.trained, weights.predictor, last_gradients(config))
 
@@ -85,34 +120,36 @@ def largest_micro_batch(
     ranks: int,
     usable: float,
     weights: Weights,
-    a_clip: Activations,
+    device: str,
     at_most: int | None = None,
 ) -> int:
     """The largest that fits and divides a rank's clips; 0 where not even one clip fits."""
     clips = config.train.global_batch // ranks
     for micro_batch in (n for n in range(min(clips, at_most or clips), 0, -1) if clips % n == 0):
         laid_out = with_micro_batch(config, ranks, micro_batch)
-        if max(moments_of(laid_out, weights, a_clip).values()) <= usable:
+        if max(moments_of(laid_out, weights, device).values()) <= usable:
             return micro_batch
     return 0
 
 
-def clips_that_fit(laid_out: Plan, usable: float, weights: Weights, a_clip: Activations) -> int:
-    """Of a forward; bytes grow by as much with every clip."""
-    none, one = (
-        moments_of(
-            Plan(_with_clips(laid_out.config, clips), laid_out.world_size, laid_out.micro_batches),
-            weights,
-            a_clip,
-        )
-        for clips in (0, 1)
-    )
-    fit = (
-        (usable - none[moment]) / (one[moment] - none[moment])
-        for moment in none
-        if one[moment] > none[moment]
-    )
-    return max(0, math.floor(min(fit))) if max(none.values()) <= usable else 0
+def clips_that_fit(laid_out: Plan, usable: float, weights: Weights, device: str) -> int:
+    """Of a forward, at as many forwards a step. Beyond MANY_CLIPS bytes grow by as much with every clip."""
+
+    def at(clips: int) -> dict[str, float]:
+        config = _with_clips(laid_out.config, clips)
+        return moments_of(Plan(config, laid_out.world_size, laid_out.micro_batches), weights, device)
+
+    many = at(MANY_CLIPS)
+    if max(many.values()) <= usable:
+        fewer = at(MANY_CLIPS // 2)
+        each = {moment: 2 * (many[moment] - fewer[moment]) / MANY_CLIPS for moment in many}
+        more = min((usable - many[moment]) / each[moment] for moment in many if each[moment] > 0)
+        return MANY_CLIPS + math.floor(more)
+    low, high = 0, MANY_CLIPS  # what fits, what does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if max(at(middle).values()) <= usable else (low, middle)
+    return low
 
 
 def _with_clips(config: RunConfig, clips: int) -> RunConfig:
@@ -131,13 +168,12 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
         is_own = own.kind == "deepspeed" and own.zero_stage == stage
         ways.append((f"ZeRO-{stage}", of_stage(config, stage), is_own))
     device = stated.gpu.device
-    a_clip = {again: activations_a_clip(recomputing(config, again), device) for again in (False, True)}
+    alive = most_activations(config, device).most
     found = []
     for name, way, is_own in ways:
-        again = way.strategy.activation_checkpointing
         other = Plan(way, ranks, laid_out.micro_batches)
         largest = {
-            each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, a_clip[each])
+            each: largest_micro_batch(recomputing(way, each), ranks, stated.usable, weights, device)
             for each in (False, True)
         }
         room = {
@@ -145,7 +181,7 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 Plan(recomputing(way, each), ranks, laid_out.micro_batches),
                 stated.usable,
                 weights,
-                a_clip[each],
+                device,
             )
             for each in (False, True)
         }
@@ -154,12 +190,13 @@ def columns(laid_out: Plan, weights: Weights, stated: Stated) -> tuple[Column, .
                 name,
                 held(other, weights.trained, weights.target),
                 is_own,
-                a_clip[again].times(config.train.micro_batch).most,
-                moments_of(other, weights, a_clip[again]),
+                alive,
+                moments_of(other, weights, device),
                 largest[False],
                 largest[True],
                 room[False],
                 room[True],
+                fewest_that_fit(way, ranks, config.train.micro_batch, stated.usable, weights, device),
             )
         )
     return tuple(found)

@@ -101,7 +101,8 @@ def _work(found: Estimate) -> Iterator[str]:
     )
     if recomputed:
         again = operations(found.hardware_flops)
-        yield f"On the device {again} a clip: strategy.activation_checkpointing computes blocks again."
+        yield f"On the device {again} a clip (strategy.activation_checkpointing):"
+        yield f"  {found.again}."
 
 
 def _memory(found: Estimate) -> Iterator[str]:
@@ -160,6 +161,25 @@ def _micro_batches(found: Estimate) -> Iterator[str]:
         ],
     )
     yield f"The largest train.micro_batch that fits and divides the {_count(clips, 'clip')} of a rank a step."
+    yield from _fewest(found)
+
+
+def _fewest(found: Estimate) -> Iterator[str]:
+    """What `auto` would do at each stage, columns that agree together."""
+    told: dict[str, list[str]] = {}
+    for column in found.columns:
+        words = "does not fit"
+        if column.fewest is not None:
+            asked = math.ceil(column.fewest.activations / 1e8) / 10
+            words = column.fewest.blocks
+            if column.fewest.share:
+                more = percent(column.fewest.share)
+                words += f"\n    {more} more operations; activation_memory={asked:.1f}GB"
+        told.setdefault(words, []).append(column.name)
+    clips = _count(found.micro_batch, "clip")
+    yield f"As few blocks again as fit with {clips} (strategy.activation_checkpointing=auto):"
+    for words, names in told.items():
+        yield from f"  {', '.join(names)}: {words}".splitlines()
 
 
 def _network(found: Estimate) -> Iterator[str]:

@@ -10,7 +10,6 @@ from launch.estimate.memory import Weights, largest_micro_batch, of_stage, with_
 from launch.estimate.saving import DAY_S, saving
 from launch.estimate.speed import speed
 from launch.estimate.stated import Stated
-from pretrain.activations import Activations
 from pretrain.config import RunConfig
 from pretrain.memory import checkpoint_bytes
 
@@ -38,16 +37,11 @@ class WhatIf:
     binds: str | None = None
 
 
-def what_if(
-    config: RunConfig, stated: Stated, weights: Weights, a_clip: Activations, flops_a_clip: float
-) -> Iterator[WhatIf]:
-    """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is.
-
-    a_clip: activations of a clip, as configured.
-    """
+def what_if(config: RunConfig, stated: Stated, weights: Weights, flops_a_clip: float) -> Iterator[WhatIf]:
+    """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is."""
     gpus = 1
     while gpus <= MOST_GPUS:
-        yield _on(gpus, config, stated, weights, a_clip, flops_a_clip)
+        yield _on(gpus, config, stated, weights, flops_a_clip)
         gpus *= 2
 
 
@@ -56,7 +50,6 @@ def _on(
     config: RunConfig,
     stated: Stated,
     weights: Weights,
-    a_clip: Activations,
     flops_a_clip: float,
 ) -> WhatIf:
     if config.train.global_batch % gpus:
@@ -67,7 +60,8 @@ def _on(
         return WhatIf(gpus, f"no whole nodes of {each}")
     if config.strategy.kind == "single" and gpus > 1:
         config = of_stage(config, 0 if config.train.precision == "fp32" else 1)
-    fits = largest_micro_batch(config, gpus, there.usable, weights, a_clip, at_most=config.train.micro_batch)
+    device = there.gpu.device
+    fits = largest_micro_batch(config, gpus, there.usable, weights, device, at_most=config.train.micro_batch)
     if not fits:
         return WhatIf(gpus, "memory: no clip fits", binds="memory")
     laid_out = with_micro_batch(config, gpus, fits)

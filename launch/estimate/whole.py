@@ -14,23 +14,25 @@ from launch.estimate.speed import Speed, speed
 from launch.estimate.stated import Stated
 from launch.estimate.what_if import WhatIf, what_if
 from launch.outline import num_parameters
-from pretrain.activations import activations_a_clip
 from pretrain.config import Plan, RunConfig, plan
 from pretrain.flops import Flops, parts_a_clip
 from pretrain.memory import checkpoint_bytes
+from pretrain.recompute import blocks_again, settled
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A run on a cluster. parts: FLOPs of a clip, the mean over masks. sends: of a rank a step, by column.
 
-    forwards: of a rank a step. checkpoint: bytes of one, over all ranks. clips: of a step, over all ranks.
+    again: which blocks are computed again, in words. forwards: of a rank a step. checkpoint: bytes of one,
+    over all ranks. clips: of a step, over all ranks.
     """
 
     name: str
     precision: str
     stated: Stated
     weights: Weights
+    again: str
     forwards: int
     micro_batch: int
     clips: int
@@ -119,6 +121,8 @@ class Estimate:
 
 def estimate(config: RunConfig, stated: Stated) -> Estimate:
     """Work a run out. Raises: ConfigError when the batch cannot be split so."""
+    device = stated.gpu.device
+    config = settled(config, device)
     laid_out = plan(config, stated.ranks)
     sizes = num_parameters(config)
     frozen = config.objective.kind == "action_latent"
@@ -133,12 +137,12 @@ def estimate(config: RunConfig, stated: Stated) -> Estimate:
     sends = tuple(sent(_laid_out_as(laid_out, way), weights) for way in ways)
     speeds = tuple(speed(config, stated, flops, each) for each in sends)
     own = speeds[next(number for number, way in enumerate(ways) if way.is_own)]
-    device = stated.gpu.device
     return Estimate(
         name=config.name,
         precision=config.train.precision,
         stated=stated,
         weights=weights,
+        again=blocks_again(config),
         forwards=laid_out.micro_batches,
         micro_batch=config.train.micro_batch,
         clips=config.train.global_batch,
@@ -158,7 +162,7 @@ def estimate(config: RunConfig, stated: Stated) -> Estimate:
             config.train.checkpoint_every,
             beside=config.train.save_in_background,
         ),
-        what_if=tuple(what_if(config, stated, weights, activations_a_clip(config, device), flops)),
+        what_if=tuple(what_if(config, stated, weights, flops)),
     )
 
 

@@ -19,6 +19,7 @@ from pretrain.config.training import HealthConfig as HealthConfig
 from pretrain.config.training import InitConfig as InitConfig
 from pretrain.config.training import OptimConfig as OptimConfig
 from pretrain.config.training import ProbeConfig as ProbeConfig
+from pretrain.config.training import RecomputedConfig as RecomputedConfig
 from pretrain.config.training import RollbackConfig as RollbackConfig
 from pretrain.config.training import SingleConfig as SingleConfig
 from pretrain.config.training import TargetConfig as TargetConfig

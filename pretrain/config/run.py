@@ -118,6 +118,7 @@ class RunConfig(Section):
             found.append(("data.timeout_s", self.data.timeout_s, need, (0.75 * self.strategy.timeout_s,)))
         found += self._objective_problems()
         found += self._schedule_problems()
+        found += self._checkpointing_problems()
         if (
             self.strategy.kind == "deepspeed"
             and self.strategy.zero_stage == 0
@@ -153,6 +154,39 @@ class RunConfig(Section):
         every = self.train.keep_every
         if every is not None:
             multiple("train.keep_every", every, self.train.checkpoint_every, "train.checkpoint_every")
+        return found
+
+    def _checkpointing_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules about what is kept of a forward and what is computed again."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        strategy, memory, blocks = self.strategy, "strategy.activation_memory", "strategy.recomputed_blocks"
+        is_auto = strategy.activation_checkpointing == "auto"
+        if is_auto and strategy.activation_memory is None:
+            need = (
+                "a size, such as 40GB, with strategy.activation_checkpointing auto; estimate says what fits"
+            )
+            found.append((memory, None, need, ("strategy.activation_checkpointing=true",)))
+        if not is_auto and strategy.activation_memory is not None:
+            need = f"null with strategy.activation_checkpointing {strategy.activation_checkpointing}".lower()
+            found.append(
+                (
+                    memory,
+                    str(strategy.activation_memory),
+                    need,
+                    (None, "strategy.activation_checkpointing=auto"),
+                )
+            )
+        if strategy.recomputed_blocks is None:
+            return found
+        if strategy.activation_checkpointing is not True:
+            need = "null, or strategy.activation_checkpointing true"
+            found.append((blocks, "blocks", need, ("strategy.activation_checkpointing=true",)))
+        depths = {"encoder": self.model.encoder.shape[1], "predictor": self.model.predictor.depth}
+        for name, depth in depths.items():
+            whole, mlps = (getattr(strategy.recomputed_blocks, key) for key in (name, f"{name}_mlps"))
+            if whole + mlps > depth:
+                need = f"at most {depth} with {name}_mlps: the {name} has as many blocks"
+                found.append((f"{blocks}.{name}", whole, need, (max(0, depth - mlps),)))
         return found
 
     def _schedule_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationError
 
 from pretrain.config.base import Fraction, PositiveInt, Section
+
+
+def _size(given: object) -> object:
+    """Bytes of a size in words, such as 40GB or 36GiB."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(given))
+    except ValidationError as error:
+        raise ValueError("a number of bytes, or a size such as 40GB or 36GiB") from error
+
+
+Size = Annotated[int, Field(ge=1), BeforeValidator(_size)]
 
 
 class MomentumConfig(Section):
@@ -130,14 +143,41 @@ class TrainConfig(Section):
     )
 
 
-class SingleConfig(Section):
+class RecomputedConfig(Section):
+    """How many of the first blocks of each stack are computed again in the backward."""
+
+    encoder: int = Field(0, ge=0, description="blocks of the context encoder that keep their input only")
+    encoder_mlps: int = Field(0, ge=0, description="blocks after those whose MLP alone is computed again")
+    predictor: int = Field(0, ge=0, description="blocks of the predictor that keep their input only")
+    predictor_mlps: int = Field(0, ge=0, description="blocks after those whose MLP alone is computed again")
+
+
+class CheckpointingSection(Section):
+    """What is kept of a forward for its backward, and what is computed again."""
+
+    kind: str
+    activation_checkpointing: Literal[False, True, "auto"] = Field(
+        False,
+        description="compute blocks again in the backward pass instead of keeping what is inside them; auto: "
+        "as few as keep activations within strategy.activation_memory",
+    )
+    activation_memory: Size | None = Field(
+        None,
+        description="with activation_checkpointing auto: bytes a rank that activations may take at once, "
+        "such as 40GB or 36GiB",
+    )
+    recomputed_blocks: RecomputedConfig | None = Field(
+        None, description="with activation_checkpointing true: which blocks; null: all"
+    )
+
+
+class SingleConfig(CheckpointingSection):
     """One process, plain PyTorch: the reference the others are tested against."""
 
     kind: Literal["single"] = "single"
-    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
 
 
-class DeepSpeedConfig(Section):
+class DeepSpeedConfig(CheckpointingSection):
     """DeepSpeed ZeRO over all ranks, with a sharded moving average of the target."""
 
     kind: Literal["deepspeed"] = "deepspeed"
@@ -148,7 +188,6 @@ class DeepSpeedConfig(Section):
     offload_optimizer: bool = Field(
         False, description="master weights, AdamW's averages and the target's average in host memory"
     )
-    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     timeout_s: float = Field(
         120.0, gt=0, description="a collective that takes longer ends the run: a lost peer"
     )

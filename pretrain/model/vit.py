@@ -65,11 +65,23 @@ class Block(nn.Module):
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
 
-    def forward(self, x_MD: Tensor, table_2Md: Tensor | None, packing: Packing, backend: Backend) -> Tensor:
+    def forward(
+        self,
+        x_MD: Tensor,
+        table_2Md: Tensor | None,
+        packing: Packing,
+        backend: Backend,
+        keeps_mlp: bool = True,
+    ) -> Tensor:
+        """keeps_mlp: False computes what is inside the MLP again in the backward."""
         parts = AS_WRITTEN if self.compiler is None else compiled(self.compiler)
         q, k, v = parts.before(self, x_MD, table_2Md)
-        out_MD: Tensor = parts.after(self, x_MD, attend(q, k, v, packing, backend))
-        return out_MD
+        attended_MHd = attend(q, k, v, packing, backend)
+        if keeps_mlp:
+            whole_MD: Tensor = parts.after(self, x_MD, attended_MHd)
+            return whole_MD
+        x_MD = parts.joined(self, x_MD, attended_MHd)
+        return x_MD + _again(parts.mlp, self, x_MD)
 
     def before(self, x_MD: Tensor, table_2Md: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (M, H, d) of each token; the first two are turned by their positions."""
@@ -77,26 +89,42 @@ class Block(nn.Module):
         if table_2Md is None:
             q, k, v = qkv_M3Hd.unbind(1)
         else:
-            q, k = rotate(qkv_M3Hd[:, :2], table_2Md).unbind(1)
-            v = qkv_M3Hd[:, 2]
+            turned, v_M1Hd = qkv_M3Hd.split([2, 1], dim=1)
+            q, k = rotate(turned, table_2Md).unbind(1)
+            v = v_M1Hd.squeeze(1)
         return q, k, v
 
     def after(self, x_MD: Tensor, attended_MHd: Tensor) -> Tensor:
         """What attention gave, and then the MLP, added."""
-        x_MD = x_MD + self.proj(attended_MHd.flatten(-2))
-        return x_MD + self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+        x_MD = self.joined(x_MD, attended_MHd)
+        return x_MD + self.mlp(x_MD)
+
+    def joined(self, x_MD: Tensor, attended_MHd: Tensor) -> Tensor:
+        return x_MD + self.proj(attended_MHd.flatten(-2))
+
+    def mlp(self, x_MD: Tensor) -> Tensor:
+        hidden: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x_MD))))
+        return hidden
+
+
+def _again(run: Callable[..., Tensor], *given: object) -> Tensor:
+    """run(*given), which keeps what was given alone, and runs once more in the backward."""
+    found: Tensor = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 class Parts(NamedTuple):
-    """What a block does before and after attention: functions of the block and what goes in."""
+    """What a block does before and after attention, the latter also in two: functions of block and input."""
 
     before: Callable[..., Any]
     after: Callable[..., Any]
+    joined: Callable[..., Any]
+    mlp: Callable[..., Any]
 
 
 # Each width of a stack takes one, with and without gradient; at its own limit, 8, torch stops compiling.
 GRAPHS_A_PART = 32
-AS_WRITTEN = Parts(Block.before, Block.after)
+AS_WRITTEN = Parts(Block.before, Block.after, Block.joined, Block.mlp)
 
 
 @cache
@@ -107,11 +135,11 @@ def compiled(compiler: str) -> Parts:
     for each of which a graph would be compiled anew. Blocks of one shape share what is compiled.
     compiler: a backend of torch.compile, such as inductor.
     """
-    before, after = (torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN)
+    parts = Parts(*(torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN))
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
     # Else a first batch of as many tokens as the width has a graph for batches alone of which that is true.
     symbols.use_duck_shape = False
-    return Parts(before, after)
+    return parts
 
 
 class Transformer(nn.Module):
@@ -137,7 +165,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.head_width, self.grid = width, width // heads, grid
         self.rope, self.rope_span, self.backend = rope, rope_span, backend
-        self.recompute = False
+        self.again_whole = self.again_mlps = 0  # blocks that a backward computes again: `recompute`
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.levels = tuple(levels)[:-1]
         self.level_norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for _ in self.levels)
@@ -153,6 +181,13 @@ class Transformer(nn.Module):
     def num_tokens(self) -> int:
         """Of a clip of the size it is trained on."""
         return math.prod(self.grid)
+
+    def recompute(self, whole: int, mlps: int = 0) -> None:
+        """The first `whole` blocks keep their input alone, the next `mlps` all but the inside of their MLP;
+        what is not kept is computed again in the backward.
+        """
+        assert min(whole, mlps) >= 0 and whole + mlps <= len(self.blocks)
+        self.again_whole, self.again_mlps = whole, mlps
 
     def positions(self, grid: Grid, device: torch.device) -> Tensor | None:
         """What is added to the tokens of a clip (N, D); None where attention turns them instead."""
@@ -173,14 +208,15 @@ class Transformer(nn.Module):
         """
         table = None
         if self.rope != "none":
-            whole = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
-            table = whole[:, token_M].to(x_MD.dtype)
+            angles = rope_on(grid or self.grid, self.head_width, self.rope, self.rope_span, x_MD.device)
+            table = angles[:, token_M].to(x_MD.dtype)
         taken: list[Tensor] = []
+        whole, mlps = (self.again_whole, self.again_mlps) if torch.is_grad_enabled() else (0, 0)
         for number, block in enumerate(self.blocks, start=1):
-            if self.recompute and torch.is_grad_enabled():
-                x_MD = checkpoint(block, x_MD, table, packing, self.backend, use_reentrant=False)
+            if number <= whole:
+                x_MD = _again(block, x_MD, table, packing, self.backend)
             else:
-                x_MD = block(x_MD, table, packing, self.backend)
+                x_MD = block(x_MD, table, packing, self.backend, number > whole + mlps)
             if all_levels and number in self.levels:
                 taken.append(self.level_norms[len(taken)](x_MD))
         return torch.cat([*taken, self.norm(x_MD)], dim=-1) if taken else self.norm(x_MD)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig, TargetConfig
+from pretrain.flops import Again
 from pretrain.masks import Masks, Tokens
 from pretrain.model.vit import Encoder, Transformer
 from pretrain.objective.guess import Guess
@@ -74,11 +75,11 @@ class Objective(nn.Module):
             assert isinstance(module, Transformer)
             module.initialise(generator, self._init_std)
 
-    def recompute_blocks(self) -> None:
-        """Keep no activations inside blocks; compute them again in the backward pass."""
-        for module in self.children():
+    def recompute_blocks(self, encoder: Again, predictor: Again) -> None:
+        """Keep no activations inside some blocks; compute them again in the backward pass."""
+        for name, module in self.named_children():
             assert isinstance(module, Transformer)
-            module.recompute = True
+            module.recompute(*(encoder if name == "encoder" else predictor))
 
     @torch.no_grad()
     def targets(self, target_encoder: Encoder, batch: Batch) -> Tensor | None:

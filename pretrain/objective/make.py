@@ -52,7 +52,7 @@ def first_encoder(objective: Objective, config: RunConfig, backend: Backend = "s
     """A copy of the objective's encoder before any step, without gradient; a new one where it has none."""
     if objective.encoder is not None:
         encoder = copy.deepcopy(objective.encoder)
-        encoder.recompute = False
+        encoder.recompute(0)
     else:
         encoder = Encoder(config.model.encoder, config.grid, backend)
         encoder.initialise(torch.Generator().manual_seed(config.seed), config.model.init_std)

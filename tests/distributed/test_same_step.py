@@ -31,6 +31,25 @@ SAME: dict[str, tuple[int, dict[str, Any]]] = {
     "stage 3": (2, {"strategy": {"zero_stage": 3}}),
     "blocks computed again": (2, {"strategy": {"activation_checkpointing": True}}),
     "blocks computed again, stage 3": (2, {"strategy": {"zero_stage": 3, "activation_checkpointing": True}}),
+    "some blocks computed again": (
+        2,
+        {
+            "strategy": {
+                "activation_checkpointing": True,
+                "recomputed_blocks": {"encoder": 1, "encoder_mlps": 1, "predictor_mlps": 1},
+            }
+        },
+    ),
+    "some blocks computed again, stage 3": (
+        2,
+        {
+            "strategy": {
+                "zero_stage": 3,
+                "activation_checkpointing": True,
+                "recomputed_blocks": {"encoder": 1, "encoder_mlps": 1, "predictor_mlps": 1},
+            }
+        },
+    ),
     "optimizer on the host": (2, {"strategy": {"offload_optimizer": True}}),
     "optimizer on the host, stage 3": (2, {"strategy": {"zero_stage": 3, "offload_optimizer": True}}),
     "optimizer on the host, bf16": (

@@ -136,3 +136,15 @@ def test_ranks_that_the_micro_batch_does_not_suit_are_refused_with_one_that_does
     refused = CliRunner().invoke(app, [*VITG, "--nodes", "64", "--gpus-per-node", "8"])
     assert isinstance(refused.exception, ConfigError)
     assert "train.micro_batch=6" in str(refused.exception)
+
+
+def test_the_budget_that_is_named_makes_a_run_choose_the_blocks_that_are_named() -> None:
+    given = ["strategy.activation_checkpointing=false", "train.global_batch=24"]
+    plain = json.loads(CliRunner().invoke(app, [*VITG, *given, "--json"]).stdout)
+    fewest = plain["columns"][0]["fewest"]
+    assert not plain["columns"][0]["fits"] and 0 < fewest["share"] < 0.1
+    printed = CliRunner().invoke(app, [*VITG, *given]).output
+    budget = printed.partition("activation_memory=")[2].split()[0]
+    auto = ["strategy.activation_checkpointing=auto", f"strategy.activation_memory={budget}"]
+    found = json.loads(CliRunner().invoke(app, [*VITG, given[1], *auto, "--json"]).stdout)
+    assert found["columns"][0]["fits"] and found["again"] == fewest["blocks"]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.activations import Activations, activations, activations_a_clip, last_gradients, pass_of
+from pretrain.activations import activations, last_gradients, most_activations, pass_of
 from pretrain.config import RunConfig
+from pretrain.flops import recomputed_of
 from pretrain.masks import Masks, sample_masks
 from pretrain.objective.base import Batch
 from pretrain.objective.make import first_encoder, make_objective
@@ -48,7 +49,13 @@ def one_thread() -> Iterator[None]:
 
 
 def config_of(
-    case: str, precision: str, *, recomputes: bool, size: int = 96, frames: int = 8, **encoder: Any
+    case: str,
+    precision: str,
+    *,
+    recomputes: bool | dict[str, int],
+    size: int = 96,
+    frames: int = 8,
+    **encoder: Any,
 ) -> RunConfig:
     """A ViT-tiny of three blocks over 4 × 6 × 6 tokens, unless `encoder`, size and frames say otherwise."""
     given = CASES[case]
@@ -64,7 +71,11 @@ def config_of(
             "objective": given.get("objective", {"kind": "masked_latent"}),
             "target": given.get("target", {"kind": "ema"}),
             "train": {"global_batch": 4, "micro_batch": 2, "precision": precision},
-            "strategy": kind | {"activation_checkpointing": recomputes},
+            "strategy": kind
+            | {
+                "activation_checkpointing": bool(recomputes),
+                "recomputed_blocks": recomputes if isinstance(recomputes, dict) else None,
+            },
         }
     )
 
@@ -84,8 +95,7 @@ def most_alive(config: RunConfig, clips: int) -> tuple[int, Masks]:
     """Bytes of tensors made by a forward and backward, gradients with them, at their most."""
     objective = make_objective(config, "segments")  # as runs on CPU
     target = None if config.target.kind == "online" else first_encoder(objective, config)
-    if config.strategy.activation_checkpointing:
-        objective.recompute_blocks()
+    objective.recompute_blocks(*recomputed_of(config))
     if config.train.precision == "bf16":
         objective.to(torch.bfloat16)
         if target is not None:
@@ -157,6 +167,29 @@ def test_so_they_do_for_other_models_lengths_and_micro_batches(
     agrees(config, clips, capsys)
 
 
+SOME: list[dict[str, int]] = [
+    {"encoder_mlps": 4},
+    {"encoder": 2, "encoder_mlps": 4, "predictor": 1},
+    {"encoder_mlps": 6, "predictor_mlps": 3},
+    {"encoder": 5, "encoder_mlps": 1, "predictor": 3},
+    {"encoder": 6, "predictor_mlps": 2},
+]
+
+
+@pytest.mark.parametrize("blocks", SOME, ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_so_they_do_where_some_blocks_are_computed_again(
+    precision: str, blocks: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    agrees(config_of("masked", precision, recomputes=blocks, depth=6), 2, capsys)
+
+
+@pytest.mark.parametrize("case", ["masked, 2.1", "masked, its own target", "future", "action"])
+def test_and_so_with_other_objectives(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    some = {"predictor": 1, "predictor_mlps": 1} | ({} if case == "action" else {"encoder_mlps": 2})
+    agrees(config_of(case, "bf16", recomputes=some), 2, capsys)
+
+
 def test_a_block_saves_what_is_published_for_bf16_on_a_gpu() -> None:
     """arXiv:2205.05198, eq. 2: 34 bytes a token and width beside the square of scores, which fused attention
     does not save. Two are masks of dropouts, which are not here; 4 are query and key that positions turned.
@@ -170,19 +203,7 @@ def test_a_block_saves_what_is_published_for_bf16_on_a_gpu() -> None:
 
 def test_recomputing_keeps_a_block_s_input_only() -> None:
     plain, again = (
-        activations_a_clip(config_of("masked", "bf16", recomputes=r, depth=12), "cuda") for r in (False, True)
+        most_activations(config_of("masked", "bf16", recomputes=r, depth=12), "cuda") for r in (False, True)
     )
     assert again.forward < 0.3 * plain.forward
     assert again.kept == plain.kept and again.target == plain.target
-
-
-def test_a_clip_s_share_is_that_of_the_masks_that_ask_for_most() -> None:
-    config = config_of("masked", "bf16", recomputes=False)
-    most = activations_a_clip(config, "cpu")
-    assert most == activations_a_clip(config, "cpu")
-    shares: list[Activations] = []
-    for step in range(8):
-        masks = sample_masks(config.objective.masks, config.grid, config.seed, step, (2 * step, 2 * step + 1))
-        shares.append(activations(config, masks, "cpu").times(1 / 2))
-    assert max(each.loss for each in shares) <= most.loss
-    assert min(each.loss for each in shares) > 0.5 * most.loss

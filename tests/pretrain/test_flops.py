@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import RunConfig
-from pretrain.flops import flops_a_clip, flops_of
+from pretrain.flops import flops_a_clip, flops_of, recomputed_of
 from pretrain.model.attention import Packing
 from pretrain.objective.base import Objective
 from pretrain.objective.make import first_encoder, make_objective
@@ -22,6 +22,13 @@ MORE = {
     "without a stop": {"target": {"kind": "online", "stop_gradient": False}},
     "its own target": {"target": {"kind": "online"}},
     "recomputing": {"strategy": {"kind": "single", "activation_checkpointing": True}},
+    "recomputing some": {
+        "strategy": {
+            "kind": "single",
+            "activation_checkpointing": True,
+            "recomputed_blocks": {"encoder": 1, "encoder_mlps": 1, "predictor_mlps": 1},
+        }
+    },
 }
 
 
@@ -51,8 +58,7 @@ def counted(
     monkeypatch.setattr("pretrain.model.vit.attend", plain_attention)
     objective: Objective = make_objective(config)
     target = None if config.target.kind == "online" else first_encoder(objective, config)
-    if config.strategy.activation_checkpointing:
-        objective.recompute_blocks()
+    objective.recompute_blocks(*recomputed_of(config))
     batch = small_batch(config, clips, pictures=pictures)
     with FlopCounterMode(display=False) as counter:
         targets = None if target is None else objective.targets(target, batch)
