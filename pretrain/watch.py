@@ -21,6 +21,7 @@ from pretrain.data.order import digest_of
 from pretrain.data.stream import Batches
 from pretrain.looks import Checkpoints, Looks
 from pretrain.objective.base import Batch, Output
+from pretrain.parts import WATCH, marked
 from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
@@ -120,6 +121,7 @@ class Watch:
         self._begin(found)
         return found
 
+    @marked(WATCH)
     def after_batch(self, batch: Batch, output: Output) -> None:
         self._losses.append(torch.stack([output.loss.detach(), *output.parts.values()]))
         self._parts = tuple(output.parts)
@@ -129,6 +131,7 @@ class Watch:
         self._skipped.note(batch, output.loss)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
+    @marked(WATCH)
     def after_step(self, progress: Progress, knobs: Knobs, update: Update, *, is_last: bool) -> None:
         """Measure, log and judge the step that just ended.
 
