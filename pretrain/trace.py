@@ -82,7 +82,7 @@ class Profiled:
 
 def profiled(events: Iterable[Event]) -> Profiled | None:
     """Of a whole trace; None when no step was recorded from begin to end."""
-    found = [event for event in events if event.get("ph") == "X"]
+    found = [event for event in events if event.get("ph") == "X" and "cat" in event]
     steps = [each for each in found if each["cat"] == "user_annotation" and each["name"].startswith(STEP)]
     if not steps:
         return None
@@ -93,18 +93,10 @@ def profiled(events: Iterable[Event]) -> Profiled | None:
     parts = {name: Part(name) for name in (*PARTS, REDUCTION, OTHER)}
     for segment in segments:
         parts[segment.part].host_ms += (segment.end - segment.begin) / 1e3
-    launched: dict[Any, float] = {
-        each["args"]["correlation"]: each["ts"]
-        for each in found
-        if each["cat"] in LAUNCHES and "correlation" in each.get("args", ())
-    }
-    on_gpu = [
-        each
-        for each in found
-        if each["cat"] in ON_GPU and window[0] <= launched.get(_correlation(each), each["ts"]) < window[1]
-    ]
-    for each in on_gpu:
-        name = _at(segments, launched.get(_correlation(each), each["ts"]))
+    launched = [(each, at) for each, at in _launched(found) if window[0] <= at < window[1]]
+    on_gpu = [each for each, _ in launched]
+    for each, at in launched:
+        name = _at(segments, at)
         if name == BACKWARD and _is_collective(each["name"]):
             name = REDUCTION
         parts[name].gpu_ms += each["dur"] / 1e3
@@ -133,15 +125,30 @@ def profiled(events: Iterable[Event]) -> Profiled | None:
         parts=tuple(parts.values()),
         operators=_operators(on_gpu or [e for e in inside if e["cat"] == "cpu_op"], count, bool(on_gpu)),
         gpu_busy=length(clipped(busy, window)) / whole if on_gpu else None,
-        collectives=sum(each["name"].startswith(COLLECTIVES[:2]) for each in inside) / count,
+        collectives=sum(map(_is_told_collective, inside)) / count,
         collective_ms=length(talking) / count / 1e3,
         exposed_ms=length(exposed) / count / 1e3,
         syncs={name: number / count for name, number in syncs.items()},
     )
 
 
-def _correlation(event: Event) -> Any:
-    return event.get("args", {}).get("correlation")
+def _launched(events: Sequence[Event]) -> list[tuple[Event, float]]:
+    """What ran on the GPU, and when the host launched it; the two are told by one number."""
+    hosts: dict[Any, float] = {
+        each["args"]["correlation"]: each["ts"]
+        for each in events
+        if each["cat"] in LAUNCHES and "correlation" in each.get("args", ())
+    }
+    found = []
+    for each in events:
+        if each["cat"] in ON_GPU:
+            at = hosts.get(each.get("args", {}).get("correlation"))
+            found.append((each, each["ts"] if at is None else at))
+    return found
+
+
+def _is_told_collective(event: Event) -> bool:
+    return event["cat"] == "user_annotation" and event["name"].startswith(("gloo:", "nccl:"))
 
 
 def _is_collective(name: str) -> bool:
