@@ -30,12 +30,9 @@ def parts_of(peers: list[str], device: str) -> list[Part]:
         benchmark("ViT-L step", "train_step", "--case", VIT_L, *short, *told, limit_s=150),
         benchmark("attention", "attention", "--device", device, "--turns", "3", "--wait-s", "0", limit_s=60),
         benchmark("largest micro-batch", "memory", "--device", device, limit_s=90),
-        benchmark("compile on and off", "compiling", "--device", device, limit_s=90),
-        benchmark("blocks computed again", "recompute", "--device", device, limit_s=60),
         benchmark("ViT-g step", "train_step", "--case", VIT_G, *short, *told, limit_s=120),
         benchmark("moving average", "ema", "--device", device, "--quick", limit_s=45),
         benchmark("checkpoint", "checkpoint", "--device", device, "--quick", limit_s=45),
-        benchmark("copies to the GPU", "copies", "--device", device, limit_s=45),
         Part("smoke", ["-m", "launch", "smoke", "--device", device], 120),
     ]
 

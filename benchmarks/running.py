@@ -91,7 +91,7 @@ def _path() -> str:
 
 
 def rows_of(printed: str) -> list[Found]:
-    """The rows of every JSON object with `rows` that begins a line, or of a file that is said to be written."""
+    """The rows of every JSON object that begins a line, and of every file that is said to be written."""
     rows: list[Found] = []
     decoder, at = json.JSONDecoder(), 0
     while at < len(printed):
