@@ -153,8 +153,9 @@ class Saving:
 
 
 def measure(case: str, device: torch.device, turns: int, quiet: Quiet) -> list[Row]:
-    base = Path.cwd() if os.access(Path.cwd(), os.W_OK) else None  # /tmp may be memory
-    with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=base) as name:
+    base = Path("runs")  # on the disk that runs are on; /tmp may be memory
+    base.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=base) as name:
         saving = Saving(case, device, Path(name))
         num_bytes = 4 * sum(tensor.numel() for tensor in saving.engine.tensors().values())
         keys = ("step", "stall", "longer", "waiting", "bare", "torch", "deepspeed", "resume")

@@ -51,7 +51,7 @@ def make_job(
     profile: int | None = None,
 ) -> Job:
     """Raises: UsageError when so many steps of it cannot be recorded."""
-    if isinstance(config, RunConfig):
+    if profile is not None and isinstance(config, RunConfig):
         check_profile(profile, plan(config, place.nodes * place.ranks))
     elif profile is not None:
         raise UsageError("--profile records training steps, and this config makes a data set: leave it out")
