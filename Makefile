@@ -25,7 +25,7 @@ ARGS ?=
 HUNG := -o faulthandler_timeout=360 -o faulthandler_exit_on_timeout=true
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo test test-slow check format smoke ui gallery clean
+.PHONY: help setup demo test test-slow check format smoke bench bench-gpu ui gallery clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,12 @@ smoke: $(STAMP) ## Test this machine's GPU, or its CPU: attention, steps, save, 
 
 ui: $(STAMP) ## The MLflow pages of RUN=runs/demo/run
 	@$(BIN)/foreframe ui $(RUN) $(ARGS)
+
+bench: $(STAMP) ## What this machine's CPU does, in minutes; ARGS="--peer vjepa2=CHECKOUT" beside Meta's code
+	@$(BIN)/python -m benchmarks.cpu $(ARGS)
+
+bench-gpu: $(STAMP) ## All that one GPU is measured for, in under nine minutes
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 gallery: $(STAMP) ## docs/gallery.md and its pictures, from short runs on the demo's shards (after make demo)
 	@$(BIN)/python -m benchmarks.gallery $(ARGS)

@@ -29,6 +29,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only, no 
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Refuse a run's folder that exists; without it the run goes on.")
 ]
+ProfileSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--profile",
+        metavar="N",
+        help="Record N steps after the first three: a trace and a table by part in the run's folder "
+        "(docs/speed/profile.md). Training goes on.",
+    ),
+]
 AllowChange = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.cli_options import AllowChange, Overrides
+from launch.cli_options import AllowChange, Overrides, ProfileSteps
 
 On = Annotated[
     str,
@@ -69,6 +69,7 @@ def submit(
     dry_run: DryRun = False,
     detach: Detach = False,
     allow_change: AllowChange = None,
+    profile: ProfileSteps = None,
     no_data_check: NoDataCheck = False,
 ) -> None:
     """Run a job on this machine, on hosts, on a cluster: training or sharding, by what its config holds.
@@ -81,7 +82,7 @@ def submit(
 
     place = read_place(on, laid_over(settings, nodes, gpus_per_node, nproc))
     found = read_job_config(config, overrides or [], place)
-    job = make_job(found, place, allow_change or ())
+    job = make_job(found, place, allow_change or (), profile=profile)
     asked = Asked(is_dry=dry_run, detach=detach, checks_data=not no_data_check)
     started = hand_over(job, place, asked, say)
     if started is not None:

@@ -19,6 +19,7 @@ from launch.cli_options import (
     NumNodes,
     NumRanks,
     Overrides,
+    ProfileSteps,
     Quiet,
     Rendezvous,
 )
@@ -37,6 +38,7 @@ def train(
     fresh: Fresh = False,
     quiet: Quiet = False,
     allow_change: AllowChange = None,
+    profile: ProfileSteps = None,
 ) -> None:
     """Train, or resume: the same command, or the run's folder as CONFIG, goes on from the last checkpoint.
 
@@ -60,6 +62,7 @@ def train(
         fresh=fresh,
         quiet=quiet,
         allow_change=allow_change or (),
+        profile=profile,
     )
     if int(os.environ.get("RANK", "0")) == 0 and node_rank == 0:
         what = "probe" if result.stopped is None else "train"
@@ -88,6 +91,7 @@ def supervise(
     fresh: Fresh = False,
     quiet: Quiet = False,
     allow_change: AllowChange = None,
+    profile: ProfileSteps = None,
     account: Annotated[
         bool, typer.Option("--account", help="Print all attempts of the run, and start nothing.")
     ] = False,
@@ -104,6 +108,7 @@ def supervise(
     from launch.paths import is_folder
     from launch.processes import end_with_supervisor
     from pretrain.config import RunConfig, plan
+    from pretrain.parts import check_profile
 
     end_with_supervisor()
     console = make_console()
@@ -121,6 +126,7 @@ def supervise(
 
     job = Job(nproc, nnodes, node_rank, rendezvous)
     settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, job.world_size)])
+    check_profile(profile, plan(settings, job.world_size))
     run = run_folder(settings)
     arguments = [config, *(overrides or []), "--nproc", str(nproc)]
     if nnodes > 1:
@@ -128,6 +134,7 @@ def supervise(
     arguments += ["--quiet"] * quiet + [
         part for key in allow_change or () for part in ("--allow-change", key)
     ]
+    arguments += [] if profile is None else ["--profile", str(profile)]
 
     def say(sentence: str) -> None:
         console.print(f"  supervise {sentence}", markup=False)

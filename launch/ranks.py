@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipeline.errors import (
     EXIT_LOST_PEER,
@@ -30,11 +31,26 @@ from pretrain.config import RunConfig
 
 QUIET_VARIABLE = "FOREFRAME_QUIET"
 ALLOWED_VARIABLE = "FOREFRAME_ALLOWED_CHANGES"
+PROFILE_VARIABLE = "FOREFRAME_PROFILE"
 SAVE_S = 600.0  # ranks that were asked to stop may take this long for their last save
 FAILED_S = 30.0  # after one failed, the others have this long to end by themselves
 LOST_S = 15.0  # the same after a hang, or a rank that was killed
 LEFTOVERS_S = 5.0  # what a rank started ends by itself within moments
 HANG, KILLED = HangError.__name__, "KilledError"
+
+
+class Options(NamedTuple):
+    """What was asked for beside the config. profile: steps to record."""
+
+    quiet: bool = False
+    allow_change: Sequence[str] = ()
+    profile: int | None = None
+
+
+def given_options() -> Options:
+    """Of a rank, from who started it."""
+    allowed, steps = os.environ.get(ALLOWED_VARIABLE, ""), os.environ.get(PROFILE_VARIABLE)
+    return Options(bool(os.environ.get(QUIET_VARIABLE)), allowed.split(), int(steps) if steps else None)
 
 
 class RankError(ForeframeError):
@@ -76,6 +92,7 @@ def spawn_ranks(
     *,
     quiet: bool,
     allow_change: Sequence[str] = (),
+    profile: int | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Start this machine's ranks of a job, once all its machines are there, and wait for their end.
@@ -102,6 +119,7 @@ def spawn_ranks(
             "WORLD_SIZE": str(job.world_size),
             "GROUP_RANK": str(job.node_rank),
             **({QUIET_VARIABLE: "1"} if quiet else {}),
+            PROFILE_VARIABLE: str(profile or ""),
         }
         ranks: list[Rank] = []
         try:

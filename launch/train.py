@@ -35,10 +35,11 @@ from launch.notes import notes
 from launch.processes import Asked, die_with_parent
 from launch.provenance import provenance, source, versions, write_provenance
 from launch.ranks import (
-    ALLOWED_VARIABLE,
     QUIET_VARIABLE,
+    Options,
     PreemptedError,
     end_rank,
+    given_options,
     ranks_here,
     spawn_ranks,
     threads_for,
@@ -58,6 +59,7 @@ from launch.unread import is_unread, silence_unread_output
 from launch.watchdog import Watchdog, watching
 from pretrain.checkpoint import is_sent
 from pretrain.config import RunConfig, plan
+from pretrain.parts import check_profile
 
 SAVE_WAIT_S = 1.0  # of a save for a tracker: what a server lacks is sent when the run is resumed
 # gloo and NCCL: a connection closed or reset, a collective that ran into strategy.timeout_s
@@ -101,6 +103,7 @@ def run_train(
     fresh: bool = False,
     quiet: bool = False,
     allow_change: Sequence[str] = (),
+    profile: int | None = None,
 ) -> TrainResult:
     """Train to the end, from the newest whole checkpoint if there is one.
 
@@ -109,14 +112,15 @@ def run_train(
     nnodes, node_rank: machines of the job, which share the run's folder, and which of them this is.
     rendezvous: HOST:PORT of the first.
     fresh: refuse a run's folder that exists. allow_change: settings that may differ from the run there.
+    profile: steps to record (pretrain/profiling.py).
     Raises: ConfigError and UsageError before anything is started; DataError, CheckpointError, DivergedError,
     CollapsedError, LostPeerError from the ranks; PreemptedError after a stop with a save.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         is_quiet = quiet or bool(os.environ.get(QUIET_VARIABLE))
-        return run_rank(config, quiet=is_quiet, allow_change=allow_change)
+        return run_rank(config, quiet=is_quiet, allow_change=allow_change, profile=profile)
     job = Job(nproc, nnodes, node_rank, rendezvous)
-    plan(config, job.world_size)
+    check_profile(profile, plan(config, job.world_size))
     check_device(config, nproc)
     check_memory(config)
     run = run_folder(config)
@@ -135,9 +139,9 @@ def run_train(
             (run / RESULT_FILE).unlink(missing_ok=True)
         with telling_failure(run) if job.is_first else nullcontext():
             if config.strategy.kind == "single":
-                result = run_rank(config, quiet=quiet, allow_change=allow_change)
+                result = run_rank(config, quiet=quiet, allow_change=allow_change, profile=profile)
             else:
-                spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change)
+                spawn_ranks(run, config, job, quiet=quiet, allow_change=allow_change, profile=profile)
                 result = TrainResult.read(run)
         if already is None:
             return result
@@ -172,7 +176,9 @@ def check_memory(config: RunConfig) -> None:
         settled(config, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[str] = ()) -> TrainResult:
+def run_rank(
+    config: RunConfig, *, quiet: bool = False, allow_change: Sequence[str] = (), profile: int | None = None
+) -> TrainResult:
     """One rank of a run; every rank of the job calls this. Errors are left for the starting process too."""
     rank = int(os.environ.get("RANK", "0"))
     # Packed rows have a new length each step; oneDNN keeps compiled code for the last 1024 shapes, which
@@ -194,7 +200,8 @@ def run_rank(config: RunConfig, *, quiet: bool = False, allow_change: Sequence[s
                 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(folder / "extensions"))
             # who starts ranks of ours holds the run's folder for them
             hold = partial(_hold, run, holding) if has_launcher else None
-            return _train_or_say_why(config, stops, watchdog, hold, quiet=quiet, allow_change=allow_change)
+            options = Options(quiet, allow_change, profile)
+            return _train_or_say_why(config, stops, watchdog, hold, options)
     except ForeframeError as error:
         if leave_rank_error(rank, error):
             raise SystemExit(error.exit_code) from error
@@ -214,14 +221,12 @@ def _train_or_say_why(
     stops: StopRequests,
     watchdog: Watchdog,
     hold: Callable[[], None] | None,
-    *,
-    quiet: bool,
-    allow_change: Sequence[str],
+    options: Options,
 ) -> TrainResult:
     """`_train`; a disk that is full by the time of a metric, and a rank that went away, are named errors."""
     run = run_folder(config)
     try:
-        return _train(config, stops, hold, quiet=quiet, allow_change=allow_change)
+        return _train(config, stops, hold, options)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
@@ -242,9 +247,7 @@ def _train(
     config: RunConfig,
     stops: StopRequests,
     hold: Callable[[], None] | None,
-    *,
-    quiet: bool,
-    allow_change: Sequence[str],
+    options: Options,
 ) -> TrainResult:
     """hold: keeps others out of the run's folder from then on; called by the first rank."""
     import torch
@@ -256,6 +259,7 @@ def _train(
     from pretrain.kernels import ATTENTION_FILE, kernels_for
     from pretrain.loop import train
     from pretrain.probe.online import OnlineProbe
+    from pretrain.profiling import Profile
     from pretrain.step_pictures import StepPictures
     from pretrain.strategy.base import World
     from pretrain.tracking.base import DatasetFacts, Several, make_tracker
@@ -274,7 +278,8 @@ def _train(
 
         world = join_world(device, config.strategy.timeout_s)
     laid_out = plan(config, world.size)
-    run = run_folder(config)
+    check_profile(options.profile, laid_out)
+    run, allow_change = run_folder(config), options.allow_change
 
     def check_and_open() -> None:
         if world.is_first:
@@ -289,7 +294,7 @@ def _train(
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not quiet, run=run, steps=laid_out.steps)
+    display = TrainDisplay(enabled=world.is_first and not options.quiet, run=run, steps=laid_out.steps)
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     store = config.train.checkpoint_store
     takes_init = config.init.weights is not None and not any(
@@ -351,10 +356,12 @@ def _train(
             probe,
             pictures,
         )
+        profile = Profile(run, options.profile, engine, progress, display.say)
         ended = False
         try:
             patiently(world, start_tracker)  # a server may take longer than a collective
-            progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress)
+            progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress, profile)
+            profile.end()
             ended = progress.step >= laid_out.steps
             patiently(world, lambda _: watch.wait())
             watch.finish()
@@ -362,6 +369,7 @@ def _train(
             tracker.close("failed")
             raise
         finally:
+            profile.drop()
             batches.close()
         pulse.beat("ending")
         patiently(world, lambda _: tracker.close("done" if ended else "stopped"))
@@ -398,6 +406,5 @@ if __name__ == "__main__":  # one rank, started by spawn_ranks
     die_with_parent(int(sys.argv[2]))
     silence_unread_output()
     given = read_config(sys.argv[1], [], RunConfig)
-    allowed = os.environ.get(ALLOWED_VARIABLE, "").split()
-    run_rank(given, quiet=bool(os.environ.get(QUIET_VARIABLE)), allow_change=allowed)
+    run_rank(given, **given_options()._asdict())
     end_rank()

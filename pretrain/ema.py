@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pretrain.parts import AVERAGE, marked
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -141,6 +143,7 @@ class ShardedEma:
         """Begin to write the averages of all ranks into the forward copy, in its own precision."""
         self._copy.begin(self.average)
 
+    @marked(AVERAGE)
     def ready(self) -> None:
         """Wait for what `refresh` began: the forward copy may be run."""
         self._copy.finish()

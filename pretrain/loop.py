@@ -6,6 +6,7 @@ from pretrain import pulse
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import Plan
 from pretrain.data.stream import Batches
+from pretrain.profiling import Profile
 from pretrain.progress import Progress
 from pretrain.schedule import knobs_at
 from pretrain.stops import Stops
@@ -21,6 +22,7 @@ def train(
     watch: Watch,
     stops: Stops,
     progress: Progress,
+    profile: Profile | None = None,
 ) -> Progress:
     """Train from `progress` to the plan's last step, or until a stop that all ranks agree on.
 
@@ -28,6 +30,8 @@ def train(
     """
     batches.seek(progress.step, progress.samples)
     while progress.step < plan.steps:
+        if profile is not None:
+            profile.begin_step()
         knobs = progress.changes.of(knobs_at(progress.step, plan.config))  # lr, weight decay, momentum: pure
         for batch in batches.take(plan.micro_batches):
             targets = engine.targets(batch)  # target encoder, no gradient; None of those that need none

@@ -22,6 +22,7 @@ from pretrain.data.stream import Batches
 from pretrain.looks import Checkpoints, Looks
 from pretrain.model.compiling import Recompiles
 from pretrain.objective.base import Batch, Output
+from pretrain.parts import WATCH, marked
 from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
 from pretrain.schedule import Knobs
@@ -122,6 +123,7 @@ class Watch:
         self._begin(found)
         return found
 
+    @marked(WATCH)
     def after_batch(self, batch: Batch, output: Output) -> None:
         self._losses.append(torch.stack([output.loss.detach(), *output.parts.values()]))
         self._parts = tuple(output.parts)
@@ -131,6 +133,7 @@ class Watch:
         self._skipped.note(batch, output.loss)
         self._digest += digest_of(zip(batch.positions, batch.keys, strict=True))
 
+    @marked(WATCH)
     def after_step(self, progress: Progress, knobs: Knobs, update: Update, *, is_last: bool) -> None:
         """Measure, log and judge the step that just ended.
 

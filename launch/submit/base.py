@@ -33,7 +33,7 @@ class Job:
     submission. workdir: from which relative addresses in configs are meant; nodes begin there. Both absolute.
     elements: of a sweep, their number; their configs are folder/elements/000.yaml and so on. 0: one job, of
     folder/config.yaml. configs: those of the elements, in order. allow_change: dotted keys in
-    which a run that goes on may differ.
+    which a run that goes on may differ. profile: steps that it records.
     """
 
     kind: Literal["train", "shard"]
@@ -44,6 +44,7 @@ class Job:
     elements: int = 0
     allow_change: tuple[str, ...] = ()
     configs: tuple[JobConfig, ...] = ()
+    profile: int | None = None
 
     @property
     def code(self) -> Path:
@@ -66,6 +67,12 @@ class Job:
     def element_file(self, number: int) -> Path:
         return self.folder / ELEMENTS_FOLDER / f"{number:03d}.yaml"
 
+    @property
+    def options(self) -> list[str]:
+        """Of `foreframe train` and `supervise`, as they were asked for."""
+        allowed = [part for key in self.allow_change for part in ("--allow-change", key)]
+        return allowed + ([] if self.profile is None else ["--profile", str(self.profile)])
+
     def arguments(
         self, place: Place, *, node_rank: str = "0", rendezvous: str = "", config: str | None = None
     ) -> list[str]:
@@ -77,7 +84,7 @@ class Job:
         words = ["supervise" if self.kind == "train" else "shard", config or str(self.config_file)]
         if self.kind == "train":
             words += ["--nproc", str(place.ranks)]
-            words += [part for key in self.allow_change for part in ("--allow-change", key)]
+            words += self.options
         if place.nodes > 1:
             words += ["--nnodes", str(place.nodes), "--node-rank", node_rank, "--rendezvous", rendezvous]
         return words

@@ -19,6 +19,7 @@ from launch.submit.base import Job, JobConfig, Place, Started
 from launch.submit.freeze import freeze, next_folder, read_record, update_record
 from pretrain.checkpoint import step_folders
 from pretrain.config import RunConfig, plan
+from pretrain.parts import check_profile
 from pretrain.tracking.base import without_secrets
 
 
@@ -42,7 +43,18 @@ def read_job_config(path: str, overrides: Sequence[str], place: Place) -> JobCon
     return read_config(path, overrides, DataConfig)
 
 
-def make_job(config: JobConfig, place: Place, allow_change: Sequence[str] = (), elements: int = 0) -> Job:
+def make_job(
+    config: JobConfig,
+    place: Place,
+    allow_change: Sequence[str] = (),
+    elements: int = 0,
+    profile: int | None = None,
+) -> Job:
+    """Raises: UsageError when so many steps of it cannot be recorded."""
+    if profile is not None and isinstance(config, RunConfig):
+        check_profile(profile, plan(config, place.nodes * place.ranks))
+    elif profile is not None:
+        raise UsageError("--profile records training steps, and this config makes a data set: leave it out")
     return Job(
         kind="train" if isinstance(config, RunConfig) else "shard",
         name=config.name,
@@ -51,6 +63,7 @@ def make_job(config: JobConfig, place: Place, allow_change: Sequence[str] = (), 
         workdir=Path.cwd(),
         elements=elements,
         allow_change=tuple(allow_change),
+        profile=profile,
     )
 
 

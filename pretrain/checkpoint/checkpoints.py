@@ -27,6 +27,7 @@ from pretrain.checkpoint.sharing import find_sharing
 from pretrain.checkpoint.task import Task, patiently, wait_for_all
 from pretrain.checkpoint.write import HostCopy
 from pretrain.config import Plan
+from pretrain.parts import CHECKPOINT, marked
 from pretrain.progress import Progress
 from pretrain.strategy.base import Engine, World
 
@@ -153,6 +154,7 @@ class Checkpoints:
         engine.load(stored.read, manifest["optimizer_step"])
         return Progress.from_state(manifest["progress"])
 
+    @marked(CHECKPOINT)
     def save(self, engine: Engine, progress: Progress, *, is_last: bool) -> None:
         """Begin to write the whole state; where it is the last of this start, it is whole on return.
 
@@ -183,6 +185,7 @@ class Checkpoints:
         self._sending.finish()
         patiently(self._world, lambda _: self._cleaning.wait() if self._cleaning is not None else None)
 
+    @marked(CHECKPOINT)
     def follow(self) -> None:
         """After a step without a save: publish what was being written, once all ranks are done."""
         pending = self._pending

@@ -12,6 +12,7 @@ from torch import Tensor
 from pretrain.data.augment import normalise
 from pretrain.data.load import Loaded
 from pretrain.masks import Masks
+from pretrain.parts import COPY, marked
 from pretrain.pinned import sent
 
 
@@ -39,6 +40,7 @@ class Copies:
         while len(self._begun) > 1:
             self._begun.popleft().synchronize()
 
+    @marked(COPY)
     def begin(
         self,
         found: Loaded,

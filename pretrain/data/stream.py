@@ -34,6 +34,7 @@ from pretrain.data.load import STAGES, Loaded, Loader, Request
 from pretrain.data.slots import Layout, Slots
 from pretrain.masks import Masks, most_numbers
 from pretrain.objective.base import Batch
+from pretrain.parts import WAIT, marked
 
 WORKER_WORDS = "DataLoader worker (pid"  # so torch begins a sentence, raised wherever the rank is at the time
 TIMEOUT_WORDS = "DataLoader timed out"
@@ -215,6 +216,7 @@ class Batches:
         _started.update(getattr(iterator, "_workers", ()))
         return iterator
 
+    @marked(WAIT)
     def _next(self) -> Loaded:
         """What a worker put into the next slot."""
         if self._iterator is None:

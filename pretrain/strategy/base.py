@@ -28,6 +28,8 @@ from pretrain.ema import ForwardCopy, Fragment, ShardedEma, WholeCopy, check_til
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.optim import apply_knobs
+from pretrain.parts import AVERAGE, BACKWARD, LOSS, OPTIMIZER, marked
+from pretrain.parts import TARGET as TARGET_PART
 from pretrain.schedule import Knobs
 from pretrain.strategy.norms import Squares, ema_squares, owned_weights, squares, steps_taken
 from pretrain.strategy.shards import MASTER, Read, Shards, chunks, part_of_encoder, tensor_name
@@ -243,6 +245,7 @@ class Engine:
             copy = WholeCopy(target, everybody, world.gather, precision)
         self.ema = ShardedEma(fragments, average, masters, copy)
 
+    @marked(TARGET_PART)
     def targets(self, batch: Batch) -> Tensor | None:
         """What is to be predicted, by the target encoder, without gradient; None where there is none."""
         if self.target is None or self.ema is None:
@@ -250,15 +253,18 @@ class Engine:
         self.ema.ready()
         return self.objective.targets(self.target, batch)
 
+    @marked(LOSS)
     def loss(self, batch: Batch, targets: Tensor | None) -> Output:
         """Context encoder, predictor and loss of one micro-batch."""
         return self._backend.forward(batch, targets)
 
+    @marked(BACKWARD)
     def backward(self, output: Output) -> None:
         # A loss that is not finite may have gradients that are, as infinity has: then they are not either.
         is_finite = output.loss.detach().isfinite()
         self._backend.backward(output.loss * torch.ones_like(output.loss).where(is_finite, torch.nan))
 
+    @marked(OPTIMIZER)
     def step(self, knobs: Knobs, *, measure: bool = False) -> Update:
         """One optimizer step over the micro-batches since the last; skipped by all when not finite.
 
@@ -295,6 +301,7 @@ class Engine:
             found["ema_distance"] = norms[-2] / norms[-1]
         return found
 
+    @marked(AVERAGE)
     def update_target(self, momentum: float) -> None:
         """Move the target toward the context encoder; its forward copy follows while others work."""
         if self.ema is not None and self.plan.config.target.kind == "ema":

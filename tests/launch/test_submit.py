@@ -153,6 +153,12 @@ def test_a_node_gets_the_options_that_its_kind_of_job_takes(config: RunConfig, h
     file = str(here / "runs/one/submissions/001/config.yaml")
     found = train.arguments(place, node_rank="$NODE", rendezvous="$HEAD:1")
     assert found == ["supervise", file, "--nproc", "8", "--allow-change", "optim.lr", *own]
+    recorded = make_job(config, Elsewhere(), profile=5).arguments(Elsewhere())
+    assert recorded[-2:] == ["--profile", "5"]
+    with pytest.raises(UsageError, match="--profile 5000"):
+        make_job(config, Elsewhere(), profile=5000)
+    with pytest.raises(UsageError, match="makes a data set"):
+        make_job(data, place, profile=5)
     shard = make_job(data, place)
     assert shard.folder == here / "jobs/set/submissions/001"
     file = str(shard.folder / "config.yaml")

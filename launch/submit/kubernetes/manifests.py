@@ -139,8 +139,7 @@ def _trainer_command(job: Job, place: KubernetesSettings) -> list[str]:
         )
         return [_python(place), "-m", "launch", *words]
     runner = [place.python, "-m", "torch.distributed.run"] if place.python else ["torchrun"]
-    allowed = [part for key in job.allow_change for part in ("--allow-change", key)]
-    return [*runner, "-m", "launch", "train", config_file(job), *allowed]
+    return [*runner, "-m", "launch", "train", config_file(job), *job.options]
 
 
 def job_set(job: Job, place: KubernetesSettings, env: Mapping[str, str]) -> Plain:
