@@ -12,6 +12,7 @@ from launch.estimate.speed import speed
 from launch.estimate.stated import Stated
 from pretrain.activations import Activations
 from pretrain.config import RunConfig
+from pretrain.flops import Parts, backward_share
 from pretrain.memory import checkpoint_bytes
 
 MOST_GPUS = 1024
@@ -39,15 +40,15 @@ class WhatIf:
 
 
 def what_if(
-    config: RunConfig, stated: Stated, weights: Weights, a_clip: Activations, flops_a_clip: float
+    config: RunConfig, stated: Stated, weights: Weights, a_clip: Activations, parts: Parts
 ) -> Iterator[WhatIf]:
     """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is.
 
-    a_clip: activations of a clip, as configured.
+    a_clip: activations of a clip, as configured. parts: its FLOPs.
     """
     gpus = 1
     while gpus <= MOST_GPUS:
-        yield _on(gpus, config, stated, weights, a_clip, flops_a_clip)
+        yield _on(gpus, config, stated, weights, a_clip, parts)
         gpus *= 2
 
 
@@ -57,7 +58,7 @@ def _on(
     stated: Stated,
     weights: Weights,
     a_clip: Activations,
-    flops_a_clip: float,
+    parts: Parts,
 ) -> WhatIf:
     if config.train.global_batch % gpus:
         return WhatIf(gpus, "no divisor")
@@ -71,7 +72,8 @@ def _on(
     if not fits:
         return WhatIf(gpus, "memory: no clip fits", binds="memory")
     laid_out = with_micro_batch(config, gpus, fits)
-    found = speed(config, there, flops_a_clip, sent(laid_out, weights))
+    flops = sum(part.model for part in parts.values())
+    found = speed(config, there, flops, backward_share(parts), sent(laid_out, weights))
     saves = saving(
         checkpoint_bytes(weights.trained, weights.target),
         there,

@@ -142,8 +142,8 @@ class DeepSpeedConfig(Section):
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     overlap_comm: bool | None = Field(
         None,
-        description="gradients are summed over ranks while the backward goes on, at ZeRO-1 and 2 for a second "
-        "buffer; null: at ZeRO-3 only, as DeepSpeed does by itself",
+        description="gradients are summed over ranks while the backward goes on, at ZeRO-1 and 2 with a "
+        "second buffer; null: at ZeRO-3 only, as DeepSpeed does by itself",
     )
     reduce_in_fp32: bool = Field(
         False, description="bf16 gradients are summed over ranks in float32, for twice the bytes sent"

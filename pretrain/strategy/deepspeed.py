@@ -63,7 +63,8 @@ def deepspeed_config(plan: Plan, trained: int) -> dict[str, Any]:
     """What DeepSpeed is told; everything comes from the run's config.
 
     trained: elements of all weights that are. Its buffer for reducing gradients is made in its whole size at
-    once, half a billion elements where nothing else is said. What overlaps what: docs/decisions/0020-overlap.md.
+    once, half a billion elements where nothing else is said. What overlaps what is in
+    docs/decisions/0020-overlap.md.
     """
     config = plan.config
     strategy = cast(DeepSpeedConfig, config.strategy)
