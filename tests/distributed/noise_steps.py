@@ -17,7 +17,7 @@ from tests.distributed.live_step import noise
 
 
 class Calls(TorchDispatchMode):
-    """How often each kind of collective is called, by the type it works on; in_backward: while autograd runs."""
+    """How often each kind of collective is called, by type; in_backward: while autograd runs."""
 
     def __init__(self) -> None:
         super().__init__()

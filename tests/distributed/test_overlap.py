@@ -8,7 +8,6 @@ these tests cannot tell (docs/decisions/0020-overlap.md).
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
