@@ -116,7 +116,7 @@ def in_turns(filling_s: list[float], reducing_s: float) -> float:
 
 @pytest.mark.parametrize("clips", [3, 6, 24])
 def test_zero_1_hides_all_but_the_last_buffer_s_worth(clips: int) -> None:
-    """Against a walk through the buffers, where sending is slower than the backward and where it is faster."""
+    """Against a walk through the buffers, sending slower than the backward and faster."""
     changed = (f"train.micro_batch={clips}", f"train.global_batch={512 * clips}")
     config = read_config(
         "configs/train/vjepa2-vitg16.yaml", [*changed, "strategy.overlap_comm=true"], RunConfig
