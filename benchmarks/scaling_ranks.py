@@ -28,7 +28,7 @@ from pretrain.schedule import knobs_at
 from pretrain.strategy.base import World, gather_into
 from pretrain.strategy.deepspeed import join_world
 
-WARM = 2
+WARM = 1
 
 
 def config_of(job: dict[str, Any], ranks: int) -> RunConfig:
