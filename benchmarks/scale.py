@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.config import read_config
 from launch.estimate import Estimate, Stated, estimate, gpu_of
+from launch.estimate.constants import constants
 from launch.estimate.memory import Weights, clips_that_fit, fewest_that_fit, recomputing
 from launch.estimate.stated import FAILURES, RESTART_S
 from launch.estimate.units import bytes_of, duration, operations, percent
@@ -20,15 +21,18 @@ CONFIG = "configs/train/vjepa2-vitg16.yaml"
 NODES, GPUS = 64, 8
 PRICE = 2.5  # dollars a GPU hour: assumed
 AS_PUBLISHED = ("train.micro_batch=6",)
+OVERLAPPED = (*AS_PUBLISHED, "strategy.overlap_comm=true")
 AS_ADVISED = (*AS_PUBLISHED, "strategy.activation_checkpointing=false")
 
 
 @cache
-def worked_out(changed: tuple[str, ...] = AS_PUBLISHED, nodes: int = NODES, **stated: Any) -> Estimate:
-    """The run on `nodes` of 8 H100s, with these settings laid over its config."""
+def worked_out(
+    changed: tuple[str, ...] = AS_PUBLISHED, nodes: int = NODES, gpus: int = GPUS, **stated: Any
+) -> Estimate:
+    """The run on `nodes` of so many H100s, with these settings laid over its config."""
     network = stated.pop("network_gbit", None)
     config = read_config(CONFIG, list(changed), RunConfig)
-    return estimate(config, Stated(gpu_of("h100", None, None, network), nodes, GPUS, price=PRICE, **stated))
+    return estimate(config, Stated(gpu_of("h100", None, None, network), nodes, gpus, price=PRICE, **stated))
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -121,6 +125,9 @@ def network_table() -> str:
         rows.append([column.name, *told, duration(speed.network_s), duration(speed.step_s)])
     heads = ["a rank sends", "gradients", "weights", "target", "all", "takes", "the step"]
     other = [["as it is", *_network_cells(found)]]
+    other += [["`strategy.overlap_comm=true`", *_network_cells(worked_out(OVERLAPPED))]]
+    both = (*OVERLAPPED, "strategy.reduce_in_fp32=true")
+    other += [["the same, gradients in float32", *_network_cells(worked_out(both))]]
     other += [
         [f"{gbit} Gbit/s a GPU", *_network_cells(worked_out(network_gbit=float(gbit)))]
         for gbit in (100, 200, 800)
@@ -130,19 +137,69 @@ def network_table() -> str:
         for batch in (6144, 12_288)
     }
     other += [[f"{batch:,} clips a step", *_network_cells(worked_out(more[batch]))] for batch in more]
-    second = markdown(["", "computing", "network", "of the step", "clips/s"], other)
+    heads_then = ["", "computing", "network", "of it beside computing", "a step", "clips/s"]
+    second = markdown(heads_then, other)
     return markdown(heads, rows) + "\n\n" + second
 
 
 def _network_cells(found: Estimate) -> list[str]:
     speed = found.speed
-    share = percent(speed.network_s / speed.step_s)
     return [
         duration(speed.compute_s),
         duration(speed.network_s),
-        share,
+        duration(speed.hidden_s) if speed.hidden_s else "nothing",
+        duration(speed.step_s),
         f"{speed.clips_per_s:,.0f}",
     ]
+
+
+def scaling_table() -> str:
+    """Strong scaling, the batch as it is, and weak scaling, 6 clips a GPU, with and without overlap."""
+    strong, weak = [], []
+    for gpus in (1, 8, 64, 256, 512, 1024):
+        nodes, each = -(-gpus // GPUS), min(gpus, GPUS)
+        for rows, clips in ((strong, 3072 // gpus), (weak, 6)):
+            micro = min(6, clips)
+            changed = (f"train.micro_batch={micro}", f"train.global_batch={clips * gpus}")
+            found = [
+                worked_out((*changed, f"strategy.overlap_comm={way}"), nodes, each)
+                for way in ("false", "true")
+            ]
+            cells = [f"{one.speed.clips_per_s:,.0f} | {percent(_efficiency(one))}" for one in found]
+            rows.append([f"{gpus:,}", f"{clips:,}", f"{clips * gpus:,}", *cells])
+    heads = [
+        "GPUs",
+        "clips a GPU",
+        "a step",
+        "clips/s",
+        "of GPUs alone",
+        "overlapped: clips/s",
+        "of GPUs alone",
+    ]
+    return (
+        "Strong scaling, the same batch:\n\n" + markdown(heads, strong)
+        + "\n\nWeak scaling, the same clips on each:\n\n" + markdown(heads, weak)
+        + "\n\n*Of GPUs alone*: of the clips that as many GPUs would take that send nothing."
+    )  # fmt: skip
+
+
+def _efficiency(found: Estimate) -> float:
+    return found.speed.compute_s / found.speed.step_s
+
+
+def constants_table() -> str:
+    rows = [
+        [
+            each.what,
+            each.value,
+            each.origin,
+            each.source,
+            each.option.replace("--", "`--", 1) + "`" * bool(each.option),
+        ]
+        for each in constants()
+    ]
+    lines = ["| constant | value | | source | stated by |", "|---|---:|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def data_table() -> str:
@@ -274,6 +331,8 @@ SCALE: dict[str, Callable[[], str]] = {
     "scale-memory": memory_table,
     "scale-network": network_table,
     "scale-data": data_table,
+    "scale-scaling": scaling_table,
+    "scale-constants": constants_table,
     "scale-failures": failures_table,
     "scale-mfu": mfu_table,
     "scale-micro-batch": micro_batch_table,

@@ -43,6 +43,9 @@ def estimate(
     memory: Annotated[
         float | None, typer.Option(help="GB of memory of a rank, in place of the GPU's.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Name every constant that it rests on, and its source.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="As JSON, in bytes, seconds and operations.")
     ] = False,
@@ -60,6 +63,7 @@ def estimate(
     stated = Stated(device, nodes, gpus_per_node, mfu, failures, storage * 1e9, price)
 
     import json
+    from dataclasses import asdict
 
     from launch.config import read_config
     from pretrain.config import RunConfig, plan
@@ -67,6 +71,13 @@ def estimate(
     settings = read_config(config, overrides or [], RunConfig, [lambda found: plan(found, stated.ranks)])
     from launch.estimate import estimate as work_out
     from launch.estimate import lines
+    from launch.estimate.constants import constants, explained
 
     found = work_out(settings, stated)
-    print(json.dumps(found.plain(), indent=1) if as_json else "\n".join(lines(found)))
+    if as_json:
+        told = found.plain()
+        if explain:
+            told |= {"constants": [asdict(each) for each in constants()]}
+        print(json.dumps(told, indent=1))
+        return
+    print("\n".join([*lines(found), *(["", *explained(device.name)] if explain else [])]))

@@ -80,6 +80,15 @@ def parts_of(config: RunConfig, masks: Masks) -> Parts:
     return _hidden(config, masks)
 
 
+def backward_share(parts: Parts) -> float:
+    """Of the time in which a step is computed: two of the three products of all that is trained."""
+    whole = sum(part.model for part in parts.values())
+    target = parts.get(
+        TARGET, Flops()
+    ).model  # forward only; one of its own that is trained is not told apart
+    return 2 / 3 * (whole - target) / whole
+
+
 def flops_a_clip(config: RunConfig) -> Flops:
     """The mean of a clip, over masks drawn as training draws them; the same at every call."""
     return sum(parts_a_clip(config).values(), Flops())

@@ -12,16 +12,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.activations import Activations
-from pretrain.config import Plan
+from pretrain.config import Plan, RunConfig
 
 FLOAT = 4
 BUCKET = 100_000_000  # elements
+OVERLAPPED_BUCKETS = 16  # into which gradients are cut that are reduced while the backward goes on
+SMALLEST_BUCKET = 5_000_000  # elements: 10 MB in bf16, 20 in float32, of the order of torch DDP's 25 MB
 REPLICATED_BUCKET = 500_000_000  # elements that DeepSpeed's ZeRO-0 reduces at a time
 
 
 def bucket_size(trained: int) -> int:
-    """Elements of the buffer in which gradients are reduced, and of weights that ZeRO-3 gathers at a time."""
+    """Elements of weights that ZeRO-3 gathers at a time, and of gradients at most in a buffer."""
     return max(1, min(BUCKET, trained))
+
+
+def reduced_at_once(config: RunConfig, trained: int) -> int:
+    """Elements of the buffer in which gradients wait to be reduced.
+
+    Where that goes on beside the backward, the last buffer's worth is left when the backward has ended, and
+    nothing is hidden of what fits in one: so it is cut small.
+    """
+    strategy = config.strategy
+    if strategy.kind == "single" or not strategy.overlaps:
+        return bucket_size(trained)
+    return min(bucket_size(trained), max(SMALLEST_BUCKET, -(-trained // OVERLAPPED_BUCKETS)))
 
 
 def checkpoint_bytes(trained: int, target: int) -> int:
@@ -47,7 +61,8 @@ class Held:
     weights: run in the forward. master: float32 copies that the optimizer moves, where they are not the
     weights themselves. optimizer: AdamW's two averages. target: run in the forward. average: the target's
     float32 moving average. gradients: from a backward to the step. bucket: gradients that wait to be reduced,
-    during a backward; copy: those that are being reduced. gathered: of weights in shards those that are run
+    during a backward, in two buffers by turns where they are reduced beside it; copy: those that are being
+    reduced. gathered: of weights in shards those that are run
     just now. offloaded: gradients on their way to an optimizer in host memory.
     on_host: names of what lies in host memory where there is a GPU. keeps_buffers: gradients and bucket are
     held at all times.
@@ -108,6 +123,9 @@ def held(plan: Plan, trained: int, target: int) -> Held:
     stage = strategy.zero_stage
     added = FLOAT if adds_in_float32(plan) else width
     is_offloaded = strategy.offload_optimizer
+    reduced = reduced_at_once(config, trained)
+    buffers = 2 if strategy.overlaps and stage < 3 else 1
+    in_float32 = FLOAT if strategy.reduce_in_fp32 else 0  # beside the flat bf16 that it is made of
     on_host = ("master", "optimizer", "average", "offloaded") if is_offloaded else ()
     # ZeRO-1 and 2 cut all weights in a row, so some ranks hold nothing but the encoder's. A frozen target
     # is held in equal parts, for its checkpoint.
@@ -120,8 +138,8 @@ def held(plan: Plan, trained: int, target: int) -> Held:
         target=width * (-(-target // ranks) if stage == 3 else target),
         average=FLOAT * average,
         gradients=(width * trained if stage == 1 and plan.micro_batches > 1 else added * share),
-        bucket=width * bucket_size(trained),
-        copy=width * bucket_size(trained),
+        bucket=buffers * width * reduced,
+        copy=(width + in_float32) * reduced,
         gathered=width * bucket_size(trained) if stage == 3 else 0,
         offloaded=(FLOAT + (width if stage < 3 else 0)) * share * is_offloaded,
         on_host=on_host,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.scale import AS_ADVISED, SCALE, worked_out
+from benchmarks.scale import AS_ADVISED, OVERLAPPED, SCALE, worked_out
 from benchmarks.tables import ROOT
 from data_pipeline.errors import ConfigError
 
@@ -39,7 +39,9 @@ def test_memory_data_and_failures_do_not() -> None:
 def test_zero_3_would_hide_what_it_sends_and_a_larger_batch_sends_no_more() -> None:
     found = worked_out()
     three = found.speeds[-1]
-    assert three.step_s == three.compute_s > three.network_s
+    assert three.step_s == pytest.approx(three.compute_s) and three.compute_s > three.network_s
+    overlapped = worked_out(OVERLAPPED).speed
+    assert overlapped.step_s == pytest.approx(0.8 * found.speed.step_s, rel=0.02)
     larger = worked_out(("train.global_batch=6144", "train.micro_batch=12"))
     assert larger.speed.network_s == found.speed.network_s
     assert found.parts["target encoder"].model / found.flops == pytest.approx(1 / 3, abs=0.05)

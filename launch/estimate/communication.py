@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launch.estimate.memory import Weights
 from pretrain.config import Plan
-from pretrain.memory import FLOAT, bucket_size
+from pretrain.memory import FLOAT, bucket_size, reduced_at_once
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,21 @@ class Called:
 
 @dataclass(frozen=True)
 class Sent:
-    """Bytes that a rank sends in a step. overlaps: while it computes."""
+    """Bytes that a rank sends in a step.
+
+    overlaps: gradients while the backward goes on, at ZeRO-3 weights and target too, which `is_split` says.
+    buffers: into which the gradients of a backward are cut. forwards: a step's; sums: after how many of them
+    gradients are summed.
+    """
 
     gradients: float
     weights: float
     target: float
     overlaps: bool = False
+    is_split: bool = False
+    buffers: int = 1
+    forwards: int = 1
+    sums: int = 1
 
     @property
     def total(self) -> float:
@@ -43,6 +52,7 @@ def called(laid_out: Plan, weights: Weights) -> Called:
     """By which collectives, with how much."""
     config, ranks, forwards = laid_out.config, laid_out.world_size, laid_out.micro_batches
     strategy, width = config.strategy, 2 if config.train.precision == "bf16" else FLOAT
+    summed = FLOAT if strategy.kind == "deepspeed" and strategy.reduce_in_fp32 else width
     moves = config.target.kind == "ema" and weights.target > 0
     if strategy.kind == "single":
         return Called()
@@ -53,26 +63,30 @@ def called(laid_out: Plan, weights: Weights) -> Called:
         kept = 2 * bucket_size(weights.trained)  # is still there when it is asked for again
         each = max(weights.trained, 2 * weights.trained - kept)
         return Called(
-            scattered=forwards * width * weights.trained,
+            scattered=forwards * summed * weights.trained,
             gathered_weights=forwards * width * each,
             gathered_target=forwards * width * weights.target,
         )
     times = forwards if strategy.zero_stage == 2 else 1
     padded = ranks * min(weights.target, -(-weights.trained // ranks))  # the fullest rank's, of each
     return Called(
-        summed=times * width * weights.trained,
+        summed=times * summed * weights.trained,
         gathered_weights=width * weights.trained,
         gathered_target=width * padded if moves else 0,
     )
 
 
 def sent(laid_out: Plan, weights: Weights) -> Sent:
-    """What a rank sends. ZeRO-3 does so while it computes (DeepSpeed's overlap_comm), the others wait."""
+    """What a rank sends, and what of it goes on while it computes (docs/decisions/0020-overlap.md)."""
     found, strategy = called(laid_out, weights), laid_out.config.strategy
     share = (laid_out.world_size - 1) / laid_out.world_size
     return Sent(
         gradients=share * (2 * found.summed + found.scattered),
         weights=share * found.gathered_weights,
         target=share * found.gathered_target,
-        overlaps=strategy.kind == "deepspeed" and strategy.zero_stage == 3,
+        overlaps=strategy.kind == "deepspeed" and strategy.overlaps,
+        is_split=strategy.kind == "deepspeed" and strategy.zero_stage == 3,
+        buffers=-(-weights.trained // reduced_at_once(laid_out.config, weights.trained)),
+        forwards=laid_out.micro_batches,
+        sums=1 if strategy.kind == "single" or strategy.zero_stage < 2 else laid_out.micro_batches,
     )

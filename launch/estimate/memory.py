@@ -61,6 +61,8 @@ def of_stage(config: RunConfig, stage: int) -> RunConfig:
     given = {
         "zero_stage": stage,
         "offload_optimizer": own.kind == "deepspeed" and own.offload_optimizer,
+        "overlap_comm": own.overlap_comm if own.kind == "deepspeed" and stage else None,
+        "reduce_in_fp32": own.kind == "deepspeed" and own.reduce_in_fp32,
         "activation_checkpointing": own.activation_checkpointing,
         "recomputed_blocks": own.recomputed_blocks,
     }

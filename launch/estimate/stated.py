@@ -10,6 +10,7 @@ from launch.estimate.gpus import Gpu
 
 MFU = 0.4
 LINE_SHARE = 0.8  # of a link's rate that a collective gets
+HIDDEN_SHARE = 1.0  # of what streams allow to go on beside computing: that NCCL slows kernels is not in it
 FREE_SHARE = 0.1  # of a GPU's memory left to CUDA, NCCL and what an allocator cannot use
 HOST_COPY = 15e9  # bytes a second of a rank's copy to host memory: measured on CPU, docs/decisions/0012
 AGREE_S = 0.1  # that a save holds ranks up besides: metrics out, all agreed

@@ -198,7 +198,7 @@ def _network(found: Estimate) -> Iterator[str]:
     rows.append(["all", *(bytes_of(each.total) for each in found.sends)])
     rows.append(["takes", *(duration(each.network_s) for each in found.speeds)])
     rows.append(["computing takes", *(duration(each.compute_s) for each in found.speeds)])
-    rows.append(["one beside the other", *("yes" if each.overlaps else "no" for each in found.speeds)])
+    rows.append(["of sending, beside it", *(duration(each.hidden_s) for each in found.speeds)])
     yield from table(heads, rows)
     stated = found.stated
     where = "inside a node" if stated.nodes == 1 else "between nodes"

@@ -11,6 +11,7 @@ from launch.estimate.saving import DAY_S, saving
 from launch.estimate.speed import speed
 from launch.estimate.stated import Stated
 from pretrain.config import RunConfig
+from pretrain.flops import Parts, backward_share
 from pretrain.memory import checkpoint_bytes
 
 MOST_GPUS = 1024
@@ -37,11 +38,14 @@ class WhatIf:
     binds: str | None = None
 
 
-def what_if(config: RunConfig, stated: Stated, weights: Weights, flops_a_clip: float) -> Iterator[WhatIf]:
-    """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is."""
+def what_if(config: RunConfig, stated: Stated, weights: Weights, parts: Parts) -> Iterator[WhatIf]:
+    """1, 2, 4 … 1,024 GPUs, nodes filled first: as stated, or of 8 where a single GPU is.
+
+    parts: FLOPs of a clip.
+    """
     gpus = 1
     while gpus <= MOST_GPUS:
-        yield _on(gpus, config, stated, weights, flops_a_clip)
+        yield _on(gpus, config, stated, weights, parts)
         gpus *= 2
 
 
@@ -50,7 +54,7 @@ def _on(
     config: RunConfig,
     stated: Stated,
     weights: Weights,
-    flops_a_clip: float,
+    parts: Parts,
 ) -> WhatIf:
     if config.train.global_batch % gpus:
         return WhatIf(gpus, "no divisor")
@@ -65,7 +69,8 @@ def _on(
     if not fits:
         return WhatIf(gpus, "memory: no clip fits", binds="memory")
     laid_out = with_micro_batch(config, gpus, fits)
-    found = speed(config, there, flops_a_clip, sent(laid_out, weights))
+    flops = sum(part.model for part in parts.values())
+    found = speed(config, there, flops, backward_share(parts), sent(laid_out, weights))
     saves = saving(
         checkpoint_bytes(weights.trained, weights.target),
         there,

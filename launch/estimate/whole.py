@@ -15,7 +15,7 @@ from launch.estimate.stated import Stated
 from launch.estimate.what_if import WhatIf, what_if
 from launch.outline import num_parameters
 from pretrain.config import Plan, RunConfig, plan
-from pretrain.flops import Flops, parts_a_clip
+from pretrain.flops import Flops, backward_share, parts_a_clip
 from pretrain.memory import checkpoint_bytes
 from pretrain.recompute import blocks_again, settled
 
@@ -135,7 +135,7 @@ def estimate(config: RunConfig, stated: Stated) -> Estimate:
     flops = sum(part.model for part in parts.values())
     ways = columns(laid_out, weights, stated)
     sends = tuple(sent(_laid_out_as(laid_out, way), weights) for way in ways)
-    speeds = tuple(speed(config, stated, flops, each) for each in sends)
+    speeds = tuple(speed(config, stated, flops, backward_share(parts), each) for each in sends)
     own = speeds[next(number for number, way in enumerate(ways) if way.is_own)]
     return Estimate(
         name=config.name,
@@ -162,7 +162,7 @@ def estimate(config: RunConfig, stated: Stated) -> Estimate:
             config.train.checkpoint_every,
             beside=config.train.save_in_background,
         ),
-        what_if=tuple(what_if(config, stated, weights, flops)),
+        what_if=tuple(what_if(config, stated, weights, parts)),
     )
 
 

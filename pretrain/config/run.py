@@ -133,6 +133,18 @@ class RunConfig(Section):
         ):
             need = "false with strategy.zero_stage 0, which shards no optimizer"
             found.append(("strategy.offload_optimizer", True, need, (False, "strategy.zero_stage=1")))
+        if self.strategy.kind == "deepspeed" and self.strategy.overlap_comm and not self.strategy.zero_stage:
+            need = (
+                "false or null with strategy.zero_stage 0, which sums gradients when the backward has ended"
+            )
+            found.append(("strategy.overlap_comm", True, need, (False, "strategy.zero_stage=1")))
+        if (
+            self.strategy.kind == "deepspeed"
+            and self.strategy.reduce_in_fp32
+            and self.train.precision == "fp32"
+        ):
+            need = "false with train.precision fp32, whose gradients are summed in float32 as they are"
+            found.append(("strategy.reduce_in_fp32", True, need, (False,)))
         if self.optim.clip_per == "module" and self.optim.clip_norm is None:
             need = "all without optim.clip_norm, or a limit"
             found.append(("optim.clip_per", "module", need, ("all",)))

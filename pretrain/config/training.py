@@ -188,9 +188,22 @@ class DeepSpeedConfig(CheckpointingSection):
     offload_optimizer: bool = Field(
         False, description="master weights, AdamW's averages and the target's average in host memory"
     )
+    overlap_comm: bool | None = Field(
+        None,
+        description="gradients are summed over ranks while the backward goes on, at ZeRO-1 and 2 with a "
+        "second buffer; null: at ZeRO-3 only, as DeepSpeed does by itself",
+    )
+    reduce_in_fp32: bool = Field(
+        False, description="bf16 gradients are summed over ranks in float32, for twice the bytes sent"
+    )
     timeout_s: float = Field(
         120.0, gt=0, description="a collective that takes longer ends the run: a lost peer"
     )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are summed over ranks while the backward goes on."""
+        return self.zero_stage == 3 if self.overlap_comm is None else self.overlap_comm
 
 
 class RollbackConfig(Section):

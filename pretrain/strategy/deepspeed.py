@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pretrain.config import DeepSpeedConfig, Plan
 from pretrain.ema import ForwardCopy, Fragment
-from pretrain.memory import adds_in_float32, bucket_size
+from pretrain.memory import adds_in_float32, bucket_size, reduced_at_once
 from pretrain.objective.base import Batch, Output
 from pretrain.optim import build_optimizer, clip_modules, clip_whole, decaying_names
 from pretrain.strategy.base import Update, World
@@ -64,17 +64,24 @@ def deepspeed_config(plan: Plan, trained: int) -> dict[str, Any]:
     """What DeepSpeed is told; everything comes from the run's config.
 
     trained: elements of all weights that are. Its buffer for reducing gradients is made in its whole size at
-    once, half a billion elements where nothing else is said.
+    once, half a billion elements where nothing else is said. What overlaps what is in
+    docs/decisions/0020-overlap.md.
     """
     config = plan.config
     strategy = cast(DeepSpeedConfig, config.strategy)
-    zero: dict[str, Any] = {"stage": strategy.zero_stage, "reduce_bucket_size": bucket_size(trained)}
+    zero: dict[str, Any] = {
+        "stage": strategy.zero_stage,
+        "reduce_bucket_size": reduced_at_once(config, trained),
+        "overlap_comm": strategy.overlaps,
+    }
     if strategy.zero_stage == 3:  # else weights of a billion elements stay whole from forward to backward
         zero |= {"stage3_max_live_parameters": bucket_size(trained), "stage3_max_reuse_distance": 0}
     if strategy.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     clips = config.optim.clip_per == "all" and strategy.zero_stage > 0  # else it is done here
-    told = {"data_types": {"grad_accum_dtype": "fp32"}} if adds_in_float32(plan) else {}
+    told: dict[str, Any] = {"data_types": {"grad_accum_dtype": "fp32"}} if adds_in_float32(plan) else {}
+    if strategy.reduce_in_fp32:
+        told["communication_data_type"] = "fp32"
     return told | {
         "train_batch_size": config.train.global_batch,
         "train_micro_batch_size_per_gpu": config.train.micro_batch,

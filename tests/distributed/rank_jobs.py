@@ -28,6 +28,7 @@ from pretrain.strategy.deepspeed import join_world
 from pretrain.tracking.base import Several
 from tests.distributed.live_memory import measure
 from tests.distributed.live_step import measure_step
+from tests.distributed.noise_steps import train_noise
 
 ROOT = Path(__file__).parents[2]
 BATCH = {"global_batch": 12, "micro_batch": 2, "precision": "fp32", "steps": 4}
@@ -212,6 +213,8 @@ def main(jobs: Path, out: Path) -> None:
             found.append(take(config, world, Path(job["takes"])))
         elif job.get("measures_memory"):
             found.append(world.gather_objects(measure(config, world)))
+        elif job.get("trains_noise"):
+            found.append(train_noise(config, world))
         elif job.get("measures_step"):
             found.append(world.gather_objects(measure_step(config, world)))
         else:

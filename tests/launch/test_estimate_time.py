@@ -18,6 +18,7 @@ from launch.estimate.saving import best_interval_s, lost_share
 from launch.estimate.stated import FAILURES
 from launch.estimate.units import bytes_of, duration, operations, percent
 from pretrain.config import RunConfig
+from pretrain.flops import backward_share
 from tests.pretrain.small_objective import small_config
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -98,7 +99,55 @@ def test_the_loader_or_the_storage_binds_where_it_is_slowest() -> None:
 
 def test_zero_3_sends_while_it_computes() -> None:
     found = vitg(64, "h100", "strategy.zero_stage=3")
-    assert found.speed.work_s == max(found.speed.compute_s, found.speed.network_s)
+    speed = found.speed
+    assert speed.work_s == pytest.approx(max(speed.compute_s, speed.network_s))
+    off = vitg(64, "h100", "strategy.zero_stage=3", "strategy.overlap_comm=false").speed
+    assert off.work_s == off.compute_s + off.network_s
+
+
+def in_turns(filling_s: list[float], reducing_s: float) -> float:
+    """When the last of some buffers is reduced: one at a time, and no buffer more than the next is filled."""
+    ready = free = 0.0
+    for filled_s in filling_s:
+        ready = max(ready + filled_s, free)  # the backward waits for what is being reduced
+        free = ready + reducing_s
+    return free
+
+
+@pytest.mark.parametrize("clips", [3, 6, 24])
+def test_zero_1_hides_all_but_the_last_buffer_s_worth(clips: int) -> None:
+    """Against a walk through the buffers, sending slower than the backward and faster."""
+    changed = (f"train.micro_batch={clips}", f"train.global_batch={512 * clips}")
+    config = read_config(
+        "configs/train/vjepa2-vitg16.yaml", [*changed, "strategy.overlap_comm=true"], RunConfig
+    )
+    on = estimate(config, Stated(H100, 64, 8))
+    sends, speed = on.sends[on.own], on.speed
+    gradients_s = sends.gradients / on.stated.bandwidth
+    backward_s = backward_share(on.parts) * speed.compute_s
+    assert sends.buffers == 16 and (gradients_s < backward_s) is (clips > 6)
+    rest_s = speed.compute_s - backward_s + speed.network_s - gradients_s
+    walked_s = in_turns([backward_s / 16] * 16, gradients_s / 16)
+    assert speed.work_s == pytest.approx(rest_s + walked_s)
+
+
+def test_of_several_forwards_zero_1_has_the_last_backward_and_zero_2_has_all() -> None:
+    """A quarter of the forwards: of a long backward as much is hidden; of two short ones less."""
+    one, two = (
+        vitg(64, "h100", "train.micro_batch=1", "strategy.overlap_comm=true", f"strategy.zero_stage={stage}")
+        for stage in (1, 2)
+    )
+    assert one.forwards == two.forwards == 6
+    backward_s = backward_share(one.parts) * one.speed.compute_s
+    assert one.speed.hidden_s == pytest.approx(15 / 16 * backward_s / 6)
+    assert two.speed.hidden_s == pytest.approx(15 / 16 * backward_s)  # and it sends six times as much
+    assert two.speed.network_s > 3 * one.speed.network_s
+
+
+def test_gradients_in_float32_are_twice_the_bytes(on_512: Estimate) -> None:
+    twice = vitg(64, "h100", "strategy.reduce_in_fp32=true")
+    for a, b in zip(on_512.sends, twice.sends, strict=True):
+        assert b.gradients == 2 * a.gradients and (b.weights, b.target) == (a.weights, a.target)
 
 
 def test_daly_s_interval_loses_least() -> None:
