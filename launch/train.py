@@ -17,7 +17,6 @@ from typing import Any
 
 from data_pipeline.errors import (
     FULL_DISK,
-    ConfigError,
     DataError,
     ForeframeError,
     LostPeerError,
@@ -29,6 +28,7 @@ from launch.config import CONFIG_FILE, read_config
 from launch.ending import ERRORS_VARIABLE, how_to_go_on, leave_rank_error
 from launch.environment import processor
 from launch.failure import telling_failure
+from launch.fitting import check_device, check_memory
 from launch.lock import is_bare, lock_run, run_folder
 from launch.meeting import Job
 from launch.notes import notes
@@ -148,32 +148,6 @@ def run_train(
         if job.is_first:  # no step was taken, its last checkpoint was sent
             already.write()
         return already
-
-
-def check_device(config: RunConfig, nproc: int) -> None:
-    """More ranks than GPUs, where there are GPUs, is a mistake.
-
-    Raises: ConfigError, UsageError.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if gpus and nproc > gpus:
-        raise UsageError(f"--nproc {nproc} needs as many GPUs; this machine has {gpus}")
-    attention = config.model.attention
-    if not gpus and attention in ("xformers", "varlen"):
-        need = f"auto, sdpa or segments: {attention} runs on CUDA only"
-        raise ConfigError("model.attention", got=attention, need=need, try_=("auto",))
-
-
-def check_memory(config: RunConfig) -> None:
-    """Raises: ConfigError when strategy.activation_memory is too small, before any rank is started."""
-    if config.strategy.activation_checkpointing == "auto":
-        import torch
-
-        from pretrain.recompute import settled
-
-        settled(config, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_rank(
