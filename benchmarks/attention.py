@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.contenders import CASES, Shape, config_of, matrix_rates
 from benchmarks.measuring import Quiet, Row, publish, row, tell
-from benchmarks.train_step import CPU_CASES, CUDA_CASES, Clock, config_of, matrix_rate
 from pretrain.flops import TRAINED
 from pretrain.kernels import stack_rows
 from pretrain.model import attention
@@ -22,8 +22,8 @@ from pretrain.model.attention import Backend
 from pretrain.model.choose import Rows, milliseconds, why_not
 
 MORE_CPU_CASES = {
-    "ViT-tiny, 8 frames of 64², 16 clips": ("vit_tiny", 8, 64, 16),
-    "ViT-tiny, 16 frames of 96²": ("vit_tiny", 16, 96, 4),
+    "ViT-tiny, 8 frames of 64², 16 clips": Shape("vit_tiny", 8, 64, 16),
+    "ViT-tiny, 16 frames of 96²": Shape("vit_tiny", 16, 96, 4),
 }
 ON_CPU: tuple[Backend, ...] = ("segments", "sdpa")
 
@@ -53,7 +53,7 @@ def measure(case: str, stack: str, rows: Rows, device: torch.device, turns: int,
         milliseconds(works[0], device, dtype, rows)  # threads wake up
         for each in works:
             rates[each].append(1000 / milliseconds(each, device, dtype, rows))
-        matrices.append(matrix_rate(device, dtype, Clock(device)))
+        matrices.append(max(matrix_rates(device, dtype).values()))
     name, flops = described(case, stack, rows), flops_of(rows)
     found = []
     for each in works:
@@ -74,10 +74,10 @@ def main() -> None:
     given = parser.parse_args()
     device, quiet = torch.device(given.device), Quiet(given.wait_s)
     attention.LONG_ENOUGH = 0  # sequence by sequence also where runs lay them out: to see from where it pays
-    cases = CPU_CASES | MORE_CPU_CASES if device.type == "cpu" else CUDA_CASES
+    cases = CASES[given.device] | (MORE_CPU_CASES if device.type == "cpu" else {})
     rows: list[Row] = []
     for case in given.case or cases:
-        config = config_of(cases[case], "bf16" if device.type == "cuda" else "fp32", "none")
+        config = config_of(cases[case], {"objective.truncate": "none"})
         for stack, each in stack_rows(config).items():
             rows += measure(case, stack, each, device, given.turns, quiet)
     facts = {"turns": given.turns, "busy_with_other_work": quiet.loads}

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import os
 import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -22,14 +21,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.contenders import CASES, Clock, alone, batches_of, one_step
 from benchmarks.measuring import Quiet, Row, publish, row, short, tell
-from benchmarks.train_step import CPU_CASES, CUDA_CASES, Clock, batches_of, one_step
 from pretrain.build import build_engine
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import RunConfig, plan
 from pretrain.progress import Progress
-from pretrain.strategy.base import Engine, World
-from pretrain.strategy.deepspeed import join_world
+from pretrain.strategy.base import Engine
 
 CPU_CASE, CUDA_CASE = "ViT-S, 16 frames of 112²", "ViT-L, 16 frames of 256²"
 PIECE = 16 << 20
@@ -38,7 +36,8 @@ STEPS = 2  # whose median is a step's time
 
 
 def config_of(case: str, device: torch.device, *, in_background: bool) -> RunConfig:
-    preset, frames, size, clips = (CPU_CASES | CUDA_CASES)[case]
+    shape = CASES[device.type][case]
+    preset, frames, size, clips = shape.preset, shape.frames, shape.size, shape.clips
     precision = "bf16" if device.type == "cuda" else "fp32"
     train = {"global_batch": clips, "micro_batch": clips, "precision": precision, "keep_checkpoints": 1}
     return RunConfig.model_validate(
@@ -50,22 +49,6 @@ def config_of(case: str, device: torch.device, *, in_background: bool) -> RunCon
             "strategy": {"kind": "deepspeed", "zero_stage": 1},
         }
     )
-
-
-def alone(device: torch.device) -> World:
-    """A world of one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    given = {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update(given)
-    return join_world(device, 120.0)
 
 
 class Saving:
@@ -203,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--case", help="of CPU_CASES or CUDA_CASES in train_step")
+    parser.add_argument("--case", help="as in train_step")
     parser.add_argument("--quick", action="store_true", help="one turn, no waiting; printed, not written")
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()

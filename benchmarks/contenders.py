@@ -48,8 +48,22 @@ class Shape:
     predictor: dict[str, int] = field(default_factory=lambda: dict(PREDICTOR))
 
 
+NARROW = PREDICTOR | {"width": 96, "heads": 3}
+CASES = {
+    "cpu": {
+        "ViT-tiny, 8 frames of 64²": Shape("vit_tiny", 8, 64, 4),
+        "ViT-tiny, 8 frames of 64², predictor of 96": Shape("vit_tiny", 8, 64, 4, predictor=NARROW),
+        "ViT-S, 16 frames of 112²": Shape("vit_small", 16, 112, 2),
+    },
+    "cuda": {
+        "ViT-L, 16 frames of 256²": Shape("vit_large", 16, 256, 24, "cuda", "bf16"),
+        "ViT-g, 16 frames of 256²": Shape("vit_giant", 16, 256, 8, "cuda", "bf16"),
+    },
+}
+
+
 def config_of(shape: Shape, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A run of that shape, with masks cut to equal lengths. changes: by dotted key."""
+    """A run of that shape, with masks cut to equal lengths unless changed. changes: by dotted key."""
     values: dict[str, Any] = {
         "name": "step",
         "data": {"shards": "nowhere", "frames": shape.frames, "size": shape.size},
@@ -91,10 +105,16 @@ def batches_of(config: RunConfig, device: torch.device) -> list[Batch]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def alone(device: torch.device) -> World:
+    """A world of one rank, as DeepSpeed wants it."""
+    from pretrain.strategy.deepspeed import join_world
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    found = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(found, MASTER_PORT=port)
+    return join_world(device, 120.0)
 
 
 class Clock:
@@ -146,13 +166,7 @@ class Contender:
 def ours(shape: Shape, changes: dict[str, Any]) -> Contender:
     device = torch.device(shape.device)
     config = config_of(shape, changes)
-    world = World(0, 1, device)
-    if shape.precision != "fp32":
-        from pretrain.strategy.deepspeed import join_world
-
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
-        world = join_world(device, 60.0)
+    world = World(0, 1, device) if shape.precision == "fp32" else alone(device)
     engine = build_engine(plan(config, 1), world)
     batches, clock = batches_of(config, device), Clock(device)
     return Contender(

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from benchmarks.contenders import CASES, Clock, batches_of
 from benchmarks.measuring import Quiet, Row, publish, row, short, tell
-from benchmarks.train_step import CPU_CASES, CUDA_CASES, Clock, batches_of
 from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
@@ -39,8 +39,8 @@ Found = dict[str, list[float]]  # seconds of each turn
 
 
 def config_of(case: str, device: torch.device, ranks: int) -> RunConfig:
-    preset, frames, size, clips = (CPU_CASES | CUDA_CASES)[case]
-    clips = min(clips, 4)
+    shape = CASES[device.type][case]
+    preset, frames, size, clips = shape.preset, shape.frames, shape.size, min(shape.clips, 4)
     precision = "bf16" if device.type == "cuda" else "fp32"
     return RunConfig.model_validate(
         {
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three turns, no waiting; printed, not written")
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     parser.add_argument("--rank", type=Path, help="what the benchmark starts its ranks with")
-    parser.add_argument("--case", default=None, help="of CPU_CASES or CUDA_CASES in train_step")
+    parser.add_argument("--case", default=None, help="as in train_step")
     given = parser.parse_args()
     device = torch.device(given.device)
     case = given.case or (CUDA_CASE if device.type == "cuda" else CPU_CASE)

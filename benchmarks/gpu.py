@@ -29,7 +29,7 @@ def parts_of(peers: list[str], device: str) -> list[Part]:
     return [
         benchmark("ViT-L step", "train_step", "--case", VIT_L, *short, *told, limit_s=150),
         benchmark("attention", "attention", "--device", device, "--turns", "3", "--wait-s", "0", limit_s=60),
-        benchmark("largest micro-batch", "memory", "--device", device, limit_s=90),
+        benchmark("largest micro-batch", "micro_batch", "--device", device, limit_s=150),
         benchmark("ViT-g step", "train_step", "--case", VIT_G, *short, *told, limit_s=120),
         benchmark("moving average", "ema", "--device", device, "--quick", limit_s=45),
         benchmark("checkpoint", "checkpoint", "--device", device, "--quick", limit_s=45),

@@ -1,4 +1,4 @@
-"""The tables of docs/speed/compile.md: attention alone, and whole steps with compiled blocks."""
+"""The table of docs/speed/compile.md: attention alone."""
 
 from __future__ import annotations
 
@@ -22,22 +22,6 @@ def attention_table(device: str) -> str:
         share = shares[row["case"], way]
         lines.append(f"| {row['case']} | `{way}` | {1000 / row['ours']:.3g} | {ratio} | {share:.0f} % |")
     return "\n".join([*lines, "", _facts(found, "larger is faster")])
-
-
-def compiled_table(device: str) -> str:
-    """Whole steps with compiled blocks beside the same without, and what was compiled when."""
-    found = json.loads((RESULTS / f"compiled_{device}.json").read_text())
-    lines = [
-        "| clips a second | compiled | as written | times (from, to) | graphs, later |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    cases = list(dict.fromkeys(row["case"] for row in found["rows"]))
-    for case in cases:
-        speed, first, later = (row for row in found["rows"] if row["case"] == case)
-        ratio = f"{speed['ratio']:.2f} ({speed['min']:.2f}, {speed['max']:.2f})"
-        graphs = f"{first['ours']:g}, {later['ours']:g}"
-        lines.append(f"| {case} | {speed['ours']:.3g} | {speed['reference']:.3g} | {ratio} | {graphs} |")
-    return "\n".join([*lines, "", _facts(found, "above 1 is faster")])
 
 
 def _way(row: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernel_tables import attention_table, compiled_table
+from benchmarks.kernel_tables import attention_table
 from benchmarks.scale import SCALE
+from benchmarks.speed_tables import gains_table, pairs_table, step_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -300,8 +301,11 @@ TABLES = {
     "probe": probes_table,
     "attention_cpu": partial(attention_table, "cpu"),
     "attention_cuda": partial(attention_table, "cuda"),
-    "compiled_cpu": partial(compiled_table, "cpu"),
-    "compiled_cuda": partial(compiled_table, "cuda"),
+    "train_step_cpu": partial(step_table, "cpu"),
+    "train_step_cuda": partial(step_table, "cuda"),
+    "ema": partial(pairs_table, "ema"),
+    "checkpoint": partial(pairs_table, "checkpoint"),
+    "scaling": partial(pairs_table, "scaling"),
 }
 PAGES = (
     "README.md",
@@ -309,15 +313,23 @@ PAGES = (
     "docs/train.md",
     "docs/probe.md",
     "docs/scale.md",
+    "docs/speed.md",
     "docs/speed/compile.md",
+    "docs/speed/overlap.md",
 )
+
+
+# More tables of a file that has one above.
+MORE = {"train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu"))}
 
 
 def drawn(text: str) -> str:
     """`text` with what stands between the marks of each table replaced."""
-    for name, table in {**TABLES, **SCALE}.items():
+    more = {name: table for name, (_, table) in MORE.items()}
+    for name, table in {**TABLES, **SCALE, **more}.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        is_known = name in SCALE or (RESULTS / f"{name}.json").exists()  # what was not measured stays empty
+        file = MORE[name][0] if name in MORE else name
+        is_known = name in SCALE or (RESULTS / f"{file}.json").exists()  # what was not measured stays empty
         if is_known and pattern.search(text):
             words = table().replace("\\", r"\\")
             text = pattern.sub(rf"\g<1>{words}\n\g<2>", text)

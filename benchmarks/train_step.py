@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import (
+    CASES,
     NUM_BATCHES,
     PARTS,
-    PREDICTOR,
     Running,
     Shape,
     batches_of,
@@ -37,23 +37,12 @@ from benchmarks.measuring import Quiet, Row, publish, row, short, tell
 from pretrain.flops import flops_of
 
 META = "Meta's code"
-NARROW = PREDICTOR | {"width": 96, "heads": 3}
-CASES = {
-    "cpu": {
-        "ViT-tiny, 8 frames of 64²": Shape("vit_tiny", 8, 64, 4),
-        "ViT-tiny, 8 frames of 64², predictor of 96": Shape("vit_tiny", 8, 64, 4, predictor=NARROW),
-        "ViT-S, 16 frames of 112²": Shape("vit_small", 16, 112, 2),
-    },
-    "cuda": {
-        "ViT-L, 16 frames of 256²": Shape("vit_large", 16, 256, 24, "cuda", "bf16"),
-        "ViT-g, 16 frames of 256²": Shape("vit_giant", 16, 256, 8, "cuda", "bf16"),
-    },
-}
 GAINS = {
     "cpu": {
         "products by MKL": {"model.products": "torch"},
         "AdamW operation by operation": {"optim.fused": False},
         "attention laid out and masked": {"model.attention": "sdpa"},
+        "blocks compiled": {"train.compile": "blocks"},
     },
     "cuda": {
         "blocks not compiled": {"train.compile": "none"},
