@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", action="append", choices=STAGES, help="one or several; without it all")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="a turn")
+    parser.add_argument("--steps", type=int, default=3, help="a turn")
     parser.add_argument("--wait-s", type=float, default=30.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()
     stages = given.stage or list(STAGES)
