@@ -51,7 +51,7 @@ def test_no_forward_holds_what_an_earlier_one_gave(monkeypatch: Any) -> None:
     monkeypatch.setattr("pretrain.loop.knobs_at", lambda step, config: SimpleNamespace(momentum=1.0))
     nothing = SimpleNamespace(applied=False)
     engine = SimpleNamespace(
-        targets=seen.targets, loss=seen.loss, backward=lambda _: None, agree=lambda _: False,
+        targets=seen.targets, loss=seen.loss, backward=lambda _: None, ask=lambda _: lambda: False,
         step=lambda *_, **__: nothing,
     )  # fmt: skip
     watch = SimpleNamespace(
