@@ -266,6 +266,7 @@ def _serve(make: Callable[..., Contender], given: tuple[Any, ...], device: str, 
             assert contender.parts is not None
             pipe.send([contender.parts(n % NUM_BATCHES) for n in range(steps)])
             continue
+        contender.take(NUM_BATCHES - 1)  # caches and threads are cold after the others' turns
         began = clock()
         for number in range(steps):
             contender.take(number % NUM_BATCHES)

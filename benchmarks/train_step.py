@@ -69,7 +69,7 @@ def turn_about(
 
     def begin(name: str, contender: Running) -> None:
         sizes[name] = contender.parameters
-        contender.seconds(max(2, NUM_BATCHES))  # warms up
+        contender.seconds(NUM_BATCHES)  # every batch once
 
     if shape.device == "cuda":
         for number, (name, make, args) in enumerate(made):
