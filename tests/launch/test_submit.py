@@ -384,21 +384,3 @@ def test_out_that_cannot_be_written_is_a_sentence(config: RunConfig, here: Path)
     (here / "runs").write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
         submitted(config, is_dry=True)
-
-
-def test_a_job_on_this_machine_runs_to_its_end_under_supervision(small_dataset: Path, here: Path) -> None:
-    """From the command line, to a run that knows which code it is of, and goes on with the next one."""
-    config = tiny_config(small_dataset, here / "runs", name="one", train={"steps": 2})
-    (here / "run.yaml").write_text(dump_config(config))
-    words = [sys.executable, "-m", "launch", "submit", "run.yaml", "--on", "local"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("frozen runs/one/submissions/001\n")
-    run = here / "runs/one"
-    assert json.loads((run / "result.json").read_text())["step"] == 2
-    assert json.loads((run / "restarts.jsonl").read_text())["kind"] == "done"
-    command = json.loads((run / "provenance.json").read_text())["command"]
-    assert Path(command[0]).is_relative_to(run / "submissions/001/code"), "the frozen code"
-    again = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert again.returncode == 0 and "already finished" in again.stdout

@@ -1,4 +1,4 @@
-"""A store that stumbles, for the tests of what reads from it."""
+"""A store that stumbles, for the tests of what reads from it; and one thread for small products."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_pipeline.storage import Storage
 from tests.servers.s3 import forget_s3
@@ -42,3 +43,12 @@ def run(tmp_path: Path, empty_store: Path) -> Path:
     folder.mkdir()
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products this small take longer over two threads, far longer where others work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

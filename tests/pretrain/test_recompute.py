@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,7 @@ from pretrain.objective.make import first_encoder
 from pretrain.recompute import again_at, fewest, settled, told, with_again, with_all_again
 from tests.pretrain.small_objective import KINDS, config_of, make, small_batch, small_config
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take longer over two threads, far longer where others work too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 LARGE: dict[str, Any] = {"encoder": {"depth": 5}, "predictor": {"depth": 4}}
