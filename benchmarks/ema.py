@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmarks.contenders import CASES, Clock, batches_of
-from benchmarks.measuring import Quiet, Row, publish, row, short, tell
+from benchmarks.measuring import Quiet, Row, publish, row, short, tell, torchrun
 from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
@@ -127,9 +126,8 @@ def rank(case: str, turns: int, out: Path) -> None:
 def over_ranks(case: str, turns: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         words = ["-m", "benchmarks.ema", "--rank", str(out), "--turns", str(turns), "--case", case]
-        subprocess.run([*command, *words], check=True, stderr=subprocess.DEVNULL, env={**os.environ})
+        subprocess.run([*torchrun(2), *words], check=True, stderr=subprocess.DEVNULL, env={**os.environ})
         found: Found = json.loads(out.read_text())
         return found
 

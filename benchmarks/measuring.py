@@ -65,6 +65,11 @@ def row(
     }
 
 
+def torchrun(ranks: int) -> list[str]:
+    """The words that start `ranks` of what follows them, on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+
+
 def short(value: float) -> float:
     return float(f"{value:.4g}")
 

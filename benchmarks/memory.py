@@ -13,7 +13,6 @@ import gc
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measuring import Row, publish, row, tell
+from benchmarks.measuring import Row, publish, row, tell, torchrun
 from launch.outline import num_parameters
 from launch.ranks import end_rank
 from pretrain.activations import activations, last_gradients
@@ -189,7 +188,7 @@ def rank(case: Case, out: Path) -> None:
 
 def measure(case: Case, out: Path) -> dict[str, int]:
     """What the rank that holds most holds."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+    command = torchrun(RANKS)
     environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
     subprocess.run(

@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Quiet, Row, publish, row, short, tell
+from benchmarks.measuring import Quiet, Row, publish, row, short, tell, torchrun
 
 CLIPS = 4  # of a rank; in strong scaling one rank has twice as many
 STAGES = ("ZeRO-0", "ZeRO-1", "ZeRO-1, overlapped", "ZeRO-2", "ZeRO-2, overlapped", "ZeRO-3")
@@ -34,15 +33,7 @@ def on_ranks(ranks: int, jobs: list[dict[str, Any]]) -> list[Found]:
     with tempfile.TemporaryDirectory(prefix="foreframe-scaling-") as folder:
         given, told = Path(folder) / "jobs.json", Path(folder) / "found.json"
         given.write_text(json.dumps(jobs))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(ranks),
-        ]
-        command += ["-m", "benchmarks.scaling_ranks", str(given), str(told)]
+        command = [*torchrun(ranks), "-m", "benchmarks.scaling_ranks", str(given), str(told)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         if done.returncode:
             raise SystemExit(f"{ranks} ranks ended with {done.returncode}:\n{done.stderr[-3000:]}")
