@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ Backend = Literal[
     "sdpa_flash",  # of equally long sequences only, as are the next two; else as sdpa
     "sdpa_cudnn",
     "sdpa_efficient",
-    "segments",  # SDPA, sequence after sequence
+    "segments",  # SDPA, sequence after sequence; those of one length that follow each other at once
 ]
 KERNELS = {
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
@@ -68,6 +69,11 @@ class Packing:
         if self._lengths_S is None:
             return torch.tensor(self.lengths, device=self.device)
         return self._lengths_S
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """How many sequences of one length follow each other, and that length, from the first to the last."""
+        return tuple((len(list(same)), length) for length, same in groupby(self.lengths))
 
     @cached_property
     def slots_M(self) -> Tensor:
@@ -155,11 +161,13 @@ def _by_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
 
 def _by_segments(q_MHd: Tensor, k_MHd: Tensor, v_MHd: Tensor, packing: Packing) -> Tensor:
-    of_each = (x.transpose(0, 1).split(packing.lengths, 1) for x in (q_MHd, k_MHd, v_MHd))
-    outs = [
-        F.scaled_dot_product_attention(q_HLd[None], k_HLd[None], v_HLd[None])[0].transpose(0, 1)
-        for q_HLd, k_HLd, v_HLd in zip(*of_each, strict=True)
-    ]
+    """Masks cut to one length a kind make a run of each kind; others are as many runs as sequences."""
+    sizes = [count * length for count, length in packing.runs]
+    of_each = (x_MHd.split(sizes) for x_MHd in (q_MHd, k_MHd, v_MHd))
+    outs = []
+    for (count, length), *run in zip(packing.runs, *of_each, strict=True):
+        q, k, v = (x_MHd.unflatten(0, (count, length)).transpose(1, 2) for x_MHd in run)
+        outs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outs)
 
 

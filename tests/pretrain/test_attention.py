@@ -240,7 +240,9 @@ def test_every_stack_of_every_objective_has_the_rows_that_it_attends_over(
         assert any(not is_uniform for is_uniform, *_ in given) <= (True in lengths_differ), name
 
 
-@pytest.mark.parametrize("lengths", [(70, 9, 64), (LONG_ENOUGH - 1, 9), (80, 80), (65,)])
+@pytest.mark.parametrize(
+    "lengths", [(70, 9, 64), (40, 40, 40, 33, 33, 40), (LONG_ENOUGH - 1, 9), (80, 80), (65,)]
+)
 def test_sequence_by_sequence_gives_what_a_softmax_of_each_gives(lengths: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(sum(lengths), 2, 8, generator=generator, dtype=torch.float64) for _ in range(3))
