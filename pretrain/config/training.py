@@ -40,7 +40,9 @@ class TargetConfig(Section):
         "start, never moved",
     )
     stop_gradient: bool = Field(
-        True, description="false, with kind online: the loss also pulls targets to predictions, and collapses"
+        True,
+        description="false: the loss also pulls targets to predictions, and collapses; with kind ema, "
+        "the context encoder's own features of what is to be guessed, which the average follows",
     )
     momentum: MomentumConfig = MomentumConfig()
 
