@@ -92,9 +92,10 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         every = canvas.subplots(rows, sharex=True, squeeze=False)[:, 0]
         for ax, axes in zip(every, figure.axes, strict=True):
             _draw_axes(ax, axes, ink)
-        every[-1].set_xlabel("step")
-        every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        every[-1].xaxis.set_major_formatter(_step)
+        every[-1].set_xlabel(figure.across)
+        if figure.across == "step":
+            every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            every[-1].xaxis.set_major_formatter(_step)
         canvas.align_ylabels(every)
         nothing = ("CreationDate", "Producer") if path.suffix == ".pdf" else ("Date", "Format", "Type")
         drawn = io.BytesIO()
