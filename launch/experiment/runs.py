@@ -56,14 +56,14 @@ def stage_runs(
     for cell, level in cells:
         shards = data[found.data if level is None or level.data is None else level.data]
         arm = found.arms[cell.arm].settings
-        settings: Settings = {**found.settings, **({} if level is None else level.settings), **arm}
+        settings: Settings = {**({} if level is None else level.settings), **arm, "seed": cell.seed}
+        settings["data.shards"] = str(shards)
         if found.weights_of is not None:
             settings["init.weights"] = str(_run_of(earlier, *found.weights_of, cell))
-        rows.append(_row({**settings, "data.shards": str(shards), "seed": cell.seed}))
-    fixed = (f"out={as_typed(str(folder))}", *changes)
-    sweep = make_sweep(
-        str(shipped_config(found.train)), Asked(fixed, tuple(rows)), name=stage, ranks=1, shares_store=True
-    )
+        rows.append(_row(settings))
+    own = [f"{key}={value}" for key, value in _row(found.settings)]
+    asked = Asked((f"out={as_typed(str(folder))}", *own, *changes), tuple(rows))
+    sweep = make_sweep(str(shipped_config(found.train)), asked, name=stage, ranks=1, shares_store=True)
     pairs = zip(cells, sweep.elements, strict=True)
     return sweep, [Run(cell, element) for (cell, _), element in pairs]
 
