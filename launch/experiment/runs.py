@@ -52,18 +52,25 @@ def stage_runs(
     """
     found = experiment.stages[stage]
     cells = list(cells_of(experiment, stage))
+    own = {"out": str(folder), **found.settings, "data.shards": str(data[found.data])}
     rows = []
     for cell, level in cells:
-        shards = data[found.data if level is None or level.data is None else level.data]
-        arm = found.arms[cell.arm].settings
-        settings: Settings = {**({} if level is None else level.settings), **arm, "seed": cell.seed}
-        settings["data.shards"] = str(shards)
+        settings: Settings = {**found.arms[cell.arm].settings, "seed": cell.seed}
+        if level is not None:
+            settings = {**level.settings, **settings}
+            if level.data is not None:
+                settings["data.shards"] = str(data[level.data])
         if found.weights_of is not None:
             settings["init.weights"] = str(_run_of(earlier, *found.weights_of, cell))
         rows.append(_row(settings))
-    own = [f"{key}={value}" for key, value in _row(found.settings)]
-    asked = Asked((f"out={as_typed(str(folder))}", *own, *changes), tuple(rows))
-    sweep = make_sweep(str(shipped_config(found.train)), asked, name=stage, ranks=1, shares_store=True)
+    fixed = (*(f"{key}={value}" for key, value in _row(own)), *changes)
+    sweep = make_sweep(
+        str(shipped_config(found.train)),
+        Asked(fixed, tuple(rows)),
+        name=stage,
+        ranks=1,
+        shares_store=True,
+    )
     pairs = zip(cells, sweep.elements, strict=True)
     return sweep, [Run(cell, element) for (cell, _), element in pairs]
 
