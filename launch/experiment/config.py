@@ -99,8 +99,19 @@ class Quick(Section):
 
     seeds: PositiveInt = 2
     videos: PositiveInt | None = None
-    settings: Settings = Field({}, description="by dotted key")
+    shorter: PositiveInt = Field(1, description="divides steps of training, of warm-up, between probings")
+    settings: Settings = Field({}, description="of all arms, by dotted key")
     levels: tuple[float, ...] | None = Field(None, description="the levels that are kept; null: all")
+
+
+IN_STEPS = ("train.steps", "optim.warmup_steps", "probe.every")
+
+
+def _shorter(settings: Settings, by: int) -> Settings:
+    return {
+        key: max(1, value // by) if key in IN_STEPS and isinstance(value, int) else value
+        for key, value in settings.items()
+    }
 
 
 class ExperimentConfig(Section):
@@ -167,7 +178,15 @@ class ExperimentConfig(Section):
             for name, each in self.data.items()
         }
         stages = {
-            name: each.model_copy(update={"settings": {**each.settings, **quick.settings}})
+            name: each.model_copy(
+                update={
+                    "settings": {**_shorter(each.settings, quick.shorter), **quick.settings},
+                    "arms": {
+                        arm: found.model_copy(update={"settings": _shorter(found.settings, quick.shorter)})
+                        for arm, found in each.arms.items()
+                    },
+                }
+            )
             for name, each in self.stages.items()
         }
         levels = tuple(each for each in self.levels if quick.levels is None or each.value in quick.levels)

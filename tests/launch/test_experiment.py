@@ -42,7 +42,7 @@ stages:
     weights_of: [first, fast]
     arms: {only: {}}
 measures: [{name: loss, key: loss}]
-quick: {seeds: 1, videos: 2, levels: [0.8], settings: {train.steps: 5}}
+quick: {seeds: 1, videos: 2, levels: [0.8], shorter: 2, settings: {train.log_every: 1}}
 """
 
 
@@ -62,7 +62,8 @@ def test_every_shipped_experiment_has_runs_whose_configs_are_valid(
     for stage, runs in found.items():
         arms = experiment.stages[stage].arms
         assert len(runs) == experiment.seeds * len(arms) * max(1, len(experiment.levels))
-        budgets = {(run.element.config.train.steps, run.element.config.train.global_batch) for run in runs}
+        trains = [run.element.config.train for run in runs]
+        budgets = {train.steps * train.global_batch for train in trains}  # clips
         assert len(budgets) == 1, f"arms of {stage} have the same budget"
 
 
@@ -89,7 +90,9 @@ def test_quick_has_fewer_seeds_levels_videos_and_steps_and_a_folder_of_its_own(t
     assert (quick.name, quick.seeds, [each.value for each in quick.levels]) == ("try-quick", 1, [0.8])
     assert {each.videos for each in quick.data.values()} == {2}
     runs = planned(quick, tmp_path, shards_of(tmp_path, quick.data), ())
-    assert {run.element.config.train.steps for each in runs.values() for run in each} == {5}
+    configs = [run.element.config for each in runs.values() for run in each]
+    assert {(each.train.steps, each.train.log_every) for each in configs} == {(5, 1)}
+    assert configs[-1].optim.warmup_steps == 1
 
 
 @pytest.mark.parametrize(
