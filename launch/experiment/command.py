@@ -194,7 +194,7 @@ def conclude(
         "device": "CPU",
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
-        "seconds": seconds_of(metrics[last]),
+        "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "plots": plots,
     }
@@ -206,11 +206,13 @@ def conclude(
     say(table)
     if experiment.against is not None and experiment.seeds > 1:
         say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
-    for path in (folder / RESULT_FILE, *(path for path, _ in drawn)):
+    for path in (folder / RESULT_FILE, folder / TABLE_FILE, *(path for path, _ in drawn)):
         say(f"wrote  {shown(path)}")
+    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
+    if made[last][0].element.config.tracker.kind == "mlflow":
+        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
 
 
 def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:
     """Training time of all runs together, as they logged it."""
-    return round(sum(max((float(line.get("time_s", 0.0)) for line in lines), default=0.0)
-                     for lines in metrics.values()), 1)  # fmt: skip
+    return sum(float(lines[-1].get("time_s", 0.0)) for lines in metrics.values() if lines)
