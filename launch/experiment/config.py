@@ -82,6 +82,7 @@ class Panel(Section):
     key: str
     log: bool = False
     percent: bool = False
+    from_zero: bool = True
 
 
 class Plot(Section):

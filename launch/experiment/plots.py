@@ -99,6 +99,7 @@ def figure_of(plot: Drawn, name: str) -> Figure:
             tuple(_drawn(curve, number) for number, curve in enumerate(panel["curves"])),
             percent=panel["percent"],
             log=panel["log"],
+            from_zero=panel["from_zero"],
         )
         for panel in plot["panels"]
     ]
