@@ -1,4 +1,4 @@
-"""Simulated worlds for experiments: an object that actions push, leaves that distract, walls that never move."""
+"""Simulated worlds: an object that actions push, leaves that distract, walls that never move."""
 
 from data_pipeline.worlds.motion import actions_of as actions_of
 from data_pipeline.worlds.motion import move as move

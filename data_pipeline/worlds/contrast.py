@@ -22,15 +22,15 @@ PLACES, SIZES, SIDE = 7, 3, 64
 
 
 class Contrast(NamedTuple):
-    """leaves: their standard deviation, in levels. object: its colours' distance from MEAN, of the full one."""
+    """leaves: their standard deviation, in levels. object: its colours' distance from MEAN, 1 at most."""
 
     leaves: float
     object: float
 
 
 def contrast(leaves: float) -> Contrast:
-    """Of a world with this share of leaves. The object is at full contrast as long as leaves are not too strong
-    for 8 bits; from there on (0.8 or so) it fades."""
+    """Of a world with this share of leaves. The object is at full contrast up to a share of about 0.8;
+    beyond, leaves would be too strong for 8 bits, and it fades in their place."""
     bare, of_object = _moments()
     variance = leaves / (1 - leaves) * of_object / bare
     fade = min(1.0, MAX_DEVIATION / math.sqrt(variance)) if variance else 1.0

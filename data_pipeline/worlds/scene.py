@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What changes from frame to frame. seed, index: of the video whose wind blows; position, velocity: (2,)."""
+    """What changes from frame to frame. seed, index: whose wind blows; position, velocity: (2,)."""
 
     seed: int
     index: int

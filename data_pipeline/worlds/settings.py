@@ -34,7 +34,7 @@ class World(Section):
         0.5,
         ge=0,
         le=MAX_LEAVES,
-        description="Share of the pixels' variance, over time and videos, that is the leaves'; 0: plain grey.",
+        description="Share of the pixels' variance, over time and videos, that is leaves; 0: plain grey.",
     )
     leaves_s: float | None = Field(
         1.0,
@@ -45,7 +45,7 @@ class World(Section):
     )
     band: tuple[int, int] = Field(
         (1, 8),
-        description="Coarsest and finest waves of the leaves, in periods a frame; power falls by their square.",
+        description="Coarsest and finest waves of the leaves, periods a frame; power falls by their square.",
     )
     drift: float = Field(
         0.15,

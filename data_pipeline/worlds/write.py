@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.progress import Progress
 from data_pipeline.synthetic import ACTION_NAMES, SHAPES, in_processes, video_name, write_video
-from data_pipeline.worlds.motion import start
-from data_pipeline.worlds.motion import actions_of as actions_of_video
+from data_pipeline.worlds.motion import actions_of, start
 from data_pipeline.worlds.scene import begin, render, state_names, state_row, step
 from data_pipeline.worlds.settings import World
 
@@ -24,7 +23,7 @@ def simulated(
     world: World, seed: int, index: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
     """Frames (F, S, S, 3), states (F, N) and the true actions (F, 2) of video `index`."""
-    actions = actions_of_video(world, seed, index)
+    actions = actions_of(world, seed, index)
     state, scene = begin(world, seed, index)
     frames, states = [], []
     for action in actions:
@@ -49,7 +48,7 @@ def recorded_actions(world: World, seed: int, index: int, num_videos: int) -> ND
     if world.actions == "zero":
         return np.zeros((world.num_frames, len(ACTION_NAMES)), np.float32)
     told = partner_of(index, num_videos, seed) if world.actions == "shuffled" else index
-    return actions_of_video(world, seed, told)
+    return actions_of(world, seed, told)
 
 
 def render_world_video(folder: str | Path, world: World, index: int, num_videos: int, seed: int) -> Path:
