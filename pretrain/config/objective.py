@@ -178,11 +178,11 @@ Scale = tuple[float, Annotated[float, Field(gt=0)]]
 
 
 class StatesConfig(MomentsSection):
-    """Supervised: true states, by a linear layer on each tubelet's mean feature; a ceiling to compare with."""
+    """Supervised: true states, by a linear layer on each tubelet's mean feature; a ceiling for others."""
 
     kind: Literal["states"] = "states"
     targets: dict[str, Scale] = Field(
-        {"x": (0.5, 0.22), "y": (0.5, 0.22), "vx": (0.0, 0.5), "vy": (0.0, 0.5)},
+        {"x": (0.5, 0.21), "y": (0.5, 0.21), "vx": (0.0, 0.65), "vy": (0.0, 0.65)},
         description="states of the data to be told, by name: [mean, deviation] by which they are "
         "standardised, so that each weighs alike; the usual are those of the rendered videos",
     )
@@ -198,7 +198,7 @@ class StatesConfig(MomentsSection):
         if both:
             raise ValueError(f"{', '.join(both)}: in targets and in classes; need each state once")
         if not self.targets and not self.classes:
-            raise ValueError("targets and classes are empty: need a state at least, such as {x: [0.5, 0.22]}")
+            raise ValueError("targets and classes are empty: need a state at least, such as {x: [0.5, 0.21]}")
         return self
 
     @property
