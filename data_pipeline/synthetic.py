@@ -10,6 +10,7 @@ accelerations (the actions) frame widths a second squared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _lerp_rows(image: Floats, start: float, length: int, axis: int) -> Floats:
     return first + share * (second - first)
 
 
-def _coverage(shape: int, x: Floats, y: Floats, radius: float) -> Floats:
+def coverage(shape: int, x: Floats, y: Floats, radius: float) -> Floats:
     """Share of each pixel under a shape, edges softened over one pixel.
 
     x, y: offsets from the shape's centre in pixels. radius: of the disc of about the same area, in pixels.
@@ -142,7 +143,7 @@ def render_frames(states: Floats, texture: Floats, size: int) -> NDArray[np.uint
     for frame, (x, y, _, _, bx, by, radius, shape, colour) in enumerate(states.astype(np.float64)):
         rows = _lerp_rows(texture, by * size, size, axis=0)
         image = _lerp_rows(rows, bx * size, size, axis=1)
-        cover = _coverage(
+        cover = coverage(
             int(shape), (centres - x * size)[None, :], (centres - y * size)[:, None], radius * size
         )[..., None]
         image += cover * (COLOURS[int(colour)] - image)
@@ -155,34 +156,45 @@ def video_name(index: int) -> str:
 
 
 def render_video(folder: str | Path, index: int, seed: int, look: Look | None = None) -> Path:
-    """Write video `index` and its sidecar `.npz` (t, state, actions, names); returns the video's path.
+    """Write video `index` and its sidecar `.npz` (t, state, actions, names); returns the video's path."""
+    look = look or Look()
+    rng = generator(seed, index)
+    states, actions = simulate(rng, look.num_frames, look.fps)
+    frames = render_frames(states, render_texture(rng, look.size * TEXTURE_SCALE), look.size)
+    return write_video(folder, index, frames, states, actions, look.fps, STATE_NAMES)
+
+
+def write_video(
+    folder: str | Path,
+    index: int,
+    frames: NDArray[np.uint8],
+    states: Floats,
+    actions: Floats,
+    fps: float,
+    state_names: tuple[str, ...],
+) -> Path:
+    """Write frames (F, size, size, 3) as a video, and beside it states and actions as its sidecar `.npz`.
 
     The sidecar comes first and the video is renamed into place, so a video found there is whole.
     """
     from data_pipeline.encode import encode_frames
 
-    look = look or Look()
-    rng = generator(seed, index)
-    states, actions = simulate(rng, look.num_frames, look.fps)
-    frames = render_frames(states, render_texture(rng, look.size * TEXTURE_SCALE), look.size)
-    path = Path(folder) / video_name(index)
+    path, size = Path(folder) / video_name(index), frames.shape[1]
     np.savez(
         path.with_suffix(".npz"),
-        t=np.arange(look.num_frames) / look.fps,
+        t=np.arange(len(frames)) / fps,
         state=states,
         actions=actions,
-        state_names=np.array(STATE_NAMES),
+        state_names=np.array(state_names),
         action_names=np.array(ACTION_NAMES),
     )
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(
-        encode_frames([frames], look.size, look.size, look.fps, gop=48, crf=15, preset="veryfast")
-    )
+    partial.write_bytes(encode_frames([frames], size, size, fps, gop=48, crf=15, preset="veryfast"))
     partial.replace(path)
     return path
 
 
-def _render_range(folder: str, indices: range, seed: int, look: Look) -> int:
+def _render_range(folder: str, seed: int, look: Look, indices: range) -> int:
     for index in indices:
         render_video(folder, index, seed, look)
     return len(indices)
@@ -200,24 +212,38 @@ def render_videos(
 
     Equal (seed, num_videos, look) give equal bytes whatever the number of workers.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    in_processes(_render_range, (str(folder), seed, look or Look()), num_videos, workers, progress)
+
+
+def in_processes(
+    job: Callable[..., int],
+    given: tuple[object, ...],
+    num_videos: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Call job(*given, indices), which says how many it did, for ranges of 0..num_videos-1.
+
+    job: a function that another process can import. workers: processes; None: one for each core.
+    """
     import multiprocessing
     import os
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    look, workers = look or Look(), workers or len(os.sched_getaffinity(0))
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    workers = workers or len(os.sched_getaffinity(0))
     batches = [range(start, min(start + 4, num_videos)) for start in range(0, num_videos, 4)]
     done = 0
     report = progress or (lambda stage, done, total, note: None)
     report("render", 0, num_videos, "")
     if workers == 1:
         for batch in batches:
-            done += _render_range(str(folder), batch, seed, look)
+            done += job(*given, batch)
             report("render", done, num_videos, "")
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [pool.submit(_render_range, str(folder), batch, seed, look) for batch in batches]
-        for job in as_completed(jobs):
-            done += job.result()
+        jobs = [pool.submit(job, *given, batch) for batch in batches]
+        for finished in as_completed(jobs):
+            done += finished.result()
             report("render", done, num_videos, "")

@@ -44,15 +44,17 @@ def measured(config: RunConfig) -> list[str]:
     width, depth, heads, _ = config.model.encoder.shape
     frozen = ", frozen" if config.objective.kind == "action_latent" else ""
     predictor = config.model.predictor
+    row = (
+        f"width {predictor.width}, {predictor.depth} blocks, {predictor.heads} heads, "
+        f"{sizes['predictor']} parameters"
+    )
+    if config.objective.kind == "states":
+        row = f"a linear layer to {config.objective.num_outputs} numbers a tubelet, in its place"
     return [
         _row(
             "encoder", f"width {width}, {depth} blocks, {heads} heads, {sizes['encoder']} parameters{frozen}"
         ),
-        _row(
-            "predictor",
-            f"width {predictor.width}, {predictor.depth} blocks, {predictor.heads} heads, "
-            f"{sizes['predictor']} parameters",
-        ),
+        _row("predictor", row),
         *_masks(config),
     ]
 

@@ -24,9 +24,13 @@ from launch.config import CONFIG_FILE, diff, dump_config, read_config
 from launch.lock import is_bare, run_folder
 from pretrain.checkpoint import is_begun, newest_whole, step_folders
 from pretrain.config import RunConfig
+from pretrain.config.objective import StatesConfig
 from pretrain.data.bad import SKIPPED_FILE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pretrain.data.reader import ClipReader
 
 RESULT_FILE = "result.json"
@@ -249,6 +253,8 @@ def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -
                 need=f"as many as the clips of {root} have, which is {found}",
                 try_=(len(names),) if names else (),
             )
+    if isinstance(config.objective, StatesConfig):
+        _check_names(config.objective, meta.state_names, root)
     seconds, holds = meta.num_frames / meta.fps, config.data.short_clips == "hold"
     is_short = config.data.frames / config.data.fps > seconds + 0.5 / meta.fps
     if is_short and meta.num_frames > 1 and not holds:
@@ -261,4 +267,28 @@ def _check_clip(config: RunConfig, reader: ClipReader, number: int, root: str) -
             f"frames / fps {config.data.fps:g} ≤ {seconds:g}",
             try_=(fitting,) if fitting else (),
         )
-    reader.read_for(config.data, number)
+    clip = reader.read_for(config.data, number)
+    if isinstance(config.objective, StatesConfig):
+        _check_classes(config.objective, meta.state_names, clip.state, root)
+
+
+def _check_names(objective: StatesConfig, names: Sequence[str], root: str) -> None:
+    lacking = [name for name in objective.columns if name not in names]
+    if lacking:
+        known = ", ".join(names) or "none; see the docs on sidecars"
+        key = "targets" if lacking[0] in objective.targets else "classes"
+        need = f"names of states that the clips of {root} have: {known}"
+        raise ConfigError(f"objective.{key}", got=", ".join(lacking), need=need)
+
+
+def _check_classes(
+    objective: StatesConfig, names: Sequence[str], state: NDArray[np.float32] | None, root: str
+) -> None:
+    import numpy as np
+
+    for name, count in objective.classes.items():
+        found = np.unique(state[:, names.index(name)]) if state is not None else np.zeros(0)
+        if not np.isin(found, np.arange(count)).all():
+            has = ", ".join(f"{each:g}" for each in found[:4])
+            need = f"a state that numbers classes from 0 to {count - 1}; a clip of {root} has {has}"
+            raise ConfigError(f"objective.classes.{name}", got=count, need=need)

@@ -16,7 +16,13 @@ import math
 from dataclasses import dataclass, fields
 
 from pretrain.config import RunConfig
-from pretrain.config.objective import ActionLatentConfig, ContrastiveConfig, FutureLatentConfig, PixelConfig
+from pretrain.config.objective import (
+    ActionLatentConfig,
+    ContrastiveConfig,
+    FutureLatentConfig,
+    PixelConfig,
+    StatesConfig,
+)
 from pretrain.flops import Stack, encoder_stack, predictor_stack
 from pretrain.mask_lengths import most_kept_and_hidden
 from pretrain.masks import Masks
@@ -74,6 +80,8 @@ def activations(config: RunConfig, masks: Masks, device: str) -> Activations:
         found = _action(config, objective, masks.num_clips, how)
     elif isinstance(objective, FutureLatentConfig):
         found = _future(config, objective, masks, how)
+    elif isinstance(objective, StatesConfig):
+        found = _states(config, objective, masks.num_clips, how)
     else:
         found = _hidden(config, masks, how)
     return found.moments(clips)
@@ -307,4 +315,24 @@ def _action(config: RunConfig, objective: ActionLatentConfig, clips: int, how: P
         loss_work=2 * taught * FLOAT,
         kept=held,
         first=_first(inner, last, 0, config, how),
+    )
+
+
+def _states(config: RunConfig, objective: StatesConfig, clips: int, how: Pass) -> _Alive:
+    """The encoder over whole clips, and a linear layer on each tubelet's mean."""
+    outer, w, tokens = encoder_stack(config), how.width, math.prod(config.grid)
+    row = row_of((tokens,) * clips)
+    wide, said = row.tokens * outer.width, clips * config.grid[0] * objective.num_outputs
+    looked_at = row.tokens * (2 * objective.num_outputs * FLOAT + 2 * INDEX)  # told again for every token
+    mean = clips * config.grid[0] * outer.width * w
+    return _Alive(
+        target=0.0,
+        encoder=_encoder(config, row, row.tokens, how),
+        predictor=mean,
+        loss=2 * said * FLOAT,
+        encoder_work=worked(outer, row, how),
+        predictor_work=wide * (FLOAT + w if w != FLOAT else w),
+        loss_work=said * FLOAT,
+        kept=wide * w + looked_at,
+        first=_first(outer, row, row.tokens, config, how),
     )

@@ -50,9 +50,8 @@ def build_engine(
     world.own(lambda: use(config.model.products))
     objective = make_objective(config)
     target = None if config.target.kind == "online" else first_encoder(objective, config)
-    stacks = dict(objective.named_children()) | ({} if target is None else {TARGET: target})
+    stacks: dict[str, Transformer] = objective.stacks() | ({} if target is None else {TARGET: target})
     for name, stack in stacks.items():
-        assert isinstance(stack, Transformer)
         stack.backend = kernels.attention[name]
         stack.compile_blocks(kernels.compiler)
     if takes_init:

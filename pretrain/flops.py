@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pretrain.config import RunConfig
-from pretrain.config.objective import ActionLatentConfig, ContrastiveConfig, FutureLatentConfig, PixelConfig
+from pretrain.config.objective import (
+    ActionLatentConfig,
+    ContrastiveConfig,
+    FutureLatentConfig,
+    PixelConfig,
+    StatesConfig,
+)
 from pretrain.masks import Masks, sample_masks
 
 DRAWN_CLIPS = 256
@@ -77,6 +83,8 @@ def parts_of(config: RunConfig, masks: Masks) -> Parts:
         return _action(config, objective, masks.num_clips)
     if isinstance(objective, FutureLatentConfig):
         return _future(config, objective, masks)
+    if isinstance(objective, StatesConfig):
+        return _states(config, objective, masks.num_clips)
     return _hidden(config, masks)
 
 
@@ -99,6 +107,8 @@ def parts_a_clip(config: RunConfig) -> Parts:
     objective = config.objective
     if isinstance(objective, ActionLatentConfig):
         return _action(config, objective, 1)
+    if isinstance(objective, StatesConfig):
+        return _states(config, objective, 1)
     # Boxes have one size a step, so many steps of one clip; what is cut depends on the whole forward.
     is_cut = objective.truncate != "none" or isinstance(objective, ContrastiveConfig)
     clips = config.train.micro_batch if is_cut else 1
@@ -256,6 +266,14 @@ def _action(config: RunConfig, objective: ActionLatentConfig, clips: int) -> Par
     for count in range(2, objective.rollout_steps + 1):
         found = together(found, _moments(config, clips, count, told, TRAINED))
     return found
+
+
+def _states(config: RunConfig, objective: StatesConfig, clips: int) -> Parts:
+    """The encoder over whole clips, a linear layer on each tubelet's mean."""
+    tokens = math.prod(config.grid)
+    found = _encoded(config, CONTEXT, (tokens,) * clips, (False,) * clips, TRAINED, tokens)
+    width = config.model.encoder.shape[0]
+    return found | {HEADS: linear(clips * config.grid[0], width, objective.num_outputs)}
 
 
 def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], embed_times: int) -> Parts:

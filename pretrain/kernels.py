@@ -18,7 +18,7 @@ import torch
 from data_pipeline.errors import UsageError
 from data_pipeline.storage import write_whole
 from pretrain.config import RunConfig
-from pretrain.config.objective import ActionLatentConfig, FutureLatentConfig
+from pretrain.config.objective import ActionLatentConfig, FutureLatentConfig, StatesConfig
 from pretrain.masks import Masks, sample_masks
 from pretrain.model.attention import Backend
 from pretrain.model.choose import Chosen, Rows, choose, why_not
@@ -88,6 +88,9 @@ def stack_rows(config: RunConfig) -> dict[str, Rows]:
         lengths = ((config.data.frames - 1) * told,) * clips
         single = outer((frame,) * (clips * config.data.frames), goes_backward=False)
         return {PREDICTOR: inside(lengths, told), TARGET: single}
+    if isinstance(objective, StatesConfig):
+        whole = (tokens,) * clips
+        return {ENCODER: outer(whole), TARGET: outer(whole, goes_backward=False)}
     drawn = [_drawn(config, batch) for batch in range(DRAWN_BATCHES)]
     kept = _typical([masks.kept_lengths for masks in drawn])
     if isinstance(objective, FutureLatentConfig):

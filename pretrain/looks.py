@@ -51,6 +51,7 @@ class Looks:
         of_frames = plan.config.objective.kind == "action_latent"  # whose tokens are of frames, not tubelets
         moments = plan.config.data.frames if of_frames else plan.config.grid[0]
         self._fixed = fixed_positions(moments * math.prod(plan.config.grid[1:]))
+        self._is_supervised = plan.config.objective.kind == "states"
         self._last: Output | None = None
         self._forwards = 0  # of this step
         self._events = Events(run, progress.step) if engine.world.is_first else None
@@ -98,7 +99,8 @@ class Looks:
         reading = Reading(
             step=progress.step,
             spread=health[f"{judged}_std"],
-            rank=health[f"{judged}_rankme"],
+            # An encoder that is asked for a few numbers needs few dimensions: there that is no trouble.
+            rank=math.nan if self._is_supervised else health[f"{judged}_rankme"],
             loss=loss,
             guess=health["loss_prediction"],
             mean_token=health["loss_mean_token"],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from data_pipeline.errors import ConfigError
 from pretrain.activations import most_activations
 from pretrain.config import RecomputedConfig, RunConfig
-from pretrain.config.objective import ActionLatentConfig
+from pretrain.config.objective import ActionLatentConfig, StatesConfig
 from pretrain.flops import Again, flops_of, recomputed_of
 from pretrain.mask_lengths import most_kept_and_hidden
 
@@ -109,7 +109,7 @@ def blocks_again(config: RunConfig) -> str:
     told = [
         _of_stack(again, depth, name)
         for again, depth, name in zip(both, depths, ("encoder", "predictor"), strict=True)
-        if name == "predictor" or not isinstance(config.objective, ActionLatentConfig)
+        if not isinstance(config.objective, ActionLatentConfig if name == "encoder" else StatesConfig)
     ]
     return f"computed again: {', '.join(told)}"
 
@@ -137,9 +137,12 @@ def _of_stack(again: Again, depth: int, name: str) -> str:
 
 
 def _depths(config: RunConfig) -> tuple[int, int]:
-    """Blocks of the context encoder and of the predictor that go backward: a frozen encoder's do not."""
+    """Blocks of the context encoder and of the predictor that go backward: a frozen encoder's do not, and a
+    readout has none."""
     is_frozen = isinstance(config.objective, ActionLatentConfig)
-    return 0 if is_frozen else config.model.encoder.shape[1], config.model.predictor.depth
+    is_read_out = isinstance(config.objective, StatesConfig)
+    encoder = 0 if is_frozen else config.model.encoder.shape[1]
+    return encoder, 0 if is_read_out else config.model.predictor.depth
 
 
 def _size(number: float) -> str:

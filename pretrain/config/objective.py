@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -172,7 +173,57 @@ class ContrastiveConfig(MaskedSection):
     )
 
 
+Scale = tuple[float, Annotated[float, Field(gt=0)]]
+"""Mean and deviation."""
+
+
+class StatesConfig(MomentsSection):
+    """Supervised: true states, by a linear layer on each tubelet's mean feature; a ceiling for others."""
+
+    kind: Literal["states"] = "states"
+    targets: dict[str, Scale] = Field(
+        {"x": (0.5, 0.21), "y": (0.5, 0.21), "vx": (0.0, 0.65), "vy": (0.0, 0.65)},
+        description="states of the data to be told, by name: [mean, deviation] by which they are "
+        "standardised, so that each weighs alike; the usual are those of the rendered videos",
+    )
+    classes: dict[str, Annotated[int, Field(ge=2, le=1000)]] = Field(
+        {},
+        description="states that number classes from 0, by name: how many there are, as {shape: 3}; told as "
+        "a number a class, 1 or 0, standardised",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        both = sorted(self.targets.keys() & self.classes.keys())
+        if both:
+            raise ValueError(f"{', '.join(both)}: in targets and in classes; need each state once")
+        if not self.targets and not self.classes:
+            raise ValueError("targets and classes are empty: need a state at least, such as {x: [0.5, 0.21]}")
+        return self
+
+    @property
+    def masks(self) -> tuple[MaskConfig, ...]:
+        return ()
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each state stands among the numbers that are told."""
+        sizes = dict.fromkeys(self.targets, 1) | self.classes
+        ends = list(itertools.accumulate(sizes.values()))
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that are told of each tubelet."""
+        return len(self.targets) + sum(self.classes.values())
+
+
 ObjectiveConfig = Annotated[
-    MaskedLatentConfig | FutureLatentConfig | ActionLatentConfig | PixelConfig | ContrastiveConfig,
+    MaskedLatentConfig
+    | FutureLatentConfig
+    | ActionLatentConfig
+    | PixelConfig
+    | ContrastiveConfig
+    | StatesConfig,
     Field(discriminator="kind"),
 ]

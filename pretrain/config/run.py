@@ -225,6 +225,24 @@ class RunConfig(Section):
             found.append(("optim.final_lr", None, need, (1e-6,)))
         return found
 
+    def _states_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules of the supervised objective."""
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        encoder = self.model.encoder
+        if encoder.levels:
+            need = "[] with objective.kind states, which reads the last level"
+            found.append(("model.encoder.levels", list(encoder.levels), need, ([],)))
+        if encoder.pictures == "own":
+            need = "repeat with objective.kind states, which reads every tubelet"
+            found.append(("model.encoder.pictures", "own", need, ("repeat",)))
+        if not self.target.stop_gradient:
+            need = "true with objective.kind states, which reads no target"
+            found.append(("target.stop_gradient", False, need, (True,)))
+        if self.augment.hflip:
+            need = "false with objective.kind states: of a mirrored clip the states are no longer true"
+            found.append(("augment.hflip", True, need, (False,)))
+        return found
+
     def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
         """Rules about what is predicted, from what, by which encoder."""
         found: list[tuple[str, object, str, tuple[object, ...]]] = []
@@ -245,7 +263,9 @@ class RunConfig(Section):
             if self.model.predictor.mask_tokens is not None:
                 need = f"null with objective.kind {kind}, which has no mask kinds"
                 found.append(("model.predictor.mask_tokens", self.model.predictor.mask_tokens, need, (None,)))
-        regularisers = () if self.objective.kind == "action_latent" else self.objective.regularisers
+        if kind == "states":
+            found += self._states_problems()
+        regularisers = getattr(self.objective, "regularisers", ())
         if regularisers and self.train.micro_batch < 2:
             need = "at least 2 with objective.regularisers, which compare the clips of a forward"
             found.append(("train.micro_batch", self.train.micro_batch, need, (2,)))

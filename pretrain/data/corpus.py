@@ -74,6 +74,12 @@ class Corpus:
         lines = [f"{r.info.fingerprint} {w}" for r, w in zip(self.readers, self.weights, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """What the columns of states are called, where all data sets agree on it; else empty."""
+        named = {tuple(reader.info.state_names) for reader in self.readers}
+        return named.pop() if len(named) == 1 else ()
+
     def epochs(self, position: int) -> dict[str, float]:
         """How often the data was gone through before a position; in a mixture, each data set, as `/name`."""
         counts = self._mixture.counts(position)

@@ -118,6 +118,7 @@ class Batches:
         config = plan.config
         self._plan, self._rank, self._device = plan, rank, device
         self.corpus = Corpus(config.data, config.seed)
+        self._state_names = self.corpus.state_names
         frames, rows, columns = config.grid
         kinds = max(len(config.objective.masks), len(config.objective.picture_masks))
         self._layout = Layout(
@@ -275,6 +276,7 @@ class Batches:
             states=tables[0],
             actions=tables[1],
             bad=found.bad,
+            state_names=self._state_names,
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pretrain.config import ModelConfig, TargetConfig
 from pretrain.flops import Again
 from pretrain.masks import Masks, Tokens
+from pretrain.model.readout import Readout
 from pretrain.model.vit import Encoder, Transformer
 from pretrain.objective.guess import Guess
 
@@ -25,7 +26,8 @@ class Batch:
 
     step: the optimizer step it belongs to. positions: in the stream of samples. keys: sample ids.
     clips: float32 (B, C, T, H, W), normalised. bad: (id, reason) of samples that others stand in for.
-    states (B, T, S), actions (B, T, A): float32, or None where a clip has none.
+    states (B, T, S), actions (B, T, A): float32, or None where a clip has none. state_names: of the columns,
+    where the data sets agree on them.
     """
 
     step: int
@@ -36,6 +38,7 @@ class Batch:
     states: Tensor | None = None
     actions: Tensor | None = None
     bad: tuple[tuple[str, str], ...] = ()
+    state_names: tuple[str, ...] = ()
 
 
 class Seen(NamedTuple):
@@ -72,14 +75,17 @@ class Objective(nn.Module):
         """Initial weights as published (but for their size, if configured), equal on every rank."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.children():
-            assert isinstance(module, Transformer)
+            assert isinstance(module, Transformer | Readout)
             module.initialise(generator, self._init_std)
 
     def recompute_blocks(self, encoder: Again, predictor: Again) -> None:
         """Keep no activations inside some blocks; compute them again in the backward pass."""
-        for name, module in self.named_children():
-            assert isinstance(module, Transformer)
+        for name, module in self.stacks().items():
             module.recompute(*(encoder if name == "encoder" else predictor))
+
+    def stacks(self) -> dict[str, Transformer]:
+        """What has blocks, by name: the encoder and, but for a mere readout, the predictor."""
+        return {name: module for name, module in self.named_children() if isinstance(module, Transformer)}
 
     @torch.no_grad()
     def targets(self, target_encoder: Encoder, batch: Batch) -> Tensor | None:

@@ -16,6 +16,7 @@ from pretrain.objective.contrastive import Contrastive
 from pretrain.objective.future import FutureLatent
 from pretrain.objective.masked import MaskedLatent
 from pretrain.objective.pixel import Pixel
+from pretrain.objective.states import States
 
 OBJECTIVES: dict[str, Any] = {
     "masked_latent": MaskedLatent,
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, Any] = {
     "action_latent": ActionLatent,
     "pixel": Pixel,
     "contrastive": Contrastive,
+    "states": States,
 }
 
 

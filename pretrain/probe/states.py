@@ -17,7 +17,17 @@ from pretrain.probe.ridge import HELD_OUT, Floats, Halves, Moments, r2, ridge_pr
 
 BUMP, BUMP_ALPHA = 0.12, 1e-3  # size of the bump around an object, as a share of the frame; its ridge penalty
 SHARPNESS = (5.0, 10.0, 20.0, 40.0)
-STATE_GROUPS = {"x": "position", "y": "position", "vx": "velocity", "vy": "velocity"}
+STATE_GROUPS = {
+    "x": "position",
+    "y": "position",
+    "vx": "velocity",
+    "vy": "velocity",
+    "bvx": "background drift",
+    "bvy": "background drift",
+    **dict.fromkeys(("b0", "b1", "b2", "b3"), "background waves"),
+    "wx": "walls",
+    "wy": "walls",
+}
 # Where the background stands says nothing without a map of it; how fast it moves does.
 DRIFT_OF = {"bx": "background drift", "by": "background drift"}
 

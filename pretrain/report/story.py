@@ -30,6 +30,7 @@ LEARNED_BY = {
     "from frames and actions so far,",
     "pixel": "A {} learned by predicting the pixels of hidden parts",
     "contrastive": "A {} learned by telling which features belong to which hidden part",
+    "states": "A {} learned by telling true states, which it was given,",
 }
 ATTENTION = "clip-attention"  # of pretrain/step_pictures.py
 MAX_LETTERS = 200

@@ -15,6 +15,7 @@ from pretrain.config import RunConfig
 from pretrain.ema import Fragment
 from pretrain.model.actions import ActionPredictor
 from pretrain.model.predictor import Predictor
+from pretrain.model.readout import Readout
 from pretrain.objective.make import shapes_of
 from pretrain.strategy.base import TARGET
 from pretrain.strategy.shards import MASTER
@@ -61,6 +62,9 @@ def read_run(run: Path, step: int | None = None, of: Of = "target") -> tuple[Wei
         ours = f"encoder.{name}"
         tensors[ours] = read(*((MASTER, ours) if is_context else (TARGET, name)), ours, parameter)
     predictor = getattr(objective, "predictor", None)
+    if isinstance(predictor, Readout):
+        predictor = None
+        report.set_aside[f"{MASTER}/predictor"] = "the readout of states, which is no predictor"
     if predictor is not None:
         for name, parameter in predictor.named_parameters():
             ours = f"predictor.{name}"

@@ -12,6 +12,7 @@ from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch, Objective, Output
 from pretrain.objective.make import first_encoder, make_objective
 
+STATES = ("x", "y", "vx", "shape", "noise")
 MASKS = [{"blocks": 3, "spatial_scale": 0.15}, {"blocks": 1, "spatial_scale": 0.6}]
 
 
@@ -42,6 +43,7 @@ def small_batch(
     x = torch.randn(6, 3, 4, 32, 32, generator=generator)[first : first + clips]
     actions = torch.randn(6, 4, 3, generator=generator)[first : first + clips]
     states = torch.randn(6, 4, 5, generator=generator)[first : first + clips]
+    states[..., STATES.index("shape")] = torch.tensor([0, 2, 1, 1, 0, 2])[first : first + clips, None]
     for clip, is_picture in enumerate(pictures):
         if is_picture:
             x[clip] = x[clip, :, :1]
@@ -56,7 +58,8 @@ def small_batch(
         pictures=pictures,
         picture_configs=config.objective.picture_masks if any(pictures) else (),
     )
-    return Batch(step, positions, tuple(map(str, positions)), x, masks, states, actions)
+    keys = tuple(map(str, positions))
+    return Batch(step, positions, keys, x, masks, states, actions, state_names=STATES)
 
 
 def woken(objective: Objective) -> Objective:
@@ -86,6 +89,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "future": ({"kind": "future_latent", "action_size": 3}, {}),
     "future, of the clip": ({"kind": "future_latent", "target_sees": "clip", "past": [0.2, 0.8]}, {}),
     "action": ({"kind": "action_latent", "action_size": 3, "state_size": 5}, FROZEN),
+    "states": (
+        {"kind": "states", "targets": {"vx": [0.1, 2.0], "x": [0.5, 0.2]}, "classes": {"shape": 3}},
+        {"augment": {"hflip": False}},
+    ),
 }
 
 

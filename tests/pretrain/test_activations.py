@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         "objective": {"kind": "action_latent", "action_size": 3, "state_size": 5, "rollout_steps": 3},
         "target": FROZEN,
     },
+    "states": {"objective": {"kind": "states"}},
 }
 
 
@@ -58,6 +59,7 @@ def config_of(
     return RunConfig.model_validate(
         {
             "name": "activations",
+            "augment": {"hflip": False},
             "data": {"shards": "nowhere", "frames": frames, "size": size},
             "model": {
                 "encoder": {"preset": "vit_tiny", "depth": 3} | given.get("encoder", {}) | encoder,
@@ -83,7 +85,11 @@ def batch_of(config: RunConfig, clips: int) -> Batch:
     told = [
         torch.randn(clips, data.frames, getattr(objective, f"{what}_size", 0)) for what in ("state", "action")
     ]
-    return Batch(0, positions, tuple(map(str, positions)), x, masks, *told)
+    names: tuple[str, ...] = ()
+    if objective.kind == "states":
+        names = tuple(objective.targets)
+        told[0] = torch.randn(clips, data.frames, len(names))
+    return Batch(0, positions, tuple(map(str, positions)), x, masks, *told, state_names=names)
 
 
 def most_alive(config: RunConfig, clips: int) -> tuple[int, Masks]:

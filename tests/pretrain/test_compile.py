@@ -53,8 +53,8 @@ def steps_of(
     target = first_encoder(objective, config)
     if recomputes:
         objective.recompute_blocks(Again(config.model.encoder.shape[1]), Again(config.model.predictor.depth))
-    for stack in (*objective.children(), target):
-        stack.compile_blocks(compiler)  # type: ignore[operator]
+    for stack in (*objective.stacks().values(), target):
+        stack.compile_blocks(compiler)
     losses, gradients, graphs = [], [], []
     for step in range(steps):
         batch = small_batch(config, clips=3 + step % 2, first=step % 2, step=step)

@@ -87,7 +87,8 @@ def many_clips(config: RunConfig, count: int) -> Batch:
     )
     numbers = tuple(range(count))
     states, actions = (given.repeat(count // 6, 1, 1) for given in (few.states, few.actions))
-    return Batch(0, numbers, tuple(map(str, numbers)), clips, masks, states, actions)
+    keys = tuple(map(str, numbers))
+    return Batch(0, numbers, keys, clips, masks, states, actions, state_names=few.state_names)
 
 
 @pytest.mark.parametrize("name", KINDS)

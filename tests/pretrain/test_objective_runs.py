@@ -27,6 +27,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "action_latent", "action_size": 2, "state_size": 9},
         "target": {"kind": "frozen"},
     },
+    "states": {
+        "objective": {"kind": "states", "classes": {"shape": 3}},
+        "augment": {"hflip": False},
+    },
 }
 
 
@@ -94,6 +98,7 @@ def test_pictures_of_a_mixture_have_tokens_of_their_own(small_dataset: Path, tmp
         pytest.param("masked, no stop-gradient", marks=pytest.mark.slow),
         pytest.param("pixel", marks=pytest.mark.slow),
         pytest.param("future", marks=pytest.mark.slow),
+        pytest.param("states", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_lose_what_one_process_loses(small_dataset: Path, tmp_path: Path, name: str) -> None:
@@ -115,6 +120,24 @@ def test_actions_of_another_size_are_told_before_a_start(
 ) -> None:
     sizes = {"action_size": 2, "state_size": 9} | {key: got}
     config = config_of("action", small_dataset, tmp_path, objective={"kind": "action_latent", **sizes})
+    with pytest.raises(ConfigError, match=words) as caught:
+        run_train(config, quiet=True)
+    assert caught.value.problems[0].key == f"objective.{key}"
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "objective", "words"),
+    [
+        ("targets", {"targets": {"x": [0, 1], "height": [0, 1]}}, r"height.*x, y, vx, vy, bx, by"),
+        ("classes", {"classes": {"form": 3}}, r"form.*shape, colour"),
+        ("classes.bx", {"classes": {"bx": 3}}, r"classes from 0 to 2"),
+    ],
+)
+def test_states_that_the_data_lack_are_told_before_a_start(
+    small_dataset: Path, tmp_path: Path, key: str, objective: dict[str, Any], words: str
+) -> None:
+    config = config_of("states", small_dataset, tmp_path, objective={"kind": "states"} | objective)
     with pytest.raises(ConfigError, match=words) as caught:
         run_train(config, quiet=True)
     assert caught.value.problems[0].key == f"objective.{key}"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import CheckpointError, DataError
 from data_pipeline.format import ClipMeta
+from data_pipeline.worlds import World, state_names
 from pretrain.config import RunConfig
 from pretrain.data.reader import Clip
 from pretrain.probe import Asked, clips, neighbours, ridge, states, subject
@@ -86,6 +87,16 @@ def test_the_penalty_is_chosen_per_target() -> None:
 
 
 # groups and classes
+
+
+def test_states_of_a_simulated_world_are_grouped_too() -> None:
+    names = state_names(World(walls=0.2))
+    rows = _rng().normal(size=(8, 2, len(names)))
+    targets = states.make_targets(names, rows[:6], rows[6:])
+    sizes = {target.name: target.train.shape[-1] for target in targets}
+    assert sizes == {"position": 2, "velocity": 2, "radius": 1, "shape": 1, "colour": 1} | {
+        "background drift": 2, "background waves": 4, "walls": 2
+    }  # fmt: skip
 
 
 def test_states_are_grouped_by_name_and_whole_numbers_are_classes() -> None:
