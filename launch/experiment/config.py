@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data_pipeline.worlds import World
 from pretrain.config.base import PositiveInt, Section
 
 Settings = dict[str, Any]
@@ -20,11 +21,14 @@ FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
 class DataSpec(Section):
-    """Videos that are rendered, and sharded as configs/data/demo.yaml says."""
+    """Videos that are rendered, and sharded as configs/data/demo.yaml says.
+
+    Those of a world have their shape as label, and the last quarter is for evaluation (docs/worlds.md).
+    """
 
     videos: PositiveInt = Field(240, description="rendered videos")
     seed: int = Field(0, ge=0, description="of the videos; equal seeds give equal videos")
-    world: Settings = Field({}, description="settings of the rendered world; the others as in the demo")
+    world: World | None = Field(None, description="the simulated world; null: the demo's videos")
     shard: Settings = Field({}, description="settings laid over configs/data/demo.yaml, by dotted key")
 
 

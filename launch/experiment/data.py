@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.config import DataConfig
 from data_pipeline.storage import write_whole
+from data_pipeline.worlds import LIST_FILE
 from launch.config import read_config, shipped_config
 from launch.console import Stages
 from launch.experiment.config import DataSpec
@@ -48,10 +49,11 @@ def make_data(folder: Path, name: str, spec: DataSpec, stages: Stages) -> None:
 
 def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
     """configs/data/demo.yaml with what the experiment lays over it. Raises: ConfigError."""
+    videos = (own / VIDEOS).absolute()
     fixed = [
         f"name={name}",
         f"out={as_typed(str(own / SHARDS))}",
-        f"sources={as_typed([str((own / VIDEOS).absolute())])}",
+        f"sources={as_typed([str(videos if spec.world is None else videos / LIST_FILE)])}",
     ]
     more = [f"{key}={as_typed(value)}" for key, value in spec.shard.items()]
     return read_config(shipped_config("data/demo.yaml"), [*fixed, *more], DataConfig)
@@ -59,6 +61,10 @@ def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
 
 def _render(videos: Path, spec: DataSpec, stages: Stages) -> None:
     from data_pipeline.synthetic import render_videos
+    from data_pipeline.worlds import render_world
 
     with stages.showing() as report:
-        render_videos(videos, spec.videos, seed=spec.seed, progress=report)
+        if spec.world is None:
+            render_videos(videos, spec.videos, seed=spec.seed, progress=report)
+        else:
+            render_world(videos, spec.world, spec.videos, seed=spec.seed, progress=report)

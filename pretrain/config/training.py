@@ -256,6 +256,13 @@ class ProbeConfig(Section):
     online_clips: PositiveInt = Field(
         256, description="clips of each split, at most, that are probed while training"
     )
+    places: int | None = Field(
+        None,
+        ge=1,
+        le=8,
+        description="rows and columns of places that states are read from; 1: the mean token of a tubelet; "
+        "null: as many as memory allows, 8 at most",
+    )
 
 
 class TrackerConfig(Section):

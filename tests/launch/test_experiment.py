@@ -22,6 +22,7 @@ from launch.experiment.measured import keep_evaluation, kept_evaluation, measure
 from launch.experiment.plots import together
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from pretrain.flops import flops_a_clip
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
 ARMS = """
@@ -63,8 +64,11 @@ def test_every_shipped_experiment_has_runs_whose_configs_are_valid(
         arms = experiment.stages[stage].arms
         assert len(runs) == experiment.seeds * len(arms) * max(1, len(experiment.levels))
         trains = [run.element.config.train for run in runs]
-        budgets = {train.steps * train.global_batch for train in trains}  # clips
-        assert len(budgets) == 1, f"arms of {stage} have the same budget"
+        clips = [train.steps * train.global_batch for train in trains]
+        flops = [n * flops_a_clip(run.element.config).model for n, run in zip(clips, runs, strict=True)]
+        for run, n, own in zip(runs, clips, flops, strict=True):
+            is_as_long = n == clips[0]
+            assert is_as_long or own == pytest.approx(flops[0], rel=0.02), f"{run.cell} has another budget"
 
 
 def test_runs_are_arms_by_levels_by_seeds_each_on_its_data_and_from_its_weights(tmp_path: Path) -> None:
