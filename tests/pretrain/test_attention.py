@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,17 +69,41 @@ def test_each_stack_takes_the_fastest_of_those_that_work_on_its_rows() -> None:
     assert found["encoder"].sentence("encoder") == "attention of encoder: varlen, 2 ms (xformers 3, sdpa 5)"
 
 
-def test_what_runs_out_of_memory_is_none_of_the_choice() -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 20 GiB\nSee"),
+            "CUDA out of memory. Tried 20 GiB",
+        ),
+        (ValueError("too many sequences"), "too many sequences"),
+    ],
+)
+def test_what_fails_on_the_run_s_own_rows_is_none_of_the_choice(error: Exception, said: str) -> None:
     asked = Asked(MS)
 
     def clock(backend: Backend, *given: Any) -> float:
         if backend == "varlen":
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nSee")
+            raise error
         return asked.clock(backend, *given)
 
     found = choose("auto", {"encoder": STACKS["encoder"]}, CUDA, BF16, probe=asked.probe, clock=clock)
     assert found["encoder"].backend == "xformers"
-    assert found["encoder"].refused["varlen"] == "CUDA out of memory. Tried to allocate 20 GiB"
+    assert found["encoder"].refused["varlen"] == said
+
+
+def test_what_torch_warns_of_while_kernels_are_tried_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Asked for one kernel that it does not take, SDPA warns of each, and why; the error is what is kept."""
+
+    def attend(*_: object) -> None:
+        warnings.warn("Flash attention kernel not used because: ...", stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(choosing, "attend", attend)
+    assert why_not("sdpa_flash", CPU, torch.float32, ROWS) == "No available kernel. Aborting execution."
+    assert not recwarn.list
 
 
 def test_sdpa_alone_is_taken_with_a_warning_that_says_why(caplog: pytest.LogCaptureFixture) -> None:
