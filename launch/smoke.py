@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from pretrain.objective.base import Batch
-    from pretrain.strategy.base import Engine, World
+    from pretrain.strategy.base import Engine
 
 NUM_STEPS = 20
 SAVE_AT = 10
