@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -140,8 +140,7 @@ def choose(
         if wanted == "auto":
             found[name] = _fastest(name, rows, device, dtype, (kept or {}).get(name), probe, clock)
         else:
-            backend: Backend = "varlen" if wanted == "varlen" else "xformers"
-            found[name] = _named(backend, rows, device, dtype, probe)
+            found[name] = _named(cast(Backend, wanted), rows, device, dtype, probe)
     return found
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import ConfigError, UsageError
+from launch.fitting import check_device
 from pretrain.build import build_engine
-from pretrain.config import plan
+from pretrain.config import ModelConfig, plan
 from pretrain.kernels import ATTENTION_FILE, kept, kernels_for, stack_rows
 from pretrain.model import attention
 from pretrain.model import choose as choosing
@@ -136,7 +137,26 @@ def test_what_it_had_and_does_not_work_here_is_chosen_anew_and_said(
     assert caplog.messages[0].startswith("attention of encoder was xformers_flash, which does not work here")
 
 
-@pytest.mark.parametrize("wanted", ["xformers", "varlen"])
+def test_whatever_auto_may_take_can_be_asked_for_by_name() -> None:
+    """So that what it gains can be measured, and a run be held to it."""
+    wanted = get_args(ModelConfig.model_fields["attention"].annotation)
+    assert sorted(wanted) == sorted(("auto", *get_args(Backend)))
+
+
+@pytest.mark.parametrize("wanted", ["auto", *get_args(Backend)])
+def test_what_runs_on_cuda_only_is_refused_without_a_gpu(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = tiny_config(Path("nowhere"), Path("nowhere"), model={"attention": wanted})
+    if wanted in ("auto", "sdpa", "segments"):
+        check_device(config, 1)
+    else:
+        with pytest.raises(ConfigError, match=rf"{wanted} runs on CUDA only"):
+            check_device(config, 1)
+
+
+@pytest.mark.parametrize("wanted", ["xformers", "varlen", "sdpa_cudnn"])
 def test_one_by_name_is_probed_for_the_heads_of_each_stack_and_not_timed(wanted: str) -> None:
     asked = Asked(MS)
     assert {each.backend for each in asked.choose(wanted).values()} == {wanted}
