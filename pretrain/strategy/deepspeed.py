@@ -139,6 +139,8 @@ class DeepSpeedBackend:
             config=deepspeed_config(plan, self._trained),
             dist_init_required=False,
         )
+        if self._stage > 0:
+            self._zero.get_grad_norm_direct = partial(_norm_over_ranks, self._zero)
         self.shards: Shards
         if self._stage == 0:
             self.shards = ReplicatedShards(module, optimizer, world.rank, world.size)
@@ -149,7 +151,6 @@ class DeepSpeedBackend:
             # It would then wait for the GPU three times and more: for a look at every gradient, for their
             # norm, which is not finite where one of them is not, and for that norm again in each group.
             self._zero.check_overflow = _is_seen_by_the_norm
-            self._zero.get_grad_norm_direct = partial(_norm_over_ranks, self._zero)
             self._zero.unscale_and_clip_grads = partial(_clip_by_finite_norm, self._zero.clip_grad)
             self.shards = PartitionedShards(module, self._zero)
 

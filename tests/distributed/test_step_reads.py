@@ -14,7 +14,6 @@ OVERLAPPED = {"backward: the device, zero/stage_1_and_2.py independent_gradient_
 # Gradients are on a stream of their own; and what would be gathered lies here whole, as there is one rank.
 ZERO_3 = {
     "backward: a stream, zero/stage3.py independent_gradient_partition_epilogue": 1,
-    "step: a number's copy, zero/stage3.py get_grad_norm_direct": 2,
     "step: a stream, zero/partition_parameters.py wait": 1,
     "target: a stream, zero/partition_parameters.py wait": 1,
 }
