@@ -58,10 +58,10 @@ class Activations:
 
 def pass_of(config: RunConfig, device: str) -> Pass:
     """How a run computes on `device`, cpu or cuda, as far as its memory goes."""
-    attention = config.model.attention
+    attention: str = config.model.attention
     if attention == "auto":  # the fastest on CUDA, of which all but SDPA are packed
         attention = "varlen" if device == "cuda" else "segments"
-    is_packed = attention in ("varlen", "xformers")
+    is_packed = attention.startswith(("varlen", "xformers"))
     return Pass(
         width=2 if config.train.precision == "bf16" else FLOAT,
         on_cpu=device == "cpu",
