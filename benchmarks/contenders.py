@@ -22,7 +22,7 @@ import torch
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 from pretrain.kernels import TARGET, kernels_for
-from pretrain.masks import sample_masks
+from pretrain.masks import Masks, sample_masks
 from pretrain.model.linear import linear, probe_onednn, use
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch
@@ -60,6 +60,8 @@ CASES = {
         "ViT-g, 16 frames of 256²": Shape("vit_giant", 16, 256, 8, "cuda", "bf16"),
     },
 }
+# Measured where they are named: what a GPU runs, through the same libraries, on a CPU.
+TRIED = {"cpu": {"ViT-tiny, 8 frames of 64², as on a GPU": Shape("vit_tiny", 8, 64, 4, precision="bf16")}}
 
 
 def config_of(shape: Shape, changes: dict[str, Any] | None = None) -> RunConfig:
@@ -90,18 +92,33 @@ def config_of(shape: Shape, changes: dict[str, Any] | None = None) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def batches_of(config: RunConfig, device: torch.device) -> list[Batch]:
-    data, clips, objective = config.data, config.train.micro_batch, config.objective
+def masks_of(config: RunConfig, count: int = NUM_BATCHES) -> list[Masks]:
+    """Of micro-batches one after the other, on the CPU."""
+    clips, objective = config.train.micro_batch, config.objective
     assert objective.kind == "masked_latent"
-    found = []
-    for step in range(NUM_BATCHES):
-        generator = torch.Generator().manual_seed(step)
-        pixels = torch.randn(clips, 3, data.frames, data.size, data.size, generator=generator)
-        positions = tuple(range(clips * step, clips * (step + 1)))
-        masks = sample_masks(
-            objective.masks, config.grid, config.seed, step, positions, truncate=objective.truncate
+    return [
+        sample_masks(
+            objective.masks,
+            config.grid,
+            config.seed,
+            step,
+            tuple(range(clips * step, clips * (step + 1))),
+            truncate=objective.truncate,
         )
-        found.append(Batch(step, positions, tuple(map(str, positions)), pixels.to(device), masks.to(device)))
+        for step in range(count)
+    ]
+
+
+def batches_of(config: RunConfig, device: torch.device, count: int = NUM_BATCHES) -> list[Batch]:
+    """Of noise, made on the device."""
+    data, clips = config.data, config.train.micro_batch
+    found = []
+    for step, masks in enumerate(masks_of(config, count)):
+        generator = torch.Generator(device).manual_seed(step)
+        shape = (clips, 3, data.frames, data.size, data.size)
+        pixels = torch.randn(shape, generator=generator, device=device)
+        positions = tuple(range(clips * step, clips * (step + 1)))
+        found.append(Batch(step, positions, tuple(map(str, positions)), pixels, masks.to(device)))
     return found
 
 

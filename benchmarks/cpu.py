@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.measuring import RESULTS, device
-from benchmarks.running import ROOT, Part, run_parts, table
+from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
 
 TOTAL_S = 900.0
 SMALL = "ViT-tiny, 8 frames of 64²"
@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--only", action="append", metavar="PART", help="one or several of the parts")
+    parser.add_argument("--missing", action="store_true", help="only parts that are not done yet in --out")
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"))
     parser.add_argument("--total-s", type=float, default=TOTAL_S, help="for all parts together")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
@@ -48,7 +49,11 @@ def main() -> None:
     if unknown:
         parser.error(f"--only {sorted(unknown)[0]!r}: the parts are {', '.join(p.name for p in parts)}")
     wanted = [part for part in parts if not given.only or part.name in given.only]
-    found = run_parts(wanted, given.out, given.total_s, sys.executable, {"device": device()})
+    facts = facts_of(given.out, device())
+    if given.missing:
+        wanted = left_to_do(wanted, kept(given.out, facts))
+    order = [part.name for part in parts]
+    found = run_parts(wanted, given.out, given.total_s, sys.executable, facts, order)
     print(f"\n{found['device']}, {found['seconds']:.0f} s\n{table(found)}\nwrote {given.out}")
 
 
