@@ -27,7 +27,7 @@ from launch.provenance import git, versions
 from launch.submit.freeze import code_digest
 
 ROOT = Path(__file__).parents[1]
-TAIL = 2000  # characters of what one that failed has said last
+TAIL = 4000  # characters of what one that failed has said last
 LEAST_S = 10.0  # a part with less time left is not begun
 STRETCH = 2.0  # times its limit, which a part may take of time that others have left
 SAME = ("benchmark", "commit", "code", "device")  # of results that may stand in one file
