@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.measuring import RESULTS, device
 from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
 
-TOTAL_S = 900.0
+TOTAL_S = 960.0
 SMALL = "ViT-tiny, 8 frames of 64²"
 
 
@@ -24,11 +24,13 @@ def parts_of(peers: list[str], data: Path) -> list[Part]:
     step = ["-m", "benchmarks.train_step", "--device", "cpu", "--turns", "3", "--steps", "5", "--wait-s", "0"]
     tracking = ["-m", "benchmarks.tracking", str(data), "--case", "metrics.jsonl", "--wait-s", "0"]
     attention = ["-m", "benchmarks.attention", "--device", "cpu", "--turns", "3", "--wait-s", "0"]
+    feeding = ["-m", "benchmarks.feeding", "--device", "cpu", "--quick", "--encoding", "mp4"]
     return [
         Part("training step", [*step, "--case", SMALL, *told], 120, home / "train_step.py"),
         Part("attention", [*attention, "--case", SMALL], 60, home / "attention.py"),
         Part("moving average", ["-m", "benchmarks.ema", "--quick"], 90, home / "ema.py"),
         Part("checkpoint", ["-m", "benchmarks.checkpoint", "--quick"], 90, home / "checkpoint.py"),
+        Part("feeding", [*feeding, "--turns", "2", "--steps", "5"], 90, home / "feeding.py"),
         Part("tracking", tracking, 120, data),
         Part("memory, ZeRO-1", ["-m", "benchmarks.memory", "--only", "1"], 240, home / "memory.py"),
         Part("smoke", ["-m", "launch", "smoke", "--device", "cpu"], 120),

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import CASES, Clock, Shape, alone, batches_of, config_of, one_step
+from benchmarks.contenders import CASES, TRIED, Clock, Shape, alone, batches_of, config_of, one_step
 from benchmarks.loader import open_batches
 from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
 from benchmarks.rendered import FPS, write_rendered
@@ -257,7 +257,8 @@ def measure(case: str, shape: Shape, given: argparse.Namespace, scratch: Path, q
         rows += copy_rows(case, held, given.turns, quiet, device)
         crops = crops_of(held)
     else:
-        rows.append(row(case, "to the GPU: not measured, as there is none", "", [0.0]) | {"ours": None})
+        none = {"ours": None, "min": None, "max": None, "n": 0}
+        rows.append(row(case, "to the GPU: not measured, as there is none", "GB/s", [0.0]) | none)
         crops = crops_of(open_batches(still, on_gpu=True))
     rows += augmentation_rows(case, crops, given.turns, quiet, device)
     alone_s = alone_seconds(held, given.turns, device)
@@ -287,23 +288,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="data.workers; without it the default")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="a turn")
-    parser.add_argument("--quick", action="store_true", help="no waiting for others; printed, not written")
+    parser.add_argument("--quick", action="store_true", help="no waiting for others; nothing is written")
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()
     given.encoding = given.encoding or list(ENCODINGS)
     case = given.case or CASE[given.device]
-    if case not in CASES[given.device]:
-        parser.error(f"--case {case!r}: there are {', '.join(map(repr, CASES[given.device]))}")
+    cases = CASES[given.device] | TRIED.get(given.device, {})
+    if case not in cases:
+        parser.error(f"--case {case!r}: there are {', '.join(map(repr, cases))}")
     quiet = Quiet(0.0 if given.quick else given.wait_s)
     with tempfile.TemporaryDirectory(prefix="foreframe-feeding-") as folder:
-        rows = measure(case, CASES[given.device][case], given, Path(folder), quiet)
+        rows = measure(case, cases[case], given, Path(folder), quiet)
     facts = {
         "clips": f"{CLIPS} rendered, stored at {FPS:g} frames a second, seen at {SEEN_FPS:g}",
         "turns": given.turns,
         "steps": given.steps,
         "busy_with_other_work": quiet.loads,
     }
-    publish(f"feeding_{given.device}", facts, rows, is_whole=not given.quick)
+    is_whole = not given.quick and given.case is None and len(given.encoding) == len(ENCODINGS)
+    publish(f"feeding_{given.device}", facts, rows, is_whole=is_whole)
 
 
 if __name__ == "__main__":

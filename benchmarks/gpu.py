@@ -42,6 +42,7 @@ LIMITS = {
     "gains": (240, "a step with each setting off, each compiled anew; only where it is named"),
 }
 EXTRA = ("smoke", "encoder", "gains")
+ON_CPU = 3  # times the limits and the total: a few cores, and others may use them
 
 
 def parts_of(peers: list[str], device: str) -> list[Part]:
@@ -55,18 +56,18 @@ def parts_of(peers: list[str], device: str) -> list[Part]:
     micro = [word for case in MICRO[device] for word in ("--case", case)]
     words: Mapping[str, list[str]] = {
         "step": ["train_step", *on, *same_way, *steps, "--only", "step", *told],
-        "feeding": ["feeding", *on, *case, *steps, "--quick", "--encoding", "mp4"],
+        "feeding": ["feeding", *on, *same_way, *steps, "--quick", "--encoding", "mp4"],
         "large step": ["train_step", *on, "--case", VIT_G if is_gpu else SMALL, *steps, "--only", "step"],
         "micro-batch": ["micro_batch", *on, *micro, "--largest"],
         "attention": ["attention", *on, *case, *turns],
-        "moving average": ["ema", *on, *case, "--quick"],
+        "moving average": ["ema", *on, *case, "--quick", "--one-rank"],
         "checkpoint": ["checkpoint", *on, *case, "--quick"],
         "encoder": ["train_step", *on, *case, *steps, "--only", "encoder"],
         "gains": ["train_step", *on, *case, *steps, "--only", "step", "--gains"],
     }
 
     def part(name: str) -> Part:
-        limit_s = float(LIMITS[name][0])
+        limit_s = float(LIMITS[name][0] if is_gpu else ON_CPU * LIMITS[name][0])
         if name == "smoke":
             return Part(name, ["-m", "launch", "smoke", *on], limit_s, is_extra=True)
         module, *rest = words[name]
@@ -95,7 +96,9 @@ def main() -> None:
     parser.add_argument("--missing", action="store_true", help="only parts that are not done yet in --out")
     parser.add_argument("--list", action="store_true", help="print the parts and their limits, and end")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--total-s", type=float, default=TOTAL_S, help="for all parts together")
+    parser.add_argument(
+        "--total-s", type=float, help=f"for all parts together; {TOTAL_S:.0f}, on a CPU {ON_CPU} times that"
+    )
     parser.add_argument("--out", type=Path, help="results/gpu.json; on a CPU results/gpu_tried.json")
     given = parser.parse_args()
     if given.list:
@@ -110,7 +113,8 @@ def main() -> None:
     wanted = [part for part in parts if (part.name in given.only if given.only else not part.is_extra)]
     if given.missing:
         wanted = left_to_do(wanted, kept(file, facts))
-    total_s = given.total_s - (time.monotonic() - began_s)
+    total_s = given.total_s or (TOTAL_S if given.device == "cuda" else ON_CPU * TOTAL_S)
+    total_s -= time.monotonic() - began_s
     found = run_parts(wanted, file, total_s, sys.executable, facts, [part.name for part in parts])
     print(f"\n{found['device']}, {found['seconds']:.0f} s\n{table(found)}\nwrote {file}")
 
