@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.contenders import CASES, Clock, alone, batches_of, one_step
 from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import RunConfig, plan
@@ -225,3 +226,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

@@ -27,6 +27,7 @@ from benchmarks.contenders import CASES, TRIED, Clock, Shape, alone, batches_of,
 from benchmarks.loader import open_batches
 from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
 from benchmarks.rendered import FPS, write_rendered
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import Plan, RunConfig, plan
 from pretrain.data.augment import normalise
@@ -311,3 +312,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

@@ -22,6 +22,7 @@ from benchmarks.contenders import PREDICTOR, Shape, alone, batches_of, config_of
 from benchmarks.measuring import Row, publish, row, so_far, tell
 from launch.estimate.memory import Weights, clips_that_fit, moments_of, recomputing
 from launch.outline import num_parameters
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 
@@ -130,7 +131,7 @@ def main() -> None:
     if given.one:
         preset, clips, again = given.one
         print(json.dumps(asdict(attempt(preset, int(clips), given.device, again=again == "again"))))
-        return
+        end_rank()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here")
     memory = torch.cuda.mem_get_info()[1] if given.device == "cuda" else 1e9
