@@ -85,7 +85,7 @@ def gpu_table() -> str:
     not_whole = f" Not whole: {', '.join(cut)}." if cut else ""
     facts = (
         f"Medians, spread by pair; above 1 is better.{not_whole} {found['device']}, torch "
-        f"{found['versions']['torch']}. Commit {found['commit'][:10]}, {found['date']}."
+        f"{found['versions']['torch']}. Commit {(found['commit'] or 'not known')[:10]}, {found['date']}."
     )
     return "\n".join([*lines, "", facts])
 

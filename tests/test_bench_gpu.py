@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, micro_batch
+from benchmarks import gpu, micro_batch, speed_tables
 from benchmarks.contenders import CASES, TRIED
 from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S, listed, parts_of
+from benchmarks.measuring import row
 from benchmarks.running import Part
+from benchmarks.speed_tables import gpu_table, limits_table
 
 START_S = 20.0  # of the process that runs the parts, at most: torch read from a cold disk
 
@@ -72,3 +74,33 @@ def test_parts_are_measured_a_few_at_a_time(
     with pytest.raises(SystemExit):
         call("--only", "four")
     assert "the parts are one, two, three" in capsys.readouterr().err
+
+
+def test_the_table_has_every_row_and_says_what_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = row("ViT", "clips a second", "clips/s", [6.0, 8.0, 7.0], [2.0, 2.0, 2.0], "Meta's code")
+    absent = row("ViT", "to the GPU", "GB/s", [0.0]) | {"ours": None}
+    parts = [
+        {"name": "step", "ended": "out of time", "rows": [beside]},
+        {"name": "feeding", "ended": "done", "rows": [absent]},
+        {"name": "attention", "ended": "failed", "rows": []},
+    ]
+    facts = {"device": "NVIDIA H100", "versions": {"torch": "2.13"}, "commit": None, "date": "2026-01-02"}
+    (tmp_path / "gpu.json").write_text(json.dumps(facts | {"parts": parts}))
+    monkeypatch.setattr(speed_tables, "RESULTS", tmp_path)
+    lines = gpu_table().splitlines()
+    assert lines[2:5] == [
+        "| ViT | clips a second | 7 clips/s | 2, Meta's code | 3.50 (3.00, 4.00) |",
+        "| ViT | to the GPU | – |  |  |",
+        "| attention | failed | | | |",
+    ]
+    assert "Not whole: step (out of time), attention (failed)." in lines[-1]
+    assert "NVIDIA H100" in lines[-1]
+
+
+def test_the_limits_are_shown_with_their_sum() -> None:
+    lines = limits_table().splitlines()
+    shown = [int(line.split("|")[2]) for line in lines[2:]]
+    assert shown[:-1] == [limit_s for limit_s, _ in LIMITS.values()]
+    assert shown[-1] == sum(limit_s for name, (limit_s, _) in LIMITS.items() if name not in EXTRA)
