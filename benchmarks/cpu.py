@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.measuring import RESULTS, device
 from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
+from launch.processes import stops_at_once
 
 TOTAL_S = 960.0
 SMALL = "ViT-tiny, 8 frames of 64²"
@@ -55,7 +56,8 @@ def main() -> None:
     if given.missing:
         wanted = left_to_do(wanted, kept(given.out, facts))
     order = [part.name for part in parts]
-    found = run_parts(wanted, given.out, given.total_s, sys.executable, facts, order)
+    with stops_at_once(says=True):  # what runs is ended with it
+        found = run_parts(wanted, given.out, given.total_s, sys.executable, facts, order)
     print(f"\n{found['device']}, {found['seconds']:.0f} s\n{table(found)}\nwrote {given.out}")
 
 

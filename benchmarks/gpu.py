@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.measuring import RESULTS, device
 from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
+from launch.processes import stops_at_once
 
 TOTAL_S = 520.0
 VIT_L, VIT_G = "ViT-L, 16 frames of 256²", "ViT-g, 16 frames of 256²"
@@ -115,7 +116,9 @@ def main() -> None:
         wanted = left_to_do(wanted, kept(file, facts))
     total_s = given.total_s or (TOTAL_S if given.device == "cuda" else ON_CPU * TOTAL_S)
     total_s -= time.monotonic() - began_s
-    found = run_parts(wanted, file, total_s, sys.executable, facts, [part.name for part in parts])
+    order = [part.name for part in parts]
+    with stops_at_once(says=True):  # what runs is ended with it
+        found = run_parts(wanted, file, total_s, sys.executable, facts, order)
     print(f"\n{found['device']}, {found['seconds']:.0f} s\n{table(found)}\nwrote {file}")
 
 

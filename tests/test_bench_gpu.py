@@ -14,6 +14,8 @@ from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S, listed, parts_of
 from benchmarks.measuring import row
 from benchmarks.running import Part
 from benchmarks.speed_tables import gpu_table, limits_table
+from data_pipeline.errors import EXIT_PREEMPTED
+from launch.processes import facts_of
 
 START_S = 20.0  # of the process that runs the parts, at most: torch read from a cold disk
 
@@ -104,3 +106,20 @@ def test_the_limits_are_shown_with_their_sum() -> None:
     shown = [int(line.split("|")[2]) for line in lines[2:]]
     assert shown[:-1] == [limit_s for limit_s, _ in LIMITS.values()]
     assert shown[-1] == sum(limit_s for name, (limit_s, _) in LIMITS.items() if name not in EXTRA)
+
+
+def test_what_runs_is_ended_with_the_one_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    asks = "os.kill(os.getppid(), signal.SIGTERM)"
+    words = (
+        f"import os, signal, time; open({str(pid)!r}, 'w').write(str(os.getpid())); {asks}; time.sleep(600)"
+    )
+    monkeypatch.setattr(gpu, "parts_of", lambda peers, device: [Part("hangs", ["-c", words], 60)])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--out", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == EXIT_PREEMPTED
+    facts = facts_of(int(pid.read_text()))
+    assert facts is None or facts.state == "Z"
