@@ -1,7 +1,9 @@
 """What a machine without a GPU is measured for, in minutes: `make bench`, or `python -m benchmarks.cpu`.
 
-Short forms of the benchmarks; those that need the demo's data are left out where `make demo` was not run.
-Writes benchmarks/results/cpu.json after every part.
+Short forms of the benchmarks, on the smallest model where the size says little. Limits are about twice what a
+part takes on two cores that are its own, and more where others leave some time. Those that need the demo's
+data are left out where `make demo` was not run. benchmarks/results/cpu.json is written after every part, and
+keeps what earlier calls measured with the same code on the same device.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ def parts_of(peers: list[str], data: Path) -> list[Part]:
     step = ["-m", "benchmarks.train_step", "--device", "cpu", "--turns", "3", "--steps", "5", "--wait-s", "0"]
     tracking = ["-m", "benchmarks.tracking", str(data), "--case", "metrics.jsonl", "--wait-s", "0"]
     attention = ["-m", "benchmarks.attention", "--device", "cpu", "--turns", "3", "--wait-s", "0"]
-    feeding = ["-m", "benchmarks.feeding", "--device", "cpu", "--quick", "--encoding", "mp4"]
+    quick = ["--device", "cpu", "--case", SMALL, "--quick"]
+    feeding = ["-m", "benchmarks.feeding", *quick, "--encoding", "mp4"]
     return [
         Part("training step", [*step, "--case", SMALL, *told], 120, home / "train_step.py"),
         Part("attention", [*attention, "--case", SMALL], 60, home / "attention.py"),
-        Part("moving average", ["-m", "benchmarks.ema", "--quick"], 90, home / "ema.py"),
-        Part("checkpoint", ["-m", "benchmarks.checkpoint", "--quick"], 90, home / "checkpoint.py"),
+        Part("moving average", ["-m", "benchmarks.ema", *quick], 90, home / "ema.py"),
+        Part("checkpoint", ["-m", "benchmarks.checkpoint", *quick], 60, home / "checkpoint.py"),
         Part("feeding", [*feeding, "--turns", "2", "--steps", "5"], 90, home / "feeding.py"),
         Part("tracking", tracking, 120, data),
         Part("memory, ZeRO-1", ["-m", "benchmarks.memory", "--only", "1"], 240, home / "memory.py"),
