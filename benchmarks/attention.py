@@ -9,12 +9,13 @@ and values alone would take at the rate measured here for a large product.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from benchmarks.contenders import CASES, Shape, config_of, matrix_rates
-from benchmarks.measuring import Quiet, Row, keep, publish, row, tell
+from benchmarks.measuring import Quiet, Row, publish, row, so_far, tell
 from pretrain.flops import TRAINED
 from pretrain.kernels import stack_rows
 from pretrain.model import attention
@@ -41,26 +42,59 @@ def described(case: str, stack: str, rows: Rows) -> str:
     return f"{case}: {stack}, {count} sequences of {lengths}, {rows.heads} heads of {rows.head_width}"
 
 
-def measure(case: str, stack: str, rows: Rows, device: torch.device, turns: int, quiet: Quiet) -> list[Row]:
+def measure(
+    case: str, stacks: Mapping[str, Rows], device: torch.device, turns: int, quiet: Quiet
+) -> list[Row]:
+    """All stacks of a case, turn by turn; the rate of a large product once a turn."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    on_cpu: Sequence[Backend] = ON_CPU if len(set(rows.lengths)) > 1 else ("sdpa",)  # equal: one way
-    ways = rows.candidates if device.type == "cuda" else on_cpu
-    works = [each for each in ways if why_not(each, device, dtype, rows) is None]
-    rates: dict[Backend, list[float]] = {each: [] for each in works}
+    works = {stack: ways(rows, device, dtype) for stack, rows in stacks.items()}
+    rates: dict[str, dict[Backend, list[float]]] = {
+        stack: {each: [] for each in found} for stack, found in works.items()
+    }
     matrices: list[float] = []
     for _ in range(turns):
         quiet.wait()
-        milliseconds(works[0], device, dtype, rows)  # threads wake up
-        for each in works:
-            rates[each].append(1000 / milliseconds(each, device, dtype, rows))
+        for stack, rows in stacks.items():
+            milliseconds(works[stack][0], device, dtype, rows)  # threads wake up
+            for each in works[stack]:
+                rates[stack][each].append(1000 / milliseconds(each, device, dtype, rows))
         matrices.append(max(matrix_rates(device, dtype).values()))
-    name, flops = described(case, stack, rows), flops_of(rows)
-    found = []
-    for each in works:
-        found.append(row(name, f"{each}: calls a second", "1/s", rates[each], rates["sdpa"], "sdpa"))
-        shares = [100 * rate * flops / best for rate, best in zip(rates[each], matrices, strict=True)]
+    found: list[Row] = []
+    for stack, rows in stacks.items():
+        found += rows_of(described(case, stack, rows), rates[stack], matrices, flops_of(rows))
+    return found
+
+
+def ways(rows: Rows, device: torch.device, dtype: torch.dtype) -> list[Backend]:
+    """To attend over these rows, that work here and have memory enough."""
+    on_cpu: Sequence[Backend] = ON_CPU if len(set(rows.lengths)) > 1 else ("sdpa",)  # equal: one way
+    candidates = rows.candidates if device.type == "cuda" else on_cpu
+    found: list[Backend] = []
+    for each in candidates:
+        reason = why_not(each, device, dtype, rows)
+        if reason is None and device.type == "cuda":
+            try:
+                milliseconds(each, device, dtype, rows)
+            except torch.OutOfMemoryError as error:  # sequences laid out under a mask in full
+                reason = str(error)
+        if reason is None:
+            found.append(each)
+        else:
+            tell(f"{each} is left out: {reason}")
+    return found
+
+
+def rows_of(
+    name: str, rates: Mapping[Backend, list[float]], matrices: Sequence[float], flops: float
+) -> list[Row]:
+    """rates: calls a second. matrices: FLOP/s of a large product. flops: of a call."""
+    found, reference = [], rates.get("sdpa", [])
+    for each, calls in rates.items():
+        beside = "sdpa" if reference else ""
+        found.append(row(name, f"{each}: calls a second", "1/s", calls, reference, beside))
+        shares = [100 * rate * flops / best for rate, best in zip(calls, matrices, strict=True)]
         found.append(row(name, f"{each}: share of the matrix rate", "%", shares))
-    told = ", ".join(f"{each} {1000 / sorted(rates[each])[turns // 2]:.3g} ms" for each in works)
+    told = ", ".join(f"{each} {1000 / statistics.median(calls):.3g} ms" for each, calls in rates.items())
     tell(f"{name}: {told}")
     return found
 
@@ -78,9 +112,8 @@ def main() -> None:
     rows: list[Row] = []
     for case in given.case or cases:
         config = config_of(cases[case], {"objective.truncate": "none"})
-        for stack, each in stack_rows(config).items():
-            rows += measure(case, stack, each, device, given.turns, quiet)
-            keep(rows)
+        rows += measure(case, stack_rows(config), device, given.turns, quiet)
+        so_far(rows)
     facts = {"turns": given.turns, "busy_with_other_work": quiet.loads}
     publish(f"attention_{device.type}", facts, rows, is_whole=given.case is None)
 

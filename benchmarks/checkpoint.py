@@ -16,13 +16,15 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.contenders import CASES, Clock, alone, batches_of, one_step
-from benchmarks.measuring import Quiet, Row, publish, row, short, tell
+from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.checkpoint import Checkpoints
 from pretrain.config import RunConfig, plan
@@ -33,6 +35,7 @@ CPU_CASE, CUDA_CASE = "ViT-S, 16 frames of 112²", "ViT-L, 16 frames of 256²"
 PIECE = 16 << 20
 LONGEST_S = 60.0  # of a save in the background
 STEPS = 2  # whose median is a step's time
+QUICK = ("stall", "waiting", "bare")  # of what is timed in a turn
 
 
 def config_of(case: str, device: torch.device, *, in_background: bool) -> RunConfig:
@@ -75,6 +78,9 @@ class Saving:
 
     def progress(self) -> Progress:
         return Progress(step=self.now, samples=self.now * self.config.train.global_batch)
+
+    def median_step(self) -> float:
+        return statistics.median(self.step() for _ in range(STEPS))
 
     def in_background(self) -> tuple[float, float, int]:
         """Seconds in which the loop waited for a save; of all until it was whole; steps meanwhile."""
@@ -135,51 +141,65 @@ class Saving:
         return self.clock() - began
 
 
-def measure(case: str, device: torch.device, turns: int, quiet: Quiet) -> list[Row]:
+def measure(case: str, device: torch.device, turns: int, quiet: Quiet, *, is_quick: bool) -> list[Row]:
     base = Path("runs")  # on the disk that runs are on; /tmp may be memory
     base.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=base) as name:
         saving = Saving(case, device, Path(name))
         num_bytes = 4 * sum(tensor.numel() for tensor in saving.engine.tensors().values())
-        keys = ("step", "stall", "longer", "waiting", "bare", "torch", "deepspeed", "resume")
-        found: dict[str, list[float]] = {key: [] for key in keys}
-        for turn in range(turns + 1):  # the first warms up
+        works: dict[str, Callable[[], float]] = {
+            "waiting": saving.waited_for,
+            "bare": saving.bare,
+            "torch": saving.torch_save,
+            "deepspeed": saving.deepspeed_save,
+            "resume": saving.resume,
+        }
+        if is_quick:
+            works = {name: work for name, work in works.items() if name in QUICK}
+        found: dict[str, list[float]] = {key: [] for key in ("step", "stall", "longer", *works)}
+        saving.median_step()
+        saving.in_background()  # the first warms up, as does the first of the others in a whole run
+        for work in () if is_quick else works.values():
+            work()
+        for _ in range(turns):
             quiet.wait()
-            step_s = statistics.median(saving.step() for _ in range(STEPS))
+            step_s = saving.median_step()
             stall_s, all_s, steps = saving.in_background()
-            each = {
-                "step": step_s,
-                "stall": stall_s,
-                "longer": all_s - steps * step_s,
-                "waiting": saving.waited_for(),
-                "bare": saving.bare(),
-                "torch": saving.torch_save(),
-                "deepspeed": saving.deepspeed_save(),
-                "resume": saving.resume(),
-            }
-            if turn:
-                for key, seconds in each.items():
-                    found[key].append(seconds)
+            found["step"].append(step_s)
+            found["stall"].append(stall_s)
+            found["longer"].append(all_s - steps * step_s)
+            so_far(rows_of(case, found, num_bytes))
+            for key, work in works.items():
+                found[key].append(work())
+            so_far(rows_of(case, found, num_bytes))
     return rows_of(case, found, num_bytes)
 
 
 def rows_of(case: str, found: dict[str, list[float]], num_bytes: int) -> list[Row]:
-    rates = {key: [num_bytes / 1e6 / s for s in found[key]] for key in ("waiting", "bare", "torch", "resume")}
+    """found: seconds by what took them, turn by turn; without a key, or with less turns of it, less rows."""
 
-    def in_steps(key: str) -> list[float]:
-        return [a / b for a, b in zip(found[key], found["step"], strict=True)]
+    def in_steps(name: str, key: str) -> list[Row]:
+        steps = [a / b for a, b in zip(found.get(key, ()), found["step"], strict=False)]
+        return [row(case, name, "steps", steps)] if steps else []
 
-    saves = [1 / s for s in found["waiting"]]
+    def rates(name: str, key: str, unit: str, worth: float, other: str = "", words: str = "") -> list[Row]:
+        pairs = list(zip(found.get(key, ()), found.get(other or key, ()), strict=False))
+        mine, others = (
+            ([worth / each for each in side] for side in zip(*pairs, strict=True)) if pairs else ([], [])
+        )
+        return [row(case, name, unit, mine, others if other else (), words)] if mine else []
+
+    facts = {"step_ms": short(1000 * statistics.median(found["step"])), "bytes": num_bytes}
+    megabytes, waited = num_bytes / 1e6, "saved, waited for"
     return [
-        row(case, "held up by a save in the background", "steps", in_steps("stall"))
-        | {"step_ms": short(1000 * statistics.median(found["step"])), "bytes": num_bytes},
-        row(case, "held up and slowed down by it", "steps", in_steps("longer")),
-        row(case, "held up by a save that is waited for", "steps", in_steps("waiting")),
-        row(case, "saved, waited for", "MB/s", rates["waiting"], rates["bare"], "write, fsync, sha256"),
-        row(case, "saved, waited for", "MB/s", rates["waiting"], rates["torch"], "torch.save, no fsync"),
-        row(case, "saves a second", "1/s", saves, [1 / s for s in found["deepspeed"]], "DeepSpeed's"),
-        row(case, "resumed from a whole checkpoint", "MB/s", rates["resume"]),
-    ]  # fmt: skip
+        *(each | facts for each in in_steps("held up by a save in the background", "stall")),
+        *in_steps("held up and slowed down by it", "longer"),
+        *in_steps("held up by a save that is waited for", "waiting"),
+        *rates(waited, "waiting", "MB/s", megabytes, "bare", "write, fsync, sha256"),
+        *rates(waited, "waiting", "MB/s", megabytes, "torch", "torch.save, no fsync"),
+        *rates("saves a second", "waiting", "1/s", 1.0, "deepspeed", "DeepSpeed's"),
+        *rates("resumed from a whole checkpoint", "resume", "MB/s", megabytes),
+    ]
 
 
 def main() -> None:
@@ -187,13 +207,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--case", help="as in train_step")
-    parser.add_argument("--quick", action="store_true", help="one turn, no waiting; printed, not written")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one turn, no waiting, without torch.save, DeepSpeed's and resuming; printed, not written",
+    )
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()
     device = torch.device(given.device)
     case = given.case or (CUDA_CASE if device.type == "cuda" else CPU_CASE)
     turns, quiet = (1, Quiet(0.0)) if given.quick else (given.turns, Quiet(given.wait_s))
-    rows = measure(case, device, turns, quiet)
+    rows = measure(case, device, turns, quiet, is_quick=given.quick)
     facts: dict[str, Any] = {"turns": turns, "busy_with_other_work": quiet.loads}
     publish(
         "checkpoint" if device.type == "cpu" else "checkpoint_cuda", facts, rows, is_whole=not given.quick
@@ -202,3 +226,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

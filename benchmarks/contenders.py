@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 from pretrain.kernels import TARGET, kernels_for
-from pretrain.masks import sample_masks
+from pretrain.masks import Masks, sample_masks
 from pretrain.model.linear import linear, probe_onednn, use
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import Batch
@@ -56,9 +57,16 @@ CASES = {
         "ViT-S, 16 frames of 112²": Shape("vit_small", 16, 112, 2),
     },
     "cuda": {
-        "ViT-L, 16 frames of 256²": Shape("vit_large", 16, 256, 24, "cuda", "bf16"),
+        # Meta's code keeps about 2.7 GB a clip for the backward, by count of what autocast saves: 24 clips
+        # would hardly fit into 80 GB.
+        "ViT-L, 16 frames of 256²": Shape("vit_large", 16, 256, 16, "cuda", "bf16"),
         "ViT-g, 16 frames of 256²": Shape("vit_giant", 16, 256, 8, "cuda", "bf16"),
     },
+}
+# Measured where it is named: what a GPU runs, DeepSpeed in bf16, tried on a CPU.
+SHALLOW = PREDICTOR | {"depth": 2, "width": 96, "heads": 3}
+TRIED = {
+    "cpu": {"ViT-tiny, 4 frames of 64², as on a GPU": Shape("vit_tiny", 4, 64, 2, "cpu", "bf16", SHALLOW)}
 }
 
 
@@ -90,18 +98,33 @@ def config_of(shape: Shape, changes: dict[str, Any] | None = None) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def batches_of(config: RunConfig, device: torch.device) -> list[Batch]:
-    data, clips, objective = config.data, config.train.micro_batch, config.objective
+def masks_of(config: RunConfig, count: int = NUM_BATCHES) -> list[Masks]:
+    """Of micro-batches one after the other, on the CPU."""
+    clips, objective = config.train.micro_batch, config.objective
     assert objective.kind == "masked_latent"
-    found = []
-    for step in range(NUM_BATCHES):
-        generator = torch.Generator().manual_seed(step)
-        pixels = torch.randn(clips, 3, data.frames, data.size, data.size, generator=generator)
-        positions = tuple(range(clips * step, clips * (step + 1)))
-        masks = sample_masks(
-            objective.masks, config.grid, config.seed, step, positions, truncate=objective.truncate
+    return [
+        sample_masks(
+            objective.masks,
+            config.grid,
+            config.seed,
+            step,
+            tuple(range(clips * step, clips * (step + 1))),
+            truncate=objective.truncate,
         )
-        found.append(Batch(step, positions, tuple(map(str, positions)), pixels.to(device), masks.to(device)))
+        for step in range(count)
+    ]
+
+
+def batches_of(config: RunConfig, device: torch.device, count: int = NUM_BATCHES) -> list[Batch]:
+    """Of noise, made on the device."""
+    data, clips = config.data, config.train.micro_batch
+    found = []
+    for step, masks in enumerate(masks_of(config, count)):
+        generator = torch.Generator(device).manual_seed(step)
+        shape = (clips, 3, data.frames, data.size, data.size)
+        pixels = torch.randn(shape, generator=generator, device=device)
+        positions = tuple(range(clips * step, clips * (step + 1)))
+        found.append(Batch(step, positions, tuple(map(str, positions)), pixels, masks.to(device)))
     return found
 
 
@@ -271,6 +294,7 @@ def _serve(make: Callable[..., Contender], given: tuple[Any, ...], device: str, 
         for number in range(steps):
             contender.take(number % NUM_BATCHES)
         pipe.send(clock() - began)
+    end_rank()  # the teardown of what a GPU's libraries hold takes seconds
 
 
 class Running:
@@ -282,7 +306,14 @@ class Running:
         self._process = context.Process(target=_serve, args=(make, given, device, other), daemon=True)
         self._process.start()
         other.close()
-        self.parameters: int = self._pipe.recv()
+        try:
+            self.parameters: int = self._pipe.recv()
+        except EOFError:
+            self._process.join(30)
+            raise SystemExit(
+                f"{make.__name__} could not be made: its process ended with {self._process.exitcode}; why, "
+                f"stands above"
+            ) from None
 
     def seconds(self, steps: int) -> float:
         self._pipe.send(("steps", steps))

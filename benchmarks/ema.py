@@ -23,7 +23,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmarks.contenders import CASES, Clock, alone, batches_of
-from benchmarks.measuring import Quiet, Row, publish, row, short, tell, torchrun
+from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell, torchrun
 from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="three turns, no waiting; printed, not written")
+    parser.add_argument("--one-rank", action="store_true", help="without the two; nothing is written")
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     parser.add_argument("--rank", type=Path, help="what the benchmark starts its ranks with")
     parser.add_argument("--case", default=None, help="as in train_step")
@@ -183,12 +184,14 @@ def main() -> None:
     world = World(0, 1, device) if config.strategy.kind == "single" else alone(device)
     one = measure(config, world, turns, None if given.quick else quiet)
     rows = rows_of(f"{case}, 1 rank", one, copy_bytes, has_peers=True)
-    if device.type == "cpu":
+    so_far(rows)
+    if device.type == "cpu" and not given.one_rank:
         tell(f"{case}, two ranks over gloo")
         quiet.wait()
         rows += rows_of(f"{case}, 2 ranks", over_ranks(case, turns), copy_bytes, has_peers=False)
     facts = {"turns": turns, "clips_a_rank": config.train.micro_batch, "busy_with_other_work": quiet.loads}
-    publish("ema" if device.type == "cpu" else "ema_cuda", facts, rows, is_whole=not given.quick)
+    is_whole = not given.quick and not given.one_rank
+    publish("ema" if device.type == "cpu" else "ema_cuda", facts, rows, is_whole=is_whole)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from launch.provenance import git, versions
 
 RESULTS = Path(__file__).with_name("results")
 QUIET = 0.1  # share of the cores that others may take while something is timed
-LOOKED_S, GLANCED_S = 3.0, 0.2  # over which their share is taken; the latter where nobody waits for it
+LOOK_S, GLANCE_S = 3.0, 0.5  # how long the load is looked at: where it may be waited for, and else
+SO_FAR = "so far "  # begins a line of rows of a benchmark that goes on
 Row = dict[str, Any]
 
 
@@ -32,18 +33,19 @@ class Quiet:
 
     def __init__(self, longest_s: float) -> None:
         self._left_s = longest_s
+        self._look_s = LOOK_S if longest_s > 0 else GLANCE_S
         self.loads: list[float] = []
 
     def wait(self) -> None:
         while True:
             before = _busy()
-            time.sleep(LOOKED_S if self._left_s > 0 else GLANCED_S)
+            time.sleep(self._look_s)
             after = _busy()
             share = (after[0] - before[0]) / max(1, after[1] - before[1])
             if share <= QUIET or self._left_s <= 0:
                 self.loads.append(round(share, 2))
                 return
-            self._left_s -= LOOKED_S
+            self._left_s -= self._look_s
 
 
 def row(
@@ -85,9 +87,9 @@ def tell(words: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
 
-def keep(rows: Sequence[Row]) -> None:
-    """Print what is known by now, for whoever started this and may end it before it is through."""
-    print(json.dumps({"rows": list(rows)}, ensure_ascii=False), flush=True)
+def so_far(rows: Sequence[Row]) -> None:
+    """Print what is measured already, which `running.py` keeps of a benchmark that is ended too early."""
+    print(SO_FAR + json.dumps({"rows": list(rows)}, ensure_ascii=False), flush=True)
 
 
 def publish(

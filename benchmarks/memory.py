@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.measuring import Row, publish, row, tell, torchrun
+from benchmarks.measuring import Row, publish, row, so_far, tell, torchrun
 from launch.outline import num_parameters
 from launch.ranks import end_rank
 from pretrain.activations import activations, last_gradients
@@ -234,6 +234,7 @@ def main() -> None:
             if given.only is None or case.stage == given.only:
                 tell(name_of(case))
                 rows += rows_of(case, measure(case, Path(folder) / "found.json"))
+                so_far(rows)
     sizes = num_parameters(config_of(Case(1, "bf16"), RANKS))
     config: dict[str, Any] = {
         "model": "ViT-B, 16 × 16, predictor of 12 blocks",

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import PREDICTOR, Shape, alone, batches_of, config_of, one_step
-from benchmarks.measuring import Row, keep, publish, row, tell
+from benchmarks.measuring import Row, publish, row, so_far, tell
 from launch.estimate.memory import Weights, clips_that_fit, moments_of, recomputing
 from launch.outline import num_parameters
+from launch.ranks import end_rank
 from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 
@@ -73,7 +74,8 @@ def attempt(preset: str, clips: int, device: str, *, again: bool) -> Try:
         engine = build_engine(plan(config, 1), alone(where))
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        for batch in batches_of(config, where)[:2]:
+        batch = batches_of(config, where, 1)[0]  # a second one would be held beside it
+        for _ in range(2):
             one_step(engine, config, batch)
     except torch.OutOfMemoryError:
         return Try(clips, None, planned)
@@ -100,11 +102,13 @@ def in_a_process(preset: str, clips: int, device: str, *, again: bool) -> Try | 
     return Try(**found)
 
 
-def rows_of(case: str, preset: str, device: str, memory: float, *, again: bool) -> list[Row]:
+def rows_of(
+    case: str, preset: str, device: str, memory: float, *, again: bool, only_largest: bool
+) -> list[Row]:
     config = run_of(preset, FEW, device, again=again)
     largest = clips_that_fit(plan(config, 1), USABLE * memory, weights_of(config), device)
     rows = []
-    for clips in (FEW, largest):
+    for clips in (largest,) if only_largest else (FEW, largest):
         found = in_a_process(preset, clips, device, again=again) if clips else None
         if found is None:
             continue
@@ -122,21 +126,28 @@ def rows_of(case: str, preset: str, device: str, memory: float, *, again: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=list(CASES), default="cuda")
+    parser.add_argument("--case", action="append", help="one or several of the cases; without it all")
+    parser.add_argument("--largest", action="store_true", help="without the few clips; nothing is written")
     parser.add_argument("--one", nargs=3, metavar=("PRESET", "CLIPS", "AGAIN"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         preset, clips, again = given.one
         print(json.dumps(asdict(attempt(preset, int(clips), given.device, again=again == "again"))))
-        return
+        end_rank()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here")
     memory = torch.cuda.mem_get_info()[1] if given.device == "cuda" else 1e9
+    cases = CASES[given.device]
+    if unknown := [name for name in given.case or () if name not in cases]:
+        parser.error(f"--case {unknown[0]!r}: there are {', '.join(map(repr, cases))}")
     rows: list[Row] = []
-    for case, (preset, again) in CASES[given.device].items():
-        rows += rows_of(case, preset, given.device, memory, again=again)
-        keep(rows)
+    for case in given.case or cases:
+        preset, again = cases[case]
+        rows += rows_of(case, preset, given.device, memory, again=again, only_largest=given.largest)
+        so_far(rows)
     facts = {"gpu_bytes": memory, "usable": USABLE, "turns": 1}
-    publish("micro_batch", facts, rows, is_whole=given.device == "cuda")
+    is_whole = given.device == "cuda" and not given.largest and given.case is None
+    publish("micro_batch", facts, rows, is_whole=is_whole)
 
 
 if __name__ == "__main__":

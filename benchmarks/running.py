@@ -1,10 +1,13 @@
 """Runs benchmarks one after another, each in a process and with a time limit of its own.
 
-One that fails or hangs costs itself only: what is done is written before the next begins.
+One that fails or hangs costs itself only: what is done is written before the next begins, and of one that is
+ended the rows that it had printed stay. What an earlier call measured stays too, where it was the same code
+on the same device: parts may be measured a few at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,12 +21,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import tell
+from benchmarks.measuring import SO_FAR, tell
+from launch.processes import descendants, send
 from launch.provenance import git, versions
+from launch.submit.freeze import code_digest
 
 ROOT = Path(__file__).parents[1]
-TAIL = 2000  # characters of what one that failed has said last
+TAIL = 4000  # characters of what one that failed has said last
 LEAST_S = 10.0  # a part with less time left is not begun
+STRETCH = 2.0  # times its limit, which a part may take of time that others have left
+SAME = ("benchmark", "commit", "code", "device")  # of results that may stand in one file
 Found = dict[str, Any]
 
 
@@ -31,22 +38,26 @@ Found = dict[str, Any]
 class Part:
     """One benchmark. words: what follows `python`. needs: a file without which it is left out.
 
-    limit_s: after which it is ended, with all that it has started.
+    limit_s: after which it is ended, with all that it has started, unless others have left time. is_extra:
+    only measured where it is asked for by name.
     """
 
     name: str
     words: Sequence[str]
     limit_s: float
     needs: Path | None = None
+    is_extra: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_part(part: Part, python: str, left_s: float) -> Found:
-    """How it ended (`done`, `failed`, `out of time`, `left out`), and the rows of JSON that it printed."""
+def run_part(part: Part, python: str, limit_s: float) -> Found:
+    """How it ended (`done`, `failed`, `out of time`, `left out`), and the rows of JSON that it printed.
+
+    limit_s: seconds after which it is ended.
+    """
     if part.needs is not None and not part.needs.exists():
         return {"name": part.name, "ended": "left out", "why": f"{part.needs} is not there", "rows": []}
-    limit_s = min(part.limit_s, left_s)
-    if limit_s < LEAST_S and limit_s < part.limit_s:
+    if limit_s < min(LEAST_S, part.limit_s):
         return {"name": part.name, "ended": "left out", "why": "no time was left", "rows": []}
     began_s = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": _path(), **part.environment}
@@ -64,8 +75,11 @@ def run_part(part: Part, python: str, left_s: float) -> Found:
         except subprocess.TimeoutExpired:
             code = None
         finally:
+            started = descendants(process.pid)  # torchrun's ranks have sessions of their own
             with suppress(ProcessLookupError):  # its own session: what it started goes with it
                 os.killpg(process.pid, signal.SIGKILL)
+            for each in started:
+                send(each.pid, signal.SIGKILL)
             process.wait()
         out.seek(0)
         errors.seek(0)
@@ -76,7 +90,7 @@ def run_part(part: Part, python: str, left_s: float) -> Found:
         "command": " ".join(part.words),
         "ended": ended,
         "seconds": round(time.monotonic() - began_s, 1),
-        "rows": rows_of(printed),
+        "rows": rows_of(printed) or rows_so_far(printed),
     }
     if ended != "done":
         found["why"] = f"{code=}" if code is not None else f"ended after {limit_s:.0f} s"
@@ -111,29 +125,102 @@ def rows_of(printed: str) -> list[Found]:
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
 
 
+def rows_so_far(printed: str) -> list[Found]:
+    """Of the last line in which a benchmark said what it had measured by then."""
+    for line in reversed(printed.splitlines()):
+        if line.startswith(SO_FAR):
+            with suppress(json.JSONDecodeError):  # cut off while it was written: the one before is whole
+                rows: list[Found] = json.loads(line.removeprefix(SO_FAR))["rows"]
+                return rows
+    return []
+
+
+def code() -> str:
+    """16 hex digits of what is measured and of what measures it, committed or not."""
+    hashed = hashlib.sha256(code_digest().encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+def kept(file: Path, facts: Mapping[str, Any]) -> dict[str, Found]:
+    """Parts by name that `file` holds of the same code on the same device; of any other, none."""
+    try:
+        found = json.loads(file.read_text())
+        is_same = all(found.get(key) == facts[key] for key in SAME)
+        return {part["name"]: part for part in found["parts"]} if is_same else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not whole
+        return {}
+
+
+def left_to_do(parts: Sequence[Part], before: Mapping[str, Found]) -> list[Part]:
+    """Those that are not done yet as they would be run now."""
+    return [
+        part
+        for part in parts
+        if (found := before.get(part.name)) is None
+        or found["ended"] != "done"
+        or found.get("command") != " ".join(part.words)
+    ]
+
+
+def better(before: Found | None, now: Found) -> Found:
+    """The one that measured more, the later of equals; how a later one that measured less ended is noted."""
+
+    def worth(found: Found) -> int:
+        return 3 if found["ended"] == "done" else 2 if found["rows"] else found["ended"] != "left out"
+
+    if before is None or worth(now) >= worth(before):
+        return now
+    return before | {"again": f"{now['ended']}: {now['why']}"}
+
+
+def facts_of(file: Path, device: str) -> Found:
+    """What a results file says of all its parts."""
+    return {
+        "benchmark": file.stem,
+        "date": date.today().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "code": code(),
+        "device": device,
+        "versions": versions(),
+    }
+
+
+def limit_of(part: Part, later: Sequence[Part], left_s: float) -> float:
+    """Seconds that it may take: its own, or more, as far as those that come later do not need it."""
+    spare_s = left_s - sum(each.limit_s for each in later)
+    return min(left_s, max(part.limit_s, min(STRETCH * part.limit_s, spare_s)))
+
+
 def run_parts(
     parts: Sequence[Part],
     file: Path,
     total_s: float,
     python: str,
-    facts: Mapping[str, Any],
+    facts: Found,
+    order: Sequence[str] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """All of them in order, as far as `total_s` goes; `file` holds what is known after each."""
+    """All of them in order, as far as `total_s` goes; `file` holds what is known after each.
+
+    facts: of `facts_of`. order: names of all parts that the file may hold, as it then holds them.
+    """
     began_s = clock()
-    found: Found = {
-        "benchmark": file.stem,
-        "date": date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "versions": versions(),
-        **facts,
-        "parts": [],
-    }
-    for part in parts:
-        tell(f"{part.name}: at most {part.limit_s:.0f} s")
-        one = run_part(part, python, total_s - (clock() - began_s))
-        tell(f"{part.name}: {one['ended']}{', ' + one['why'] if 'why' in one else ''}")
-        found["parts"].append(one)
+    known = kept(file, facts)
+    found: Found = {**facts, "seconds": 0.0, "parts": list(known.values())}
+    names = [*order, *(part.name for part in parts)]
+    for number, part in enumerate(parts):
+        left_s = total_s - (clock() - began_s)
+        limit_s = limit_of(part, parts[number + 1 :], left_s)
+        tell(f"{part.name}: at most {max(0.0, limit_s):.0f} s")
+        now = run_part(part, python, limit_s)
+        tell(f"{part.name}: {now['ended']}{', ' + now['why'] if 'why' in now else ''}")
+        known[part.name] = better(known.get(part.name), now)
+        found["parts"] = sorted(
+            known.values(),
+            key=lambda each: names.index(each["name"]) if each["name"] in names else len(names),
+        )
         found["seconds"] = round(clock() - began_s, 1)
         part_file = file.with_name(f".{file.name}.part")
         part_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -147,7 +234,8 @@ def table(found: Found) -> str:
     for part in found["parts"]:
         seconds = f", {part['seconds']:.0f} s" if "seconds" in part else ""
         why = f": {part['why']}" if "why" in part else ""
-        lines.append(f"{part['name']}: {part['ended']}{seconds}{why}")
+        again = f"; later {part['again']}" if "again" in part else ""
+        lines.append(f"{part['name']}: {part['ended']}{seconds}{why}{again}")
         said = part.get("said", "").strip().splitlines()
         lines += [f"    {said[-1][:100]}"] if said else []
         lines += [f"    {line[:100]}" for line in part.get("printed", "").splitlines() if line.strip()]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S
+
 RESULTS = Path(__file__).with_name("results")
 META = "Meta's code"
 
@@ -64,9 +66,44 @@ def pairs_table(name: str) -> str:
     for row in found["rows"]:
         beside = _beside(row)
         ratio = _ratio(row) if beside else ""
-        unit = f" {row['unit']}" if row["unit"] else ""
-        lines.append(f"| {row['case']} | {row['metric']} | {row['ours']:.3g}{unit} | {beside} | {ratio} |")
+        lines.append(f"| {row['case']} | {row['metric']} | {_value(row)} | {beside} | {ratio} |")
     return "\n".join([*lines, "", _facts(found)])
+
+
+def gpu_table() -> str:
+    """A line a row of every part that one GPU was measured for, and how each part ended that has none."""
+    found = json.loads((RESULTS / "gpu.json").read_text())
+    lines = ["| | | foreframe | beside | times (from, to) |", "|---|---|---:|---:|---:|"]
+    for part in found["parts"]:
+        if not part["rows"]:
+            lines.append(f"| {part['name']} | {part['ended']} | | | |")
+        for row in part["rows"]:
+            beside = _beside(row)
+            ratio = _ratio(row) if beside else ""
+            lines.append(f"| {row['case']} | {row['metric']} | {_value(row)} | {beside} | {ratio} |")
+    cut = [f"{part['name']} ({part['ended']})" for part in found["parts"] if part["ended"] != "done"]
+    not_whole = f" Not whole: {', '.join(cut)}." if cut else ""
+    facts = (
+        f"Medians, spread by pair; above 1 is better.{not_whole} {found['device']}, torch "
+        f"{found['versions']['torch']}. Commit {(found['commit'] or 'not known')[:10]}, {found['date']}."
+    )
+    return "\n".join([*lines, "", facts])
+
+
+def limits_table() -> str:
+    """The parts of `make bench-gpu`, the seconds that each may take, and what they are for."""
+    lines = ["| part | limit, s | why |", "|---|---:|---|"]
+    lines += [f"| `{name}` | {limit_s} | {why} |" for name, (limit_s, why) in LIMITS.items()]
+    usual = sum(limit_s for name, (limit_s, _) in LIMITS.items() if name not in EXTRA)
+    return "\n".join(
+        [*lines, f"| together | {usual} | of those that are not named; `--total-s` is {TOTAL_S:.0f} |"]
+    )
+
+
+def _value(row: dict[str, Any]) -> str:
+    if row["ours"] is None:
+        return "–"
+    return f"{row['ours']:.3g}" + (f" {row['unit']}" if row["unit"] else "")
 
 
 def _share(rows: list[dict[str, Any]], case: str, who: str) -> float | None:

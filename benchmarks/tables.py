@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.experiments import draw_figures, experiment_table
 from benchmarks.kernel_tables import attention_table
 from benchmarks.scale import SCALE
-from benchmarks.speed_tables import gains_table, pairs_table, step_table
+from benchmarks.speed_tables import gains_table, gpu_table, limits_table, pairs_table, step_table
 from launch.experiment.command import shipped_experiments
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +309,9 @@ TABLES = {
     "checkpoint": partial(pairs_table, "checkpoint"),
     "scaling": partial(pairs_table, "scaling"),
     **{f"experiment_{name}": partial(experiment_table, name) for name in shipped_experiments()},
+    "feeding_cpu": partial(pairs_table, "feeding_cpu"),
+    "feeding_cuda": partial(pairs_table, "feeding_cuda"),
+    "gpu": gpu_table,
 }
 PAGES = (
     "README.md",
@@ -324,6 +327,8 @@ PAGES = (
 )
 
 
+# Tables of no results file: what a program would do.
+SAID = {**SCALE, "gpu-limits": limits_table}
 # More tables of a file that has one above.
 MORE = {"train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu"))}
 
@@ -331,10 +336,10 @@ MORE = {"train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu"))}
 def drawn(text: str) -> str:
     """`text` with what stands between the marks of each table replaced."""
     more = {name: table for name, (_, table) in MORE.items()}
-    for name, table in {**TABLES, **SCALE, **more}.items():
+    for name, table in {**TABLES, **SAID, **more}.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         file = MORE[name][0] if name in MORE else name
-        is_known = name in SCALE or (RESULTS / f"{file}.json").exists()  # what was not measured stays empty
+        is_known = name in SAID or (RESULTS / f"{file}.json").exists()  # what was not measured stays empty
         if is_known and pattern.search(text):
             words = table().replace("\\", r"\\")
             text = pattern.sub(rf"\g<1>{words}\n\g<2>", text)

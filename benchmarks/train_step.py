@@ -4,15 +4,17 @@ Ours and theirs train the same model on the same clips under the same masks (cut
 must be), turn by turn, each in a process of its own. The floor is the time that the step's matrix products
 alone would take at the best rate measured here for a large product. CHECKOUT is a clone of Meta's repository;
 transformers' encoder is timed beside ours where it is installed. With `--gains`: ours with each of what makes
-it fast switched off.
+it fast switched off. On a GPU contenders come one after the other, and what is measured of those that are
+through is printed at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,10 +24,11 @@ from benchmarks.contenders import (
     CASES,
     NUM_BATCHES,
     PARTS,
+    TRIED,
     Running,
     Shape,
-    batches_of,
     config_of,
+    masks_of,
     matrix_rates,
     our_encoder,
     ours,
@@ -33,7 +36,7 @@ from benchmarks.contenders import (
     theirs,
     transformers_encoder,
 )
-from benchmarks.measuring import Quiet, Row, keep, publish, row, short, tell
+from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
 from pretrain.flops import flops_of
 
 META = "Meta's code"
@@ -52,23 +55,37 @@ GAINS = {
 }
 
 
-def turn_about(
-    made: Sequence[tuple[str, Any, tuple[Any, ...]]], shape: Shape, given: argparse.Namespace, quiet: Quiet
-) -> tuple[dict[str, list[float]], list[list[float]], dict[str, int]]:
-    """Clips a second of each contender, a turn each after the other; the parts of the first; parameters.
-
-    On a GPU each has the memory to itself: they come one after the other, all turns of one together.
+@dataclass
+class Timed:
+    """rates: clips a second of each contender, turn by turn. parts: seconds of each part of a step of the
+    first. parameters: that each contender trains.
     """
-    rates: dict[str, list[float]] = {name: [] for name, _, _ in made}
-    parts: list[list[float]] = []
-    sizes: dict[str, int] = {}
+
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    parts: list[list[float]] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+Made = Sequence[tuple[str, Any, tuple[Any, ...]]]
+
+
+def turn_about(
+    made: Made, shape: Shape, given: argparse.Namespace, quiet: Quiet, after: Callable[[Timed], None]
+) -> Timed:
+    """All contenders, a turn each after the other.
+
+    On a GPU each has the memory to itself: they come one after the other, all turns of one together; `after`
+    is called after each with what is known then.
+    """
+    found = Timed()
 
     def turn(name: str, contender: Running) -> None:
         quiet.wait()
-        rates[name].append(shape.clips * given.steps / contender.seconds(given.steps))
+        rate = shape.clips * given.steps / contender.seconds(given.steps)
+        found.rates.setdefault(name, []).append(rate)
 
     def begin(name: str, contender: Running) -> None:
-        sizes[name] = contender.parameters
+        found.parameters[name] = contender.parameters
         contender.seconds(NUM_BATCHES)  # every batch once
 
     if shape.device == "cuda":
@@ -78,8 +95,9 @@ def turn_about(
                 for _ in range(given.turns):
                     turn(name, contender)
                 if number == 0 and make is ours:
-                    parts = contender.parts(given.steps)
-        return rates, parts, sizes
+                    found.parts = contender.parts(given.steps)
+            after(found)
+        return found
     with ExitStack() as stack:
         contenders = {
             name: stack.enter_context(running(make, args, shape.device)) for name, make, args in made
@@ -90,42 +108,58 @@ def turn_about(
             for name, contender in contenders.items():
                 turn(name, contender)
         if made[0][1] is ours:
-            parts = contenders[made[0][0]].parts(given.steps)
-    return rates, parts, sizes
+            found.parts = contenders[made[0][0]].parts(given.steps)
+    return found
 
 
-def step_rows(case: str, shape: Shape, given: argparse.Namespace, quiet: Quiet) -> list[Row]:
-    device = torch.device(shape.device)
-    dtype = torch.bfloat16 if shape.precision == "bf16" else torch.float32
+def step_rows(
+    case: str, shape: Shape, given: argparse.Namespace, quiet: Quiet, before: Sequence[Row]
+) -> list[Row]:
+    """before: rows of other cases, printed with those of this one while it goes on."""
     made: list[tuple[str, Any, tuple[Any, ...]]] = [("ours", ours, (shape, {}))]
     if given.vjepa2 is not None:
         made.append((META, theirs, (shape, given.vjepa2)))
     if given.gains:
         made += [(name, ours, (shape, changes)) for name, changes in GAINS[shape.device].items()]
-    rates, parts, sizes = turn_about(made, shape, given, quiet)
-    mine, rest = rates.pop("ours"), rates
+    device = torch.device(shape.device)
+    libraries = matrix_rates(device, torch.bfloat16 if shape.precision == "bf16" else torch.float32)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the contenders have need of it
+    config = config_of(shape)
+    counted = [flops_of(config, masks).model for masks in masks_of(config)]
+    flops = statistics.mean(counted) / shape.clips
+
+    def after(found: Timed) -> None:
+        so_far([*before, *rows_of(case, found, libraries, flops)])
+
+    found = turn_about(made, shape, given, quiet, after)
+    rates = found.rates
+    against = f", {statistics.median(rates[META]):.2f} theirs" if META in rates else ""
+    floor = max(libraries.values()) / flops
+    tell(f"{case}: {statistics.median(rates['ours']):.2f} clips/s{against}, floor {floor:.2f}")
+    return rows_of(case, found, libraries, flops)
+
+
+def rows_of(case: str, found: Timed, libraries: dict[str, float], flops: float) -> list[Row]:
+    """libraries: matrix rates in FLOP/s. flops: of a clip."""
+    rest = dict(found.rates)
+    mine, sizes, best = rest.pop("ours"), found.parameters, max(libraries.values())
     rows = [row(case, "clips a second, equal masks", "clips/s", mine)] if META not in rest else []
     for name, each in rest.items():
         metric = "clips a second, equal masks" if name == META else f"against {name}"
         rows.append(row(case, metric, "clips/s", mine, each, name))
     if META in sizes:
         rows.append(row(case, "parameters", "", [sizes["ours"]], [sizes[META]], META))
-    libraries = matrix_rates(device, dtype)
-    config = config_of(shape)
-    counted = [flops_of(config, batch.masks).model for batch in batches_of(config, torch.device("cpu"))]
-    flops, best = statistics.mean(counted) / shape.clips, max(libraries.values())
     rows += [row(case, f"matrix rate, {name}", "GFLOP/s", [r / 1e9]) for name, r in libraries.items()]
     for name, each in (("ours", mine), (META, rest.get(META, []))):
         if each:
             shares = [100 * rate * flops / best for rate in each]
             rows.append(row(case, f"share of the best matrix rate, {name}", "%", shares))
     rows.append(row(case, "FLOPs a clip", "GFLOP", [flops / 1e9]))
-    whole = statistics.median(map(sum, parts))
-    for name, times in zip(PARTS, zip(*parts, strict=True), strict=True):
-        found = row(case, f"part: {name}", "ms", [1000 * each for each in times])
-        rows.append(found | {"share": short(statistics.median(times) / whole)})
-    against = f", {statistics.median(rest[META]):.2f} theirs" if META in rest else ""
-    tell(f"{case}: {statistics.median(mine):.2f} clips/s{against}, floor {best / flops:.2f}")
+    whole = statistics.median(map(sum, found.parts))
+    for name, times in zip(PARTS, zip(*found.parts, strict=True), strict=True):
+        part = row(case, f"part: {name}", "ms", [1000 * each for each in times])
+        rows.append(part | {"share": short(statistics.median(times) / whole)})
     return rows
 
 
@@ -133,7 +167,8 @@ def encoder_rows(case: str, shape: Shape, given: argparse.Namespace, quiet: Quie
     """Forward and backward of the encoder on whole clips, beside transformers'."""
     name = "transformers' VJEPA2Model"
     made = [("ours", our_encoder, (shape,)), (name, transformers_encoder, (shape,))]
-    rates, _, sizes = turn_about(made, shape, given, quiet)
+    found = turn_about(made, shape, given, quiet, lambda _: None)
+    rates, sizes = found.rates, found.parameters
     metric = "clips a second, encoder alone, forward and backward"
     return [
         row(case, metric, "clips/s", rates["ours"], rates[name], name),
@@ -147,6 +182,7 @@ def main() -> None:
         "--peer", action="append", default=[], metavar="NAME=PATH", help="vjepa2=a clone of it"
     )
     parser.add_argument("--case", action="append", help="one or several of the cases; without it all")
+    parser.add_argument("--only", choices=("step", "encoder"), help="one of the two; nothing is written")
     parser.add_argument("--gains", action="store_true", help="also with each setting switched off")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="a turn")
@@ -155,7 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--wait-s", type=float, default=120.0, help="how long to wait for a quiet machine")
     given = parser.parse_args()
-    cases = CASES[given.device]
+    cases = CASES[given.device] | TRIED.get(given.device, {})
     peers = dict(each.partition("=")[::2] for each in given.peer)
     if unknown := [name for name in peers if name != "vjepa2"]:
         parser.error(f"--peer {unknown[0]}: the only peer is vjepa2=PATH")
@@ -164,18 +200,21 @@ def main() -> None:
     given.vjepa2 = peers.get("vjepa2")
     quiet = Quiet(given.wait_s)
     rows: list[Row] = []
-    for case in given.case or cases:
-        rows += step_rows(case, cases[case], given, quiet)
-        keep(rows)
-        if find_spec("transformers") is not None:
+    for case in given.case or CASES[given.device]:
+        if given.only != "encoder":
+            rows += step_rows(case, cases[case], given, quiet, rows)
+            so_far(rows)
+        if given.only != "step" and find_spec("transformers") is not None:
             rows += encoder_rows(case, cases[case], given, quiet)
+            so_far(rows)
     facts: dict[str, Any] = {
         "turns": given.turns,
         "steps": given.steps,
         "turn_about": given.device == "cpu",
         "busy_with_other_work": quiet.loads,
     }
-    publish(f"train_step_{given.device}", facts, rows, is_whole=given.case is None)
+    is_whole = given.case is None and given.only is None
+    publish(f"train_step_{given.device}", facts, rows, is_whole=is_whole)
 
 
 if __name__ == "__main__":

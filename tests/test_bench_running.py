@@ -5,27 +5,45 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import checkpoint, contenders, ema, micro_batch
+from benchmarks import checkpoint, contenders, ema, micro_batch, running
 from benchmarks.cpu import parts_of as cpu_parts
-from benchmarks.gpu import parts_of as gpu_parts
-from benchmarks.measuring import GLANCED_S, Quiet
-from benchmarks.running import Part, rows_of, run_part, run_parts, table
-from launch.processes import facts_of
+from benchmarks.measuring import GLANCE_S, Quiet, so_far
+from benchmarks.running import (
+    Part,
+    better,
+    facts_of,
+    kept,
+    left_to_do,
+    limit_of,
+    rows_of,
+    run_part,
+    run_parts,
+    table,
+)
+from launch.processes import facts_of as process_facts
 
 ROWS = [{"case": "a", "metric": "speed", "unit": "1/s", "ours": 2.0, "reference": 1.0, "ratio": 2.0}]
 GOOD = f"import json; print('words'); print(json.dumps({{'rows': {ROWS}}}, indent=1)); print('more')"
 GOOD = GOOD.replace("null", "None")
+OTHERS = [{"case": "b", "metric": "speed", "unit": "1/s", "ours": 3.0}]
+FACTS: dict[str, Any] = {"benchmark": "all", "commit": "1", "code": "2", "device": "a machine"}
+
+
+def prints(rows: list[dict[str, Any]]) -> list[str]:
+    return ["-c", f"import json; print(json.dumps({{'rows': {rows}}}))"]
 
 
 def test_what_is_done_stays_when_others_fail_hang_or_are_not_there(tmp_path: Path) -> None:
     file, pid = tmp_path / "all.json", tmp_path / "pid"
     hangs = (
         "import subprocess, sys, time; "
-        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+        f"start_new_session=True); "  # as torchrun starts ranks
         f"open({str(pid)!r}, 'w').write(str(child.pid)); time.sleep(600)"
     )
     parts = [
@@ -35,14 +53,14 @@ def test_what_is_done_stays_when_others_fail_hang_or_are_not_there(tmp_path: Pat
         Part("absent", ["-c", GOOD], 20, needs=tmp_path / "nowhere.py"),
         Part("last", ["-c", GOOD], 20),
     ]
-    found = run_parts(parts, file, 60, sys.executable, {"device": "a machine"})
+    found = run_parts(parts, file, 60, sys.executable, FACTS)
     assert [part["ended"] for part in found["parts"]] == ["done", "failed", "out of time", "left out", "done"]
     assert [part["rows"] for part in found["parts"]] == [ROWS, [], [], [], ROWS]
     assert json.loads(file.read_text()) == found
     text = table(found)
     assert "out of luck" in text
     assert "nowhere.py is not there" in text
-    facts = facts_of(int(pid.read_text()))
+    facts = process_facts(int(pid.read_text()))
     assert facts is None or facts.state == "Z"  # what it had started is gone too
 
 
@@ -50,14 +68,16 @@ def test_what_is_done_is_on_disk_before_the_next_begins(tmp_path: Path) -> None:
     file = tmp_path / "all.json"
     reads = f"import json; assert json.load(open({str(file)!r}))['parts'][0]['name'] == 'one'"
     parts = [Part("one", ["-c", "pass"], 20), Part("two", ["-c", reads], 20)]
-    found = run_parts(parts, file, 60, sys.executable, {})
+    found = run_parts(parts, file, 60, sys.executable, FACTS)
     assert [part["ended"] for part in found["parts"]] == ["done", "done"]
 
 
 def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
     times = iter(range(0, 1000, 100))
     parts = [Part("one", ["-c", "pass"], 20), Part("two", ["-c", "pass"], 20)]
-    found = run_parts(parts, tmp_path / "all.json", 150, sys.executable, {}, clock=lambda: float(next(times)))
+    found = run_parts(
+        parts, tmp_path / "all.json", 150, sys.executable, FACTS, clock=lambda: float(next(times))
+    )
     assert [part["ended"] for part in found["parts"]] == ["done", "left out"]
     assert found["parts"][1]["why"] == "no time was left"
 
@@ -68,12 +88,6 @@ def test_rows_are_found_in_what_is_printed_and_in_files_that_are_named(tmp_path:
     printed = f"{{not json\n{json.dumps({'rows': ROWS})}\nwrote {tmp_path / 'x.json'}\n"
     assert rows_of(printed) == more, "what was kept case by case comes again in the file"
     assert rows_of("{}\nwrote /nowhere.json") == []
-
-
-def test_rows_that_were_kept_outlive_a_part_that_ran_out_of_time() -> None:
-    words = f"import time; from benchmarks.measuring import keep; keep({ROWS}); time.sleep(600)"
-    found = run_part(Part("slow", ["-c", words], 4), sys.executable, 60)
-    assert (found["ended"], found["rows"]) == ("out of time", ROWS)
 
 
 def test_what_is_measured_on_a_gpu_is_a_run_that_may_be_trained() -> None:
@@ -91,13 +105,90 @@ def test_nobody_waits_for_a_quiet_machine_who_was_not_asked_to(monkeypatch: pyte
     slept: list[float] = []
     monkeypatch.setattr("benchmarks.measuring.time.sleep", slept.append)
     Quiet(0.0).wait()
-    assert slept == [GLANCED_S]
+    assert slept == [GLANCE_S]
 
 
-@pytest.mark.parametrize("parts", [gpu_parts(["vjepa2=/x"], "cpu"), cpu_parts([], Path("data"))])
-def test_parts_have_names_of_their_own_and_limits(parts: list[Part]) -> None:
+def test_parts_have_names_of_their_own_and_limits() -> None:
+    parts = cpu_parts([], Path("data"))
     assert len({part.name for part in parts}) == len(parts)
     assert all(0 < part.limit_s <= 240 for part in parts)
+
+
+def test_rows_printed_on_the_way_stay_of_a_part_that_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    so_far(ROWS)
+    first = capfd.readouterr().out
+    so_far(ROWS + OTHERS)
+    second = capfd.readouterr().out
+    hangs = f"import time; print({first + second!r} + 'so far {{', flush=True); time.sleep(600)"
+    found = run_part(Part("hangs", ["-c", hangs], 1.0), sys.executable, 1.0)
+    assert (found["ended"], found["rows"]) == ("out of time", ROWS + OTHERS)
+    ends = f"print({first!r}); print({json.dumps({'rows': OTHERS})!r})"
+    assert run_part(Part("ends", ["-c", ends], 20), sys.executable, 20)["rows"] == OTHERS
+
+
+def test_calls_add_up_in_one_file(tmp_path: Path) -> None:
+    file, order = tmp_path / "all.json", ["one", "two", "three"]
+    one, two = Part("one", prints(ROWS), 20), Part("two", prints(OTHERS), 20)
+    run_parts([two], file, 60, sys.executable, FACTS, order)
+    found = run_parts([one], file, 60, sys.executable, FACTS, order)
+    assert json.loads(file.read_text()) == found
+    assert [(part["name"], part["rows"]) for part in found["parts"]] == [("one", ROWS), ("two", OTHERS)]
+    again = Part("two", prints(ROWS), 20)
+    assert [each.name for each in left_to_do([one, two, Part("three", [], 9)], kept(file, FACTS))] == [
+        "three"
+    ]
+    assert left_to_do([one, again], kept(file, FACTS)) == [again]  # it would be run with other words
+    found = run_parts([again], file, 60, sys.executable, FACTS, order)
+    assert [part["rows"] for part in found["parts"]] == [ROWS, ROWS]
+
+
+@pytest.mark.parametrize("other", [{"commit": "other"}, {"code": "other"}, {"device": "other"}])
+def test_what_other_code_or_another_device_measured_is_not_kept(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    file, part = tmp_path / "all.json", Part("one", prints(ROWS), 20)
+    run_parts([part], file, 60, sys.executable, FACTS | other)
+    assert kept(file, FACTS) == {}
+    found = run_parts([Part("two", prints(OTHERS), 20)], file, 60, sys.executable, FACTS)
+    assert [each["name"] for each in found["parts"]] == ["two"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"parts": 3}'])
+def test_a_file_that_is_not_whole_is_as_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "all.json"
+    file.write_text(text)
+    assert kept(file, FACTS) == {}
+
+
+def test_a_later_call_that_measured_less_takes_nothing_away() -> None:
+    done, rows = {"ended": "done", "rows": ROWS}, {"ended": "out of time", "rows": ROWS, "why": "late"}
+    failed, left = {"ended": "failed", "rows": [], "why": "x"}, {"ended": "left out", "rows": [], "why": "y"}
+    assert better(None, left) is left
+    assert better(left, failed) is failed
+    assert better(failed, rows) is rows
+    assert better(rows, done) is done
+    assert better(done, dict(done)) is not done  # the later of equals
+    assert better(done, failed) == done | {"again": "failed: x"}
+    assert better(failed, left) == failed | {"again": "left out: y"}
+    assert better(done | {"again": "failed: x"}, done) is done  # measured after all
+
+
+def test_time_that_is_left_goes_to_who_can_use_it_and_to_none_that_others_need() -> None:
+    one, two, three = (Part(name, [], limit_s) for name, limit_s in (("1", 50), ("2", 30), ("3", 20)))
+    assert limit_of(one, [two, three], 100) == 50
+    assert limit_of(one, [two, three], 115) == 65
+    assert limit_of(one, [two, three], 500) == 100  # twice its limit
+    assert limit_of(two, [three], 40) == 30  # its own, also where too little was left for all
+    assert limit_of(three, [], 7) == 7
+
+
+def test_code_is_told_apart_from_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "__file__", str(tmp_path / "running.py"))
+    (tmp_path / "step.py").write_text("a = 1\n")
+    before = facts_of(tmp_path / "all.json", "a machine")
+    assert facts_of(tmp_path / "all.json", "a machine") == before
+    (tmp_path / "step.py").write_text("a = 2\n")
+    assert facts_of(tmp_path / "all.json", "a machine")["code"] != before["code"]
 
 
 def test_a_part_that_cannot_be_started_at_all_is_one_that_failed() -> None:

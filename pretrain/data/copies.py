@@ -27,12 +27,17 @@ class Ahead:
     event: torch.cuda.Event
 
 
+def on_their_way(views_THWC: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Crops of pinned bytes on a device, on the stream at hand, without waiting: the bytes, not floats."""
+    return [view.to(device, non_blocking=True) for view in views_THWC]
+
+
 class Copies:
     """Copies begun in order; `settle` before slots are asked for again."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)
         self._begun: deque[torch.cuda.Event] = deque()
 
     def settle(self) -> None:
@@ -52,12 +57,12 @@ class Copies:
     ) -> Ahead:
         """Copy crops, masks and tables; on the GPU resize, mirror and normalise: clips (B, C, T, S, S)."""
         event = torch.cuda.Event()
-        with torch.cuda.stream(self._stream):
-            views = [view.to(self._device, non_blocking=True) for view in views_THWC]
+        with torch.cuda.stream(self.stream):
+            views = on_their_way(views_THWC, self._device)
             clips = normalise(views, size, mirrored)
             masks = masks.to(self._device)
             there = [None if table is None else sent(table, self._device) for table in tables]
-            event.record(self._stream)
+            event.record(self.stream)
         self._begun.append(event)
         return Ahead(found, clips, masks, there, event)
 
