@@ -47,7 +47,7 @@ def gains_table(device: str) -> str:
     lines += ["", f"| ms of a step, and its share | {' | '.join(cases)} |", "|---|" + "---:|" * len(cases)]
     for name in dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("part: ")):
         each = {
-            row["case"]: f"{row['ours']:.3g} ({100 * row['share']:.0f} %)"
+            row["case"]: f"{row['ours']:.3g} ({100 * row['share']:.0f} %){_rate(row)}"
             for row in rows
             if row["metric"] == name
         }
@@ -57,6 +57,10 @@ def gains_table(device: str) -> str:
         each = {row["case"]: f"{row['ours']:.3g} GFLOP/s" for row in rows if row["metric"] == name}
         lines.append(f"| {name} | {' | '.join(each.get(case, '') for case in cases)} |")
     return "\n".join(lines)
+
+
+def _rate(row: dict[str, Any]) -> str:
+    return f", {row['gflops_a_second']:.3g} GFLOP/s" if "gflops_a_second" in row else ""
 
 
 def pairs_table(name: str) -> str:

@@ -37,7 +37,7 @@ from benchmarks.contenders import (
     transformers_encoder,
 )
 from benchmarks.measuring import Quiet, Row, publish, row, short, so_far, tell
-from pretrain.flops import flops_of
+from pretrain.flops import TARGET, flops_of, parts_of
 
 META = "Meta's code"
 GAINS = {
@@ -126,22 +126,28 @@ def step_rows(
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the contenders have need of it
     config = config_of(shape)
-    counted = [flops_of(config, masks).model for masks in masks_of(config)]
-    flops = statistics.mean(counted) / shape.clips
+    flops = statistics.mean(flops_of(config, masks).model for masks in masks_of(config)) / shape.clips
+    target = statistics.mean(parts_of(config, masks)[TARGET].model for masks in masks_of(config))
+    trained = flops * shape.clips - target
+    of_parts = dict(zip(PARTS, (target, trained / 3, trained * 2 / 3), strict=False))
 
     def after(found: Timed) -> None:
-        so_far([*before, *rows_of(case, found, libraries, flops)])
+        so_far([*before, *rows_of(case, found, libraries, flops, of_parts)])
 
     found = turn_about(made, shape, given, quiet, after)
     rates = found.rates
     against = f", {statistics.median(rates[META]):.2f} theirs" if META in rates else ""
     floor = max(libraries.values()) / flops
     tell(f"{case}: {statistics.median(rates['ours']):.2f} clips/s{against}, floor {floor:.2f}")
-    return rows_of(case, found, libraries, flops)
+    return rows_of(case, found, libraries, flops, of_parts)
 
 
-def rows_of(case: str, found: Timed, libraries: dict[str, float], flops: float) -> list[Row]:
-    """libraries: matrix rates in FLOP/s. flops: of a clip."""
+def rows_of(
+    case: str, found: Timed, libraries: dict[str, float], flops: float, of_parts: dict[str, float]
+) -> list[Row]:
+    """libraries: matrix rates in FLOP/s. flops: of a clip. of_parts: of a step, by part that multiplies; the
+    embedding of tubelets counts as trained, a hundredth of the target at most.
+    """
     rest = dict(found.rates)
     mine, sizes, best = rest.pop("ours"), found.parameters, max(libraries.values())
     rows = [row(case, "clips a second, equal masks", "clips/s", mine)] if META not in rest else []
@@ -159,7 +165,10 @@ def rows_of(case: str, found: Timed, libraries: dict[str, float], flops: float) 
     whole = statistics.median(map(sum, found.parts))
     for name, times in zip(PARTS, zip(*found.parts, strict=True), strict=True):
         part = row(case, f"part: {name}", "ms", [1000 * each for each in times])
-        rows.append(part | {"share": short(statistics.median(times) / whole)})
+        part["share"] = short(statistics.median(times) / whole)
+        if name in of_parts:
+            part["gflops_a_second"] = short(of_parts[name] / statistics.median(times) / 1e9)
+        rows.append(part)
     return rows
 
 

@@ -20,7 +20,7 @@ from launch.experiment.data import make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.measured import keep_evaluation, kept_evaluation, measured, read_run
 from launch.experiment.plots import draw_plots, plots_of
-from launch.experiment.runs import Run, stage_runs
+from launch.experiment.runs import Cell, Run, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
 from launch.lock import lock_run
 from launch.provenance import git, versions
@@ -147,7 +147,7 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluate(
     experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
-) -> dict[Run, dict[str, float]]:
+) -> dict[Cell, dict[str, float]]:
     """What the last stage's finished runs are asked; what was found before is kept."""
     if experiment.evaluate is None:
         return {}
@@ -161,7 +161,7 @@ def _evaluate(
             values = evaluation.ask(experiment, run, shards)
             keep_evaluation(run.element.run, digest, values)
             say(f"{experiment.evaluate} {number}/{len(runs)}  {run.element.name}")
-        found[run] = values
+        found[run.cell] = values
     return found
 
 
@@ -169,7 +169,7 @@ def conclude(
     experiment: ExperimentConfig,
     folder: Path,
     made: Mapping[str, Sequence[Run]],
-    evaluated: Mapping[Run, Mapping[str, float]],
+    evaluated: Mapping[Cell, Mapping[str, float]],
     changes: Sequence[str],
     say: Say,
 ) -> None:
@@ -182,7 +182,7 @@ def conclude(
     values, untrained = {}, {}
     for run in made[last]:
         if run.cell in metrics[last]:
-            own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run, {}))
+            own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run.cell, {}))
             values[run.cell], untrained[run.cell] = own, before
     names = {each.name: each.digits for each in experiment.measures}
     spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
