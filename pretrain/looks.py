@@ -99,12 +99,13 @@ class Looks:
         reading = Reading(
             step=progress.step,
             spread=health[f"{judged}_std"],
-            # An encoder that is asked for a few numbers needs few dimensions: there that is no trouble.
+            # An encoder that is asked for a few numbers needs few dimensions, which is no trouble there, and
+            # of whole clips nothing is left to copy.
             rank=math.nan if self._is_supervised else health[f"{judged}_rankme"],
             loss=loss,
             guess=health["loss_prediction"],
             mean_token=health["loss_mean_token"],
-            copied=health["loss_copy"],
+            copied=math.nan if self._is_supervised else health["loss_copy"],
             largest_step=largest_step(norms),
             skipped=progress.skipped_in_row,
         )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from data_pipeline.errors import DataError
 from pretrain.config import HealthConfig
+from pretrain.objective.make import make_objective
 from pretrain.objective.states import States, truth_of
 from pretrain.sentinel import History, Reading, judge
 from tests.pretrain.small_objective import STATES, config_of, make, passed, small_batch, small_config
@@ -97,6 +98,19 @@ def test_few_dimensions_are_no_collapse_where_few_numbers_are_asked_for() -> Non
         verdict = judge(history, Reading(step, 0.01, math.nan, 1.0, 1.0, 1.0, 1.0), config)
     assert verdict.word == "collapsing"
     assert History.from_state(history.state()).state() == history.state()
+
+
+def test_what_it_is_told_it_learns() -> None:
+    config = config_of("states")
+    batch = small_batch(config, 6)
+    objective = make_objective(config)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(batch, None).loss.backward()
+        optimizer.step()
+    losses = objective(batch, None).guess.losses()
+    assert float(losses["prediction"]) < 0.1 * float(losses["mean_token"])
 
 
 def test_data_without_such_states_are_refused_by_name() -> None:
