@@ -96,6 +96,7 @@ class Plot(Section):
     caption: str
     over: Literal["steps", "levels"] = "steps"
     stage: str | None = Field(None, description="null: the last")
+    arms: tuple[Name, ...] = Field((), description="those that are drawn; none named: all")
     panels: tuple[Panel, ...] = Field(min_length=1)
 
 
@@ -157,6 +158,9 @@ class ExperimentConfig(Section):
         for plot in self.plots:
             if plot.stage is not None and plot.stage not in self.stages:
                 raise ValueError(f"plots: stage {plot.stage!r} is none of {', '.join(self.stages)}")
+            known = self.stages[plot.stage].arms if plot.stage is not None else self.last.arms
+            if unknown := [arm for arm in plot.arms if arm not in known]:
+                raise ValueError(f"plots: {unknown[0]!r} is none of the arms {', '.join(known)}")
             if plot.over == "levels" and not self.levels:
                 raise ValueError("plots: over is levels, and there are none")
         return self

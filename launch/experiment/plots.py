@@ -28,7 +28,7 @@ def plots_of(
     found = []
     last = list(experiment.stages)[-1]
     for plot in experiment.plots:
-        arms = list(experiment.stages[plot.stage or last].arms)
+        arms = list(plot.arms or experiment.stages[plot.stage or last].arms)
         by_steps = plot.over == "steps"
         panels = [
             _over_steps(panel, metrics[plot.stage or last], arms)
