@@ -186,7 +186,9 @@ def _need(error: ErrorDetails) -> str:
     kind, limits = error["type"], error.get("ctx", {})
     for word, sign in (("greater than", "gt"), ("at least", "ge"), ("less than", "lt"), ("at most", "le")):
         if sign in limits:
-            return f"{word.replace('greater', 'more')} {limits[sign]:g}"
+            limit = limits[sign]
+            told = str(limit) if isinstance(limit, int) else f"{limit:g}"
+            return f"{word.replace('greater', 'more')} {told}"
     if kind in ("too_short", "too_long"):
         few = kind == "too_short"
         return f"a list of at least {limits['min_length']}" if few else f"a list of {limits['max_length']}"

@@ -257,6 +257,8 @@ def _train(
 
     def check_and_open() -> None:
         if world.is_first:
+            check_device(config, ranks_here())
+            check_memory(config)
             check_data(config)
             make_run(config, allow_change)
             if hold is not None:

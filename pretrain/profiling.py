@@ -141,13 +141,18 @@ class Profile:
             self._folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(part))
             moved(1)
-            os.replace(part, path)
-            with gzip.open(path, "rt") as file:
+            with gzip.open(part, "rt") as file:
                 events = json.load(file)["traceEvents"]
-        except OSError as error:
+            os.replace(part, path)
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+        ) as error:  # the profiler cuts a trace short where a disk is full
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            return f"the profile could not be written to {path}: {why(error)}"
+            said = why(error) if isinstance(error, OSError) else f"the trace is cut short, {error}"
+            return f"the profile could not be written to {path}: {said}"
         moved(1)
         found = profiled(events)
         if found is None:

@@ -146,5 +146,6 @@ def _depths(config: RunConfig) -> tuple[int, int]:
 
 
 def _size(number: float) -> str:
-    unit, divisor = ("GB", 1e9) if number >= 1e9 else ("MB", 1e6)
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    unit, divisor = next((each for each in units if number >= each[1]), ("B", 1.0))
     return f"{number / divisor:.3g}{unit}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launch.estimate.stated import Stated
 from pretrain.activations import last_gradients, most_activations
 from pretrain.config import DeepSpeedConfig, Plan, RunConfig, SingleConfig
+from pretrain.config.training import MOST_CLIPS
 from pretrain.flops import Again
 from pretrain.memory import Held, at_once, held
 from pretrain.recompute import blocks_again, fewest, share_again, with_again, with_all_again
@@ -127,7 +128,10 @@ def largest_micro_batch(
 ) -> int:
     """The largest that fits and divides a rank's clips; 0 where not even one clip fits."""
     clips = config.train.global_batch // ranks
-    for micro_batch in (n for n in range(min(clips, at_most or clips), 0, -1) if clips % n == 0):
+    most = min(clips, at_most or clips, MOST_CLIPS)
+    if most > MANY_CLIPS:  # with one forward a step least is held besides: none is larger than fits then
+        most = min(most, clips_that_fit(Plan(config, ranks, 1), usable, weights, device))
+    for micro_batch in (n for n in range(most, 0, -1) if clips % n == 0):
         laid_out = with_micro_batch(config, ranks, micro_batch)
         if max(moments_of(laid_out, weights, device).values()) <= usable:
             return micro_batch

@@ -15,6 +15,7 @@ FREE_SHARE = 0.1  # of a GPU's memory left to CUDA, NCCL and what an allocator c
 HOST_COPY = 15e9  # bytes a second of a rank's copy to host memory: measured on CPU, docs/decisions/0012
 AGREE_S = 0.1  # that a save holds ranks up besides: metrics out, all agreed
 STORAGE = 10e9  # bytes a second of the shared storage, all nodes together
+MOST = 1_000_000_000  # of any figure that is stated: one beyond is a slip, and sums would overflow
 RESTART_S = 300.0  # from a failure until the run trains again: seen, met, started, a checkpoint read
 # Llama 3 (arXiv:2407.21783, sec. 3.3.4, table 5): 419 unexpected interruptions in 54 days of 16,384 H100s in
 # nodes of 8.
@@ -66,5 +67,5 @@ def check(
     if price is not None and not 0 <= price < math.inf:
         raise UsageError(f"--price is {price:g}: need what a GPU costs an hour, 0 or more")
     for option, value in {"storage": storage_gb, **positive}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{option} is {value:g}: need a number above 0")
+        if value is not None and not 0 < value <= MOST:
+            raise UsageError(f"--{option} is {value:g}: need a number above 0, and at most {MOST:,}")

@@ -192,13 +192,18 @@ class RunConfig(Section):
             return found
         if strategy.activation_checkpointing is not True:
             need = "null, or strategy.activation_checkpointing true"
-            found.append((blocks, "blocks", need, ("strategy.activation_checkpointing=true",)))
+            given = strategy.recomputed_blocks.model_dump(exclude_defaults=True)
+            told = ", ".join(f"{key} {number}" for key, number in given.items()) or "all blocks kept"
+            found.append((blocks, told, need, (None, "strategy.activation_checkpointing=true")))
         depths = {"encoder": self.model.encoder.shape[1], "predictor": self.model.predictor.depth}
         for name, depth in depths.items():
             whole, mlps = (getattr(strategy.recomputed_blocks, key) for key in (name, f"{name}_mlps"))
-            if whole + mlps > depth:
-                need = f"at most {depth} with {name}_mlps: the {name} has as many blocks"
-                found.append((f"{blocks}.{name}", whole, need, (max(0, depth - mlps),)))
+            if mlps > depth:
+                need = f"at most {depth}: the {name} has as many blocks"
+                found.append((f"{blocks}.{name}_mlps", mlps, need, (max(0, depth - whole),)))
+            elif whole + mlps > depth:
+                need = f"at most {depth}{f' with {name}_mlps' if mlps else ''}: the {name} has as many blocks"
+                found.append((f"{blocks}.{name}", whole, need, (depth - mlps,)))
         return found
 
     def _schedule_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:

@@ -8,9 +8,13 @@ from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter, ValidationEr
 
 from pretrain.config.base import Fraction, PositiveInt, Section
 
+MOST_CLIPS = 1 << 16  # of a forward
+
 
 def _size(given: object) -> object:
     """Bytes of a size in words, such as 40GB or 36GiB."""
+    if isinstance(given, bool):  # else true would be one byte
+        raise ValueError("a number of bytes, or a size such as 40GB or 36GiB")
     if not isinstance(given, str):
         return given
     try:
@@ -19,6 +23,9 @@ def _size(given: object) -> object:
         raise ValueError("a number of bytes, or a size such as 40GB or 36GiB") from error
 
 
+# Far above any that was trained, as with Width: a plan of a forward is as long as its clips are many.
+ClipsAStep = Annotated[int, Field(ge=1, le=1 << 24)]
+ClipsAForward = Annotated[int, Field(ge=1, le=MOST_CLIPS)]
 Size = Annotated[int, Field(ge=1), BeforeValidator(_size)]
 
 
@@ -100,8 +107,8 @@ class OptimConfig(Section):
 
 class TrainConfig(Section):
     steps: PositiveInt = Field(90_000, description="optimizer steps of the run")
-    global_batch: PositiveInt = Field(3072, description="clips a step over all ranks")
-    micro_batch: PositiveInt = Field(24, description="clips a rank a forward")
+    global_batch: ClipsAStep = Field(3072, description="clips a step over all ranks")
+    micro_batch: ClipsAForward = Field(24, description="clips a rank a forward")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations in the passes")
     checkpoint_every: PositiveInt = Field(
         1000, description="steps between checkpoints; the last step saves too"

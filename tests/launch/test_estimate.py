@@ -148,3 +148,24 @@ def test_the_budget_that_is_named_makes_a_run_choose_the_blocks_that_are_named()
     auto = ["strategy.activation_checkpointing=auto", f"strategy.activation_memory={budget}"]
     found = json.loads(CliRunner().invoke(app, [*VITG, given[1], *auto, "--json"]).stdout)
     assert found["columns"][0]["fits"] and found["again"] == fewest["blocks"]
+
+
+@pytest.mark.parametrize("clips", [1 << 24, 7 * 11 * 13 * 1000])
+def test_a_batch_of_millions_is_worked_out_at_once(clips: int) -> None:
+    """Only divisors that may fit are tried: the masks that are planned for others would fill memory."""
+    found = of(1, 1, forwards=clips)
+    own = found.columns[found.own]
+    assert 0 < own.micro_batch <= own.room_recomputing and clips % own.micro_batch == 0
+
+
+def test_what_no_cluster_has_is_refused_by_its_option() -> None:
+    for option in ("--memory", "--tflops", "--storage", "--network"):
+        found = CliRunner().invoke(app, [*VITG, option, "1e300"])
+        assert isinstance(found.exception, UsageError) and option in str(found.exception)
+    for setting in (
+        "train.steps=1" + 400 * "0",
+        "train.global_batch=99999999999",
+        "train.micro_batch=99999999",
+    ):
+        found = CliRunner().invoke(app, [*VITG, setting])
+        assert isinstance(found.exception, ConfigError) and "need at most" in str(found.exception)

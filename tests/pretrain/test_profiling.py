@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_pipeline.errors import UsageError
 from launch.train import run_train
@@ -79,6 +80,22 @@ def test_a_run_that_ends_within_says_what_was_recorded(
     assert "4 are left" in printed
     assert "profile of step 7:" in printed
     assert json.loads((run / "profile" / "table.json").read_text())["ranks"][0]["num_steps"] == 1
+
+
+def test_a_trace_cut_short_by_a_full_disk_is_told_and_training_goes_on(
+    small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profiler's own code writes what it can, and says nothing."""
+
+    def cut_short(_: object, path: str) -> None:
+        Path(path).write_bytes(gzip.compress(b'{"traceEvents": [{"ph": "X"')[: num_bytes or None])
+
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", cut_short)
+    for num_bytes in (0, 20):  # the JSON, and the file that holds it
+        run = run_train(config_of(small_dataset, tmp_path / str(num_bytes)), profile=2).run
+        assert "the profile could not be written to" in capsys.readouterr().out
+        assert len(results(run)) == 7
+        assert not list((run / "profile").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from data_pipeline.errors import ConfigError
 from pretrain.activations import activations, most_activations
@@ -129,12 +130,25 @@ def test_old_configs_mean_what_they_did() -> None:
             {"activation_checkpointing": True, "recomputed_blocks": {"encoder": 2, "encoder_mlps": 1}},
             "strategy.recomputed_blocks.encoder",
         ),
+        (
+            {"activation_checkpointing": True, "recomputed_blocks": {"encoder_mlps": 99}},
+            "strategy.recomputed_blocks.encoder_mlps",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(strategy: dict[str, Any], key: str) -> None:
     assert [problem[0] for problem in small_config(strategy={"kind": "deepspeed"} | strategy).problems()] == [
         key
     ]
+
+
+def test_a_size_is_no_yes_or_no_and_is_told_in_a_unit_that_fits() -> None:
+    with pytest.raises(ValidationError, match="a number of bytes, or a size such as 40GB"):
+        auto(True)
+    with pytest.raises(ConfigError, match=r"strategy\.activation_memory is '1B'"):
+        settled(auto(1), "cpu")
+    with pytest.raises(ConfigError, match=r"strategy\.activation_memory is '2\.5kB'"):
+        settled(auto(2500), "cpu")
 
 
 MASKS: dict[str, Any] = {
