@@ -36,6 +36,10 @@ class Arm(Section):
     """One of the things that are compared. settings: what it has that others have not."""
 
     settings: Settings = Field({}, description="by dotted key")
+    data: str | None = Field(None, description="data set of this arm; null: the level's, or the stage's")
+    weights_of: tuple[str, str] | None = Field(
+        None, description="[stage, arm] whose run gives the encoder's weights; null: the stage's"
+    )
     note: str = Field("", description="what it is, in a sentence")
     is_reference: bool = Field(False, description="no claim is made of it: a floor or a ceiling")
 
@@ -105,6 +109,7 @@ class Quick(Section):
 
     seeds: PositiveInt = 2
     videos: PositiveInt | None = None
+    episodes: PositiveInt | None = None
     shorter: PositiveInt = Field(1, description="divides steps of training, of warm-up, between probings")
     settings: Settings = Field({}, description="of all arms, by dotted key")
     levels: tuple[float, ...] | None = Field(None, description="the levels that are kept; null: all")
@@ -131,8 +136,9 @@ class ExperimentConfig(Section):
     levels: tuple[Level, ...] = ()
     stages: dict[str, Stage] = Field(min_length=1)
     evaluate: Literal["rollout", "planning"] | None = Field(
-        None, description="what is asked of each run of the last stage when it has ended"
+        None, description="what is asked of each run of the last stage when it has ended, on the stage's data"
     )
+    episodes: PositiveInt = Field(24, description="goals of a planning, each tried in every way")
     against: str | None = Field(
         None, description="arm of the last stage that others are compared with, seed by seed"
     )
@@ -168,12 +174,13 @@ class ExperimentConfig(Section):
     def _check_stage(self, name: str, stage: Stage) -> None:
         if stage.data not in self.data:
             raise ValueError(f"stages.{name}.data {stage.data!r} is none of {', '.join(self.data)}")
-        if stage.weights_of is None:
-            return
-        other, arm = stage.weights_of
+        for where, arm in stage.arms.items():
+            if arm.data is not None and arm.data not in self.data:
+                raise ValueError(f"stages.{name}.arms.{where}: data {arm.data!r} is none of {', '.join(self.data)}")
         earlier = list(self.stages)[: list(self.stages).index(name)]
-        if other not in earlier or arm not in self.stages[other].arms:
-            raise ValueError(f"stages.{name}.weights_of: no earlier stage {other!r} has an arm {arm!r}")
+        for each in (stage.weights_of, *(arm.weights_of for arm in stage.arms.values())):
+            if each is not None and (each[0] not in earlier or each[1] not in self.stages[each[0]].arms):
+                raise ValueError(f"stages.{name}.weights_of: no earlier stage {each[0]!r} has an arm {each[1]!r}")
 
     @property
     def last(self) -> Stage:
@@ -199,5 +206,6 @@ class ExperimentConfig(Section):
             for name, each in self.stages.items()
         }
         levels = tuple(each for each in self.levels if quick.levels is None or each.value in quick.levels)
-        update = {"name": f"{self.name}-quick", "seeds": quick.seeds}
+        episodes = quick.episodes or self.episodes
+        update = {"name": f"{self.name}-quick", "seeds": quick.seeds, "episodes": episodes}
         return self.model_copy(update={**update, "data": data, "stages": stages, "levels": levels})

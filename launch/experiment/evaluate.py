@@ -1,20 +1,68 @@
-"""What is asked of runs when they have ended, beyond what they logged."""
+"""What is asked of runs when they have ended, beyond what they logged: numbers by name."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.experiment.config import ExperimentConfig
+from data_pipeline.errors import UsageError
+from data_pipeline.worlds import World
+from launch.experiment.config import DataSpec, ExperimentConfig
 from launch.experiment.runs import Run
+
+FEWEST_CLIPS = 8
 
 
 class Evaluation(NamedTuple):
-    """ask: numbers of a run by name. settings: of all that they depend on beside the run."""
+    """ask: numbers of a run. settings: of all that they depend on beside the run, in words."""
 
     ask: Callable[[ExperimentConfig, Run, Mapping[str, Path]], dict[str, float]]
     settings: Callable[[ExperimentConfig], str]
 
 
-EVALUATIONS: dict[str, Evaluation] = {}
+def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
+    """Errors of foreseen frames, on clips whose actions are the true ones whatever the run was told."""
+    from pretrain.rollout import measure_rollout
+
+    probe = run.element.config.probe
+    found = measure_rollout(
+        run.element.run,
+        str(shards[experiment.last.data]),
+        clips=max(FEWEST_CLIPS, probe.eval_clips),
+        train_clips=max(FEWEST_CLIPS, probe.train_clips),
+    )
+    return found.measures()
+
+
+def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
+    """Goals reached in the world of the stage's data set, by both searches."""
+    from pretrain.planning.measure import WAYS, measure_planning
+    from pretrain.planning.energy import MODEL
+    from pretrain.planning.search import Mppi
+
+    world, data = _world_of(experiment), str(shards[experiment.last.data])
+    common = {"episodes": experiment.episodes, "train_clips": run.element.config.probe.train_clips}
+    found = measure_planning(run.element.run, world, data, ways=WAYS, **common).measures()
+    search = Mppi(std=world.push)
+    other = measure_planning(run.element.run, world, data, ways=(MODEL,), search=search, **common).measures()
+    return found | {f"{name}, mppi": value for name, value in other.items()}
+
+
+def _world_of(experiment: ExperimentConfig) -> World:
+    spec: DataSpec = experiment.data[experiment.last.data]
+    if spec.world is None:
+        raise UsageError(f"data.{experiment.last.data} has no world, and planning acts in one: give it a world")
+    return spec.world
+
+
+def _told(experiment: ExperimentConfig) -> str:
+    spec = experiment.data[experiment.last.data]
+    return json.dumps([spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes], sort_keys=True)
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    "rollout": Evaluation(_rollout, _told),
+    "planning": Evaluation(_planning, _told),
+}

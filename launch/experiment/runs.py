@@ -55,13 +55,12 @@ def stage_runs(
     own = {"out": str(folder), **found.settings, "data.shards": str(data[found.data])}
     rows = []
     for cell, level in cells:
-        settings: Settings = {**found.arms[cell.arm].settings, "seed": cell.seed}
-        if level is not None:
-            settings = {**level.settings, **settings}
-            if level.data is not None:
-                settings["data.shards"] = str(data[level.data])
-        if found.weights_of is not None:
-            settings["init.weights"] = str(_run_of(earlier, *found.weights_of, cell))
+        arm = found.arms[cell.arm]
+        settings: Settings = {**({} if level is None else level.settings), **arm.settings, "seed": cell.seed}
+        if own_data := arm.data or (None if level is None else level.data):
+            settings["data.shards"] = str(data[own_data])
+        if weights_of := arm.weights_of or found.weights_of:
+            settings["init.weights"] = str(_run_of(earlier, *weights_of, cell))
         rows.append(_row(settings))
     fixed = (*(f"{key}={value}" for key, value in _row(own)), *changes)
     sweep = make_sweep(
