@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.contenders import CASES, Shape, config_of, matrix_rates
-from benchmarks.measuring import Quiet, Row, publish, row, tell
+from benchmarks.measuring import Quiet, Row, keep, publish, row, tell
 from pretrain.flops import TRAINED
 from pretrain.kernels import stack_rows
 from pretrain.model import attention
@@ -80,6 +80,7 @@ def main() -> None:
         config = config_of(cases[case], {"objective.truncate": "none"})
         for stack, each in stack_rows(config).items():
             rows += measure(case, stack, each, device, given.turns, quiet)
+            keep(rows)
     facts = {"turns": given.turns, "busy_with_other_work": quiet.loads}
     publish(f"attention_{device.type}", facts, rows, is_whole=given.case is None)
 

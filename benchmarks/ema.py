@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmarks.contenders import CASES, Clock, batches_of
+from benchmarks.contenders import CASES, Clock, alone, batches_of
 from benchmarks.measuring import Quiet, Row, publish, row, short, tell, torchrun
 from launch.ranks import end_rank
 from pretrain.build import build_engine
@@ -47,7 +47,9 @@ def config_of(case: str, device: torch.device, ranks: int) -> RunConfig:
             "data": {"shards": "nowhere", "frames": frames, "size": size},
             "model": {"encoder": {"preset": preset}, "predictor": {"depth": 12, "width": 384, "heads": 12}},
             "train": {"global_batch": clips * ranks, "micro_batch": clips, "precision": precision},
-            "strategy": {"kind": "deepspeed", "zero_stage": 1} if ranks > 1 else {"kind": "single"},
+            "strategy": {"kind": "single"}
+            if ranks == 1 and precision == "fp32"
+            else {"kind": "deepspeed", "zero_stage": 1},
         }
     )
 
@@ -178,7 +180,8 @@ def main() -> None:
     tell(f"{case}, one rank")
     config = config_of(case, device, 1)
     copy_bytes = 2 if config.train.precision == "bf16" else 4
-    one = measure(config, World(0, 1, device), turns, None if given.quick else quiet)
+    world = World(0, 1, device) if config.strategy.kind == "single" else alone(device)
+    one = measure(config, world, turns, None if given.quick else quiet)
     rows = rows_of(f"{case}, 1 rank", one, copy_bytes, has_peers=True)
     if device.type == "cpu":
         tell(f"{case}, two ranks over gloo")

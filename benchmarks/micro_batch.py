@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import PREDICTOR, Shape, alone, batches_of, config_of, one_step
-from benchmarks.measuring import Row, publish, row, tell
+from benchmarks.measuring import Row, keep, publish, row, tell
 from launch.estimate.memory import Weights, clips_that_fit, moments_of, recomputing
 from launch.outline import num_parameters
 from pretrain.build import build_engine
@@ -54,7 +54,9 @@ def run_of(preset: str, clips: int, device: str, *, again: bool) -> RunConfig:
     shape = Shape(
         preset, frames, size, clips, device, "bf16" if device == "cuda" else "fp32", dict(PREDICTOR)
     )
-    return recomputing(config_of(shape, {"objective.truncate": "none"}), again)
+    # As they are written, which the estimate counts; and compiling would take most of the time of a try.
+    changes = {"objective.truncate": "none", "train.compile": "none"}
+    return recomputing(config_of(shape, changes), again)
 
 
 def weights_of(config: RunConfig) -> Weights:
@@ -132,6 +134,7 @@ def main() -> None:
     rows: list[Row] = []
     for case, (preset, again) in CASES[given.device].items():
         rows += rows_of(case, preset, given.device, memory, again=again)
+        keep(rows)
     facts = {"gpu_bytes": memory, "usable": USABLE, "turns": 1}
     publish("micro_batch", facts, rows, is_whole=given.device == "cuda")
 

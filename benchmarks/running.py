@@ -91,7 +91,10 @@ def _path() -> str:
 
 
 def rows_of(printed: str) -> list[Found]:
-    """The rows of every JSON object that begins a line, and of every file that is said to be written."""
+    """The rows of every JSON object that begins a line, and of every file that is said to be written.
+
+    Each once: what was printed case by case comes again at the end.
+    """
     rows: list[Found] = []
     decoder, at = json.JSONDecoder(), 0
     while at < len(printed):
@@ -105,7 +108,7 @@ def rows_of(printed: str) -> list[Found]:
             with suppress(OSError, json.JSONDecodeError):
                 rows += json.loads(Path(line.removeprefix("wrote ")).read_text()).get("rows", [])
         at = max(end, at + 1)
-    return rows
+    return [row for place, row in enumerate(rows) if row not in rows[:place]]
 
 
 def run_parts(

@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiments import draw_figures, experiment_table
 from benchmarks.kernel_tables import attention_table
 from benchmarks.scale import SCALE
 from benchmarks.speed_tables import gains_table, pairs_table, step_table
+from launch.experiment.command import shipped_experiments
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -306,6 +308,7 @@ TABLES = {
     "ema": partial(pairs_table, "ema"),
     "checkpoint": partial(pairs_table, "checkpoint"),
     "scaling": partial(pairs_table, "scaling"),
+    **{f"experiment_{name}": partial(experiment_table, name) for name in shipped_experiments()},
 }
 PAGES = (
     "README.md",
@@ -316,6 +319,8 @@ PAGES = (
     "docs/speed.md",
     "docs/speed/compile.md",
     "docs/speed/overlap.md",
+    "docs/ideas.md",
+    "docs/ideas.zh.md",
 )
 
 
@@ -337,6 +342,7 @@ def drawn(text: str) -> str:
 
 
 if __name__ == "__main__":
+    draw_figures()
     for page in (ROOT / name for name in PAGES):
         if page.exists():
             page.write_text(drawn(page.read_text()))

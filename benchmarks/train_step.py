@@ -33,7 +33,7 @@ from benchmarks.contenders import (
     theirs,
     transformers_encoder,
 )
-from benchmarks.measuring import Quiet, Row, publish, row, short, tell
+from benchmarks.measuring import Quiet, Row, keep, publish, row, short, tell
 from pretrain.flops import flops_of
 
 META = "Meta's code"
@@ -166,6 +166,7 @@ def main() -> None:
     rows: list[Row] = []
     for case in given.case or cases:
         rows += step_rows(case, cases[case], given, quiet)
+        keep(rows)
         if find_spec("transformers") is not None:
             rows += encoder_rows(case, cases[case], given, quiet)
     facts: dict[str, Any] = {

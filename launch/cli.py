@@ -13,6 +13,7 @@ from data_pipeline.errors import FULL_DISK, DataError, ForeframeError, UsageErro
 from launch import cli_checkpoint, cli_config
 from launch.cli_doctor import doctor
 from launch.cli_estimate import estimate
+from launch.cli_experiment import experiment
 from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
 from launch.cli_status import status
@@ -207,6 +208,7 @@ app.command(
 app.command(epilog="Example: foreframe sweep configs/train/tiny-cpu.yaml optim.lr=1e-3,2e-3 seed=0,1,2")(
     sweep
 )
+app.command(epilog="Example: foreframe experiment collapse --quick")(experiment)
 app.command(epilog="Example: foreframe stop runs/demo/run --wait")(stop)
 app.command(epilog="Example: foreframe status runs/demo/run --watch")(status)
 app.command(epilog="Example: foreframe doctor configs/train/tiny-cpu.yaml --hosts node1,node2")(doctor)

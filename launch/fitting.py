@@ -17,7 +17,7 @@ def check_device(config: RunConfig, nproc: int) -> None:
     if gpus and nproc > gpus:
         raise UsageError(f"--nproc {nproc} needs as many GPUs; this machine has {gpus}")
     attention = config.model.attention
-    if not gpus and attention in ("xformers", "varlen"):
+    if not gpus and attention not in ("auto", "sdpa", "segments"):
         need = f"auto, sdpa or segments: {attention} runs on CUDA only"
         raise ConfigError("model.attention", got=attention, need=need, try_=("auto",))
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from pretrain.objective.base import Batch
-    from pretrain.strategy.base import Engine, World
+    from pretrain.strategy.base import Engine
 
 NUM_STEPS = 20
 SAVE_AT = 10
@@ -243,7 +243,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
     """Twenty steps through DeepSpeed, a save in the middle, and a resume that meets the same next loss."""
     import torch
 
+    from pretrain.build import build_engine
     from pretrain.checkpoint import Checkpoints
+    from pretrain.kernels import kernels_for
     from pretrain.progress import Progress
     from pretrain.strategy.deepspeed import join_world
 
@@ -262,7 +264,9 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
             checkpoints = Checkpoints(
                 Path(folder), laid_out, world, "rendered", {}, lambda _: None, lambda: None
             )
-            engine, progress = _build(laid_out, world), Progress()
+            # Once for both: what is timed again may come out otherwise, and another kernel rounds otherwise.
+            kernels = kernels_for(config, world)
+            engine, progress = build_engine(laid_out, world, kernels), Progress()
             losses: list[float] = []
             moved = 0.0
             begin_s = time.perf_counter()
@@ -289,7 +293,7 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
                 Check("sharded moving average", 0 < moved < 1, f"target moved {moved:.2g} from the context's")
             )
             del engine
-            engine = _build(laid_out, world)
+            engine = build_engine(laid_out, world, kernels)
             resumed = checkpoints.resume(engine)
             again = _step(laid_out, engine, batches, resumed.step)
             off = abs(again - losses[SAVE_AT]) / losses[SAVE_AT]
@@ -307,12 +311,6 @@ def check_training(kind: str, say: Callable[[str], None]) -> list[Check]:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
     return checks
-
-
-def _build(laid_out: Plan, world: World) -> Engine:
-    from pretrain.build import build_engine
-
-    return build_engine(laid_out, world)
 
 
 def _step(laid_out: Plan, engine: Engine, batches: RenderedBatches, step: int) -> float:

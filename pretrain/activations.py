@@ -58,10 +58,10 @@ class Activations:
 
 def pass_of(config: RunConfig, device: str) -> Pass:
     """How a run computes on `device`, cpu or cuda, as far as its memory goes."""
-    attention = config.model.attention
+    attention: str = config.model.attention
     if attention == "auto":  # the fastest on CUDA, of which all but SDPA are packed
         attention = "varlen" if device == "cuda" else "segments"
-    is_packed = attention in ("varlen", "xformers")
+    is_packed = attention.startswith(("varlen", "xformers"))
     return Pass(
         width=2 if config.train.precision == "bf16" else FLOAT,
         on_cpu=device == "cpu",
@@ -171,6 +171,11 @@ def _first(stack: Stack, row: Row, embedded: float, config: RunConfig, how: Pass
     return block(stack, row, how) + gradient + embedded * _pixels(config) * how.width
 
 
+def _reads_own(config: RunConfig) -> bool:
+    """Whether the context encoder reads what is to be guessed."""
+    return config.target.kind == "online" or not config.target.stop_gradient
+
+
 def _own_target(
     config: RunConfig,
     reading: float,
@@ -190,7 +195,8 @@ def _own_target(
     rounded = FLOAT if how.width != FLOAT else 0
     given = seen.tokens * config.model.encoder.shape[0] * config.model.encoder.num_levels * (FLOAT + rounded)
     tokens = clips * math.prod(config.grid)
-    return 0.0, context + _encoder(config, seen, tokens, how) + given, seen
+    averaged = reading if config.target.kind == "ema" else 0.0
+    return averaged, context + _encoder(config, seen, tokens, how) + given, seen
 
 
 def _hidden(config: RunConfig, masks: Masks, how: Pass) -> _Alive:
@@ -232,7 +238,7 @@ def _hidden(config: RunConfig, masks: Masks, how: Pass) -> _Alive:
     reading = 0.0 if is_pixel else _read(config, present, clips, tokens, how)
     context = _encoder(config, row, clips * tokens, how)
     last = row
-    if config.target.kind == "online" and not is_pixel:
+    if _reads_own(config) and not is_pixel:
         reading, context, last = _own_target(config, reading, context, predictor, row, present, clips, how)
     return _Alive(
         target=reading,
@@ -260,7 +266,7 @@ def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks, how:
     predictor = saved(inner, whole, how) + clips * tokens * (outer.width + inner.width) * w
     context, reading = _encoder(config, row, clips * tokens, how), _read(config, seen, clips, tokens, how)
     last = row
-    if config.target.kind == "online":
+    if _reads_own(config):
         reading, context, last = _own_target(config, reading, context, predictor, row, seen, clips, how)
     errors = future * outer.width * FLOAT
     said = 2 * (future + clips * tokens) * outer.width * w  # gradients of what is said of all moments

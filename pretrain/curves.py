@@ -23,6 +23,8 @@ INK = "#20242a"  # of figures on white
 COLOURS = ("#0b66ad", "#b54708", "#00734f", "#6d28d9", "#0b7285", "#a3262a")
 WIDTH_IN = 3.5  # a column
 ROW_IN = 1.45  # of one set of axes where there are several
+MOST_NAMED = 5  # lines that have their names at their ends; of more, names stand above
+LEGEND_IN = 0.6
 DASH, DOTS = (0, (4, 2.5)), (0, (1, 1.3))
 
 
@@ -83,7 +85,8 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         "path.simplify_threshold": 0.5,
     }
     rows = len(figure.axes)
-    height = 2.05 if rows == 1 else ROW_IN * rows
+    has_legend = max(len(axes.curves) for axes in figure.axes) > MOST_NAMED
+    height = (2.05 if rows == 1 else ROW_IN * rows) + (LEGEND_IN if has_legend else 0.0)
     with mpl.rc_context(style), warnings.catch_warnings():
         # A name may have letters that matplotlib's font lacks; the page's own font may have them.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -91,10 +94,16 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         (FigureCanvasPdf if path.suffix == ".pdf" else FigureCanvasSVG)(canvas)
         every = canvas.subplots(rows, sharex=True, squeeze=False)[:, 0]
         for ax, axes in zip(every, figure.axes, strict=True):
-            _draw_axes(ax, axes, ink)
-        every[-1].set_xlabel("step")
-        every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        every[-1].xaxis.set_major_formatter(_step)
+            _draw_axes(ax, axes, ink, has_names=not has_legend)
+        if has_legend:
+            lines = {line.get_label(): line for ax in every for line in ax.get_lines()}
+            canvas.legend(
+                lines.values(), lines.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=7
+            )
+        every[-1].set_xlabel(figure.across)
+        if figure.across == "step":
+            every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            every[-1].xaxis.set_major_formatter(_step)
         canvas.align_ylabels(every)
         nothing = ("CreationDate", "Producer") if path.suffix == ".pdf" else ("Date", "Format", "Type")
         drawn = io.BytesIO()
@@ -112,7 +121,7 @@ def _step(step: float, _: object) -> str:
     return f"{step:.0f}"
 
 
-def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
+def _draw_axes(ax: Any, axes: Axes, ink: str, *, has_names: bool) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
     for curve in axes.curves:
@@ -135,7 +144,7 @@ def _draw_axes(ax: Any, axes: Axes, ink: str) -> None:
             ax.set_ylim(bottom=0)
     ax.grid(axis="y", color=ink, alpha=0.18, lw=0.5)
     ax.tick_params(width=0.6, length=2.5)
-    if len(axes.curves) > 1:
+    if has_names and len(axes.curves) > 1:
         _name_lines(ax, axes.curves, ink)
 
 
@@ -154,6 +163,7 @@ def _draw_curve(ax: Any, curve: Curve, ink: str) -> None:
         lw=0.9 if curve.is_dashed else 1.3,
         marker="o" if few else None,
         ms=2.5,
+        label=curve.name,
         **look,
     )
 

@@ -68,12 +68,13 @@ class Axes:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: axes above one another, over the same steps."""
+    """A figure: axes above one another, over the same steps, or over what `across` says."""
 
     name: str
     title: str
     caption: str
     axes: tuple[Axes, ...]
+    across: str = "step"
 
     @property
     def alt(self) -> str:
@@ -90,7 +91,10 @@ class Figure:
                 if curve.is_level or begin == end:
                     told.append(f"{name}: {shown[1]}")
                 else:
-                    told.append(f"{name}: {shown[0]} at step {begin:,.0f}, {shown[1]} at step {end:,.0f}")
+                    at = f"{self.across} {begin:,.4g}", f"{self.across} {end:,.4g}"
+                    if self.across == "step":
+                        at = f"step {begin:,.0f}", f"step {end:,.0f}"
+                    told.append(f"{name}: {shown[0]} at {at[0]}, {shown[1]} at {at[1]}")
         return f"{self.title}. {'; '.join(told)}."
 
 

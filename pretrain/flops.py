@@ -148,7 +148,7 @@ def blocks(stack: Stack, lengths: Iterable[int], times: int) -> Flops:
     half = 2.0 * tokens * hidden * width  # one of the two products of an MLP
     forward = 2.0 * tokens * 4 * width * width + 4.0 * pairs * width + 2 * half
     again = stack.again.whole * (forward - half) + stack.again.mlps * half
-    return Flops(stack.depth * times * forward, again if times == TRAINED else 0.0)
+    return Flops(stack.depth * times * forward, again if times >= TRAINED else 0.0)
 
 
 def recomputed_of(config: RunConfig) -> tuple[Again, Again]:
@@ -187,11 +187,11 @@ def _encoded(
 ) -> Parts:
     """One pass of the encoder `name`: the tubelets of all clips embedded once, the blocks over some of them.
 
-    times: FORWARD without gradient. tokens: of a clip as it is embedded.
+    times: FORWARD without gradient, TRAINED with, or both added. tokens: of a clip as it is embedded.
     """
     encoder, stack = config.model.encoder, encoder_stack(config)
     lengths, width = tuple(lengths), stack.width
-    embedding = min(times, 2)  # no gradient of pixels is needed
+    embedding = times if times == FORWARD else times - 1  # no gradient of pixels is needed
     clips, stills = len(pictures), sum(pictures)
     pixels = 3 * encoder.patch**2
     embedded = Flops()
@@ -205,8 +205,9 @@ def _encoded(
 
 
 def _target_times(config: RunConfig) -> int:
-    is_own = config.target.kind == "online" and not config.target.stop_gradient
-    return TRAINED if is_own else FORWARD
+    if config.target.stop_gradient:
+        return FORWARD
+    return TRAINED if config.target.kind == "online" else FORWARD + TRAINED
 
 
 def _hidden(config: RunConfig, masks: Masks) -> Parts:
@@ -234,7 +235,7 @@ def _hidden(config: RunConfig, masks: Masks) -> Parts:
     found[HEADS] = heads
     if isinstance(objective, ContrastiveConfig):
         told_apart = min(hidden, objective.tokens)
-        times = TRAINED if _target_times(config) == TRAINED else 2
+        times = 2 if config.target.stop_gradient else TRAINED
         found[CONTRAST] = linear(told_apart, width * levels, told_apart, times)
     frame = masks.num_tokens // config.grid[0]
     present = [frame if is_picture and encoder.pictures == "own" else masks.num_tokens

@@ -25,8 +25,8 @@ class Pass:
     """How a pass is computed, as far as memory goes.
 
     width: bytes of an element. on_cpu: layer norms of bf16 compute in float32 there. is_packed: attention
-    takes sequences of any lengths as they are (xformers), else they are laid out to the longest; or go one by
-    one, where `attention` says so. rotates: positions are told by turning.
+    takes sequences of any lengths as they are (xformers, varlen), else they are laid out to the longest; or
+    go one by one, where `attention` says so. rotates: positions are told by turning.
     """
 
     width: int

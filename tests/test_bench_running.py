@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import checkpoint, contenders, ema, micro_batch
 from benchmarks.cpu import parts_of as cpu_parts
 from benchmarks.gpu import parts_of as gpu_parts
+from benchmarks.measuring import GLANCED_S, Quiet
 from benchmarks.running import Part, rows_of, run_part, run_parts, table
 from launch.processes import facts_of
 
@@ -60,9 +63,35 @@ def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
 
 
 def test_rows_are_found_in_what_is_printed_and_in_files_that_are_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps({"rows": ROWS}))
-    assert rows_of(f"{{not json\n{json.dumps({'rows': ROWS})}\nwrote {tmp_path / 'x.json'}\n") == ROWS + ROWS
+    more = [*ROWS, ROWS[0] | {"metric": "size"}]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": more}))
+    printed = f"{{not json\n{json.dumps({'rows': ROWS})}\nwrote {tmp_path / 'x.json'}\n"
+    assert rows_of(printed) == more, "what was kept case by case comes again in the file"
     assert rows_of("{}\nwrote /nowhere.json") == []
+
+
+def test_rows_that_were_kept_outlive_a_part_that_ran_out_of_time() -> None:
+    words = f"import time; from benchmarks.measuring import keep; keep({ROWS}); time.sleep(600)"
+    found = run_part(Part("slow", ["-c", words], 4), sys.executable, 60)
+    assert (found["ended"], found["rows"]) == ("out of time", ROWS)
+
+
+def test_what_is_measured_on_a_gpu_is_a_run_that_may_be_trained() -> None:
+    """Settings that do not go together are not refused by the engine: half of it would be in bf16."""
+    device = torch.device("cuda")
+    configs = [contenders.config_of(shape) for shape in contenders.CASES["cuda"].values()]
+    configs += [ema.config_of(ema.CUDA_CASE, device, 1)]
+    configs += [checkpoint.config_of(checkpoint.CUDA_CASE, device, in_background=True)]
+    presets = [(preset, again) for preset, again in micro_batch.CASES["cuda"].values()]
+    configs += [micro_batch.run_of(preset, 4, "cuda", again=again) for preset, again in presets]
+    assert [config.problems() for config in configs] == [[]] * len(configs)
+
+
+def test_nobody_waits_for_a_quiet_machine_who_was_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("benchmarks.measuring.time.sleep", slept.append)
+    Quiet(0.0).wait()
+    assert slept == [GLANCED_S]
 
 
 @pytest.mark.parametrize("parts", [gpu_parts(["vjepa2=/x"], "cpu"), cpu_parts([], Path("data"))])

@@ -113,10 +113,22 @@ class ModelConfig(Section):
         le=10,
         description="of the truncated normal that weights start from; as published for wide models",
     )
-    attention: Literal["auto", "xformers", "varlen", "sdpa", "segments"] = Field(
+    attention: Literal[
+        "auto",
+        "xformers",
+        "xformers_flash",
+        "xformers_efficient",
+        "varlen",
+        "sdpa",
+        "sdpa_flash",
+        "sdpa_cudnn",
+        "sdpa_efficient",
+        "segments",
+    ] = Field(
         "auto",
         description="auto: on CUDA the fastest on the run's own rows, timed at its start; on CPU segments, "
-        "which is SDPA sequence by sequence where they are long and of different lengths",
+        "which is SDPA sequence by sequence where they are long and of different lengths; by name for all "
+        "stacks: a kernel of SDPA's is taken where sequences are equally long, else SDPA",
     )
     products: Literal["auto", "torch", "onednn"] = Field(
         "auto",

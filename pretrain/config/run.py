@@ -247,8 +247,8 @@ class RunConfig(Section):
         """Rules about what is predicted, from what, by which encoder."""
         found: list[tuple[str, object, str, tuple[object, ...]]] = []
         kind, target, encoder = self.objective.kind, self.target, self.model.encoder
-        if not target.stop_gradient and target.kind != "online":
-            need = "true, or target.kind online: no gradient reaches an average or frozen weights"
+        if not target.stop_gradient and target.kind == "frozen":
+            need = "true, or target.kind online or ema: no gradient reaches frozen weights"
             found.append(("target.stop_gradient", False, need, (True, "target.kind=online")))
         if kind == "action_latent" and target.kind != "frozen":
             need = "frozen with objective.kind action_latent, which trains a predictor only"

@@ -40,7 +40,9 @@ class TargetConfig(Section):
         "start, never moved",
     )
     stop_gradient: bool = Field(
-        True, description="false, with kind online: the loss also pulls targets to predictions, and collapses"
+        True,
+        description="false: the loss also pulls targets to predictions, and collapses; with kind ema, "
+        "the context encoder's own features of what is to be guessed, which the average follows",
     )
     momentum: MomentumConfig = MomentumConfig()
 
@@ -253,6 +255,13 @@ class ProbeConfig(Section):
     )
     online_clips: PositiveInt = Field(
         256, description="clips of each split, at most, that are probed while training"
+    )
+    places: int | None = Field(
+        None,
+        ge=1,
+        le=8,
+        description="rows and columns of places that states are read from; 1: the mean token of a tubelet; "
+        "null: as many as memory allows, 8 at most",
     )
 
 

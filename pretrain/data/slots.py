@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,8 @@ class Slots:
                     f"the GPU's driver refuses to pin {memory.nbytes >> 20} MiB for the loader (CUDA error "
                     f"{told}): lower data.workers or data.prefetch, or raise the limit of locked memory"
                 )
+            # What is let go while the driver still counts it as locked cannot be locked again where it lay.
+            weakref.finalize(self, _unlock, memory.data_ptr()).atexit = False
 
     def write_clip(self, slot: int, row: int, frames_THWC: np.ndarray, view: View) -> Crop:
         """Put a view of a clip's frames into its place, resized and normalised where no GPU does it."""
@@ -110,6 +113,11 @@ class Slots:
     def masks(self, slot: int, shape: Masks) -> Masks:
         """The masks written to a slot; shape: the same without their tensors."""
         return shape.over(self._numbers[slot])
+
+
+def _unlock(place: int) -> None:
+    torch.cuda.synchronize()  # a copy of what nobody waits for may be under way
+    torch.cuda.cudart().cudaHostUnregister(place)
 
 
 def _new(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

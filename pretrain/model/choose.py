@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -72,10 +73,12 @@ def why_not(backend: Backend, device: torch.device, dtype: torch.dtype, rows: Ro
     packing = Packing((8, 8) if backend in KERNELS else (5, 3, 8), device)
     shape = (packing.total, rows.heads, rows.head_width)
     q = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-    try:
-        attend(q, q, q, packing, backend).sum().backward()
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        return _line(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells of each kernel that it was not to take, why not
+        try:
+            attend(q, q, q, packing, backend).sum().backward()
+        except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+            return _line(error)
     return None
 
 
@@ -137,8 +140,7 @@ def choose(
         if wanted == "auto":
             found[name] = _fastest(name, rows, device, dtype, (kept or {}).get(name), probe, clock)
         else:
-            backend: Backend = "varlen" if wanted == "varlen" else "xformers"
-            found[name] = _named(backend, rows, device, dtype, probe)
+            found[name] = _named(cast(Backend, wanted), rows, device, dtype, probe)
     return found
 
 
@@ -184,7 +186,10 @@ def _fastest(
             try:
                 ms[backend] = clock(backend, device, dtype, rows)
                 continue
-            except RuntimeError as error:  # memory that is short, as where a mask is laid out in full
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # of long rows: memory that is short, too large a grid
                 reason = _line(error)
         refused[backend] = reason
     if not ms:

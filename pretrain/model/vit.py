@@ -8,6 +8,7 @@ Source: V-JEPA, arXiv:2404.08471, sec. 3; V-JEPA 2, arXiv:2506.09985, sec. 2; V-
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -127,7 +128,6 @@ GRAPHS_A_PART = 32
 AS_WRITTEN = Parts(Block.before, Block.after, Block.joined, Block.mlp)
 
 
-@cache
 def compiled(compiler: str) -> Parts:
     """`AS_WRITTEN`, compiled once for any number of tokens.
 
@@ -135,11 +135,21 @@ def compiled(compiler: str) -> Parts:
     for each of which a graph would be compiled anew. Blocks of one shape share what is compiled.
     compiler: a backend of torch.compile, such as inductor.
     """
-    parts = Parts(*(torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN))
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
-    # Else a first batch of as many tokens as the width has a graph for batches alone of which that is true.
-    symbols.use_duck_shape = False
-    return parts
+    if not getattr(_here, "knows", False):
+        # torch keeps its settings for each thread; blocks are computed again in one of autograd's on CUDA.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_A_PART)
+        # Else a first batch of as many tokens as the width has a graph for batches alone of which that is so.
+        symbols.use_duck_shape = False
+        _here.knows = True
+    return _compiled(compiler)
+
+
+_here = threading.local()
+
+
+@cache
+def _compiled(compiler: str) -> Parts:
+    return Parts(*(torch.compile(part, dynamic=True, backend=compiler) for part in AS_WRITTEN))
 
 
 class Transformer(nn.Module):

@@ -100,12 +100,17 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def wanted(self, batch: Batch, targets: Tensor | None) -> Tensor:
-        """The targets given, or, with target.kind online, the context encoder's own."""
-        if targets is not None:
+        """The targets given, or, with target.kind online, the context encoder's own.
+
+        Without a stop-gradient, targets that are given keep their values and have the gradient of the
+        encoder's own: what the loss pulls is then what the average follows.
+        """
+        if targets is not None and self._target.stop_gradient:
             return targets
         assert self.encoder is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._target.stop_gradient):
-            return self.read(self.encoder, batch)
+            own = self.read(self.encoder, batch)
+        return own if targets is None else targets + (own - own.detach())
 
     def forward(self, batch: Batch, targets: Tensor | None) -> Output:
         raise NotImplementedError

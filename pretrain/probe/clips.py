@@ -105,11 +105,13 @@ def probe_clips(
     on_clip: Callable[[], None],
     *,
     keeps_places: bool,
+    side: int = MAX_SIDE,
     source: TokenSource | None = None,
 ) -> Probed:
     """Read the clips once, and run every encoder over them. Unreadable clips are left out and named.
 
-    keeps_places: of the encoders and of the pixels. source: is given all tokens, to keep them if it can.
+    keeps_places: of the encoders, side × side at most, and of the pixels. source: is given all tokens, to
+    keep them if it can.
     Raises: DataError when more than one clip in ten is unreadable.
     """
     names = looker.reader.info.state_names
@@ -127,7 +129,7 @@ def probe_clips(
         if keeps_places:
             middle = looker.views // 2
             for name, tokens_BVSND in tokens.items():
-                halves = place_features(tokens_BVSND[:, middle, 0], grid).cpu().numpy()
+                halves = place_features(tokens_BVSND[:, middle, 0], grid, side).cpu().numpy()
                 places.setdefault(name, []).append(halves)
             places.setdefault(PIXELS, []).append(pixel_features(batch.looks[:, middle, 0], grid[0]))
         if source is not None:

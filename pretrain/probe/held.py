@@ -53,7 +53,7 @@ class Fixed:
             return 1
         width = config.model.encoder.shape[0]
         room = GATHERED_BYTES / (2 * len(self.items) * config.grid[0] * width)
-        return max(1, min(MAX_SIDE, math.isqrt(int(room))))
+        return max(1, min(config.probe.places or MAX_SIDE, math.isqrt(int(room))))
 
 
 def fixed_clips(config: RunConfig) -> Fixed:

@@ -98,6 +98,7 @@ def run_probe(
     keeps_places = "states" in kinds or "retrieval" in kinds
     if keeps_places:
         _check_memory(sum(map(len, chosen.values())), config, len(subject.encoders))
+    side = config.probe.places or MAX_SIDE
     counter = _Counter(sum(map(len, chosen.values())), progress)
     found: dict[str, Probed] = {}
     sources: dict[str, TokenSource] = {}
@@ -112,13 +113,14 @@ def run_probe(
             config.grid,
             counter.one,
             keeps_places=keeps_places,
+            side=side,
             source=sources[split],
         )
     parts: list[dict[str, Any]] = []
     heads: dict[str, tuple[bytes, dict[str, Any]]] = {}
     shown = preprocessing(config, asked.segments, asked.views)
     if "states" in kinds:
-        parts.append(_states(found, info.state_names, places_grid(config.grid)))
+        parts.append(_states(found, info.state_names, places_grid(config.grid, side)))
     if "retrieval" in kinds:
         parts.append(_retrieval(found, root))
     if any(kind in OF_LABELS for kind in kinds):
@@ -180,7 +182,7 @@ def _check_counts(kinds: Sequence[Kind], chosen: dict[str, list[int]], root: str
 
 def _check_memory(clips: int, config: RunConfig, encoders: int) -> None:
     """Raises: UsageError when the features of places, which stay in memory, would take too much."""
-    rows, columns = places_grid(config.grid)
+    rows, columns = places_grid(config.grid, config.probe.places or MAX_SIDE)
     needed = 2 * clips * config.grid[0] * rows * columns * config.model.encoder.shape[0] * encoders
     if needed > PLACES_BYTES:
         raise UsageError(

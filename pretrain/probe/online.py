@@ -224,7 +224,7 @@ class OnlineProbe:
         about: list[Any] = [
             config.model.model_dump(mode="json"),
             [config.seed, config.objective.kind, config.train.precision],
-            [data.frames, data.fps, data.size, data.short_clips],
+            [data.frames, data.fps, data.size, data.short_clips, config.probe.places],
             [self._fixed.info.fingerprint, self._fixed.kinds],
             [(item.split, item.index) for item in self._fixed.items],
         ]

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.config import DeepSpeedConfig, Plan
@@ -55,8 +56,6 @@ def join_world(device: torch.device, timeout_s: float) -> World:
     limit = timedelta(seconds=timeout_s)
     vars(c10d).update(default_pg_timeout=limit, default_pg_nccl_timeout=limit)
     deepspeed.init_distributed(backend, timeout=limit, verbose=False)
-    import torch.distributed as dist
-
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -92,6 +91,7 @@ def deepspeed_config(plan: Plan, trained: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled; torch's AdamW runs on the host too
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the whole GPU at each forward and step
     }
 
 
@@ -108,6 +108,18 @@ def _clip_by_finite_norm(limit: float, gradients: Sequence[Tensor], norm: Tensor
         scale = 1.0 / torch.clamp((norm + 1e-6) / limit, min=1.0)
         for gradient in gradients:
             gradient.data.mul_(scale)
+
+
+@torch.no_grad()
+def _norm_over_ranks(zero: Any, gradients: Sequence[Tensor], _: object) -> Tensor:
+    """Of what all ranks own of a group's gradients, in a few launches; not finite where one of them is not.
+
+    DeepSpeed brings each gradient to float64, in two launches a weight, and copies a number to the GPU, for
+    which the host waits: while it then launches those of the next group, the GPU has nothing to do.
+    """
+    square = torch.stack(torch._foreach_norm(list(gradients), 2.0, torch.float32)).square().sum()
+    dist.all_reduce(square, group=zero.dp_process_group)
+    return square.sqrt()
 
 
 class DeepSpeedBackend:
@@ -127,6 +139,8 @@ class DeepSpeedBackend:
             config=deepspeed_config(plan, self._trained),
             dist_init_required=False,
         )
+        if self._stage > 0:
+            self._zero.get_grad_norm_direct = partial(_norm_over_ranks, self._zero)
         self.shards: Shards
         if self._stage == 0:
             self.shards = ReplicatedShards(module, optimizer, world.rank, world.size)

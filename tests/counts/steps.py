@@ -78,6 +78,7 @@ def config_for(case: dict[str, Any]) -> RunConfig:
         "precision": "fp32",
         "log_every": 40,
         "checkpoint_every": 40,
+        "compile": "none",  # as on the device that is none, also where a GPU takes the step
     }
     config = config_of(
         case["kind"],

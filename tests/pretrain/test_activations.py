@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "masked, raster": {"objective": {"kind": "masked_latent", "truncate": "raster"}},
     "masked, sincos": {"encoder": {"rope": "none"}},
     "masked, its own target": {"target": {"kind": "online"}},
+    "masked, an average without a stop": {"target": {"kind": "ema", "stop_gradient": False}},
     "pixel": {"objective": {"kind": "pixel"}},
     "contrastive": {"objective": {"kind": "contrastive"}},
     "future": {"objective": {"kind": "future_latent", "action_size": 3}},

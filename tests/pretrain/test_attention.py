@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import ConfigError, UsageError
+from launch.fitting import check_device
 from pretrain.build import build_engine
-from pretrain.config import plan
+from pretrain.config import ModelConfig, plan
 from pretrain.kernels import ATTENTION_FILE, kept, kernels_for, stack_rows
 from pretrain.model import attention
 from pretrain.model import choose as choosing
@@ -68,17 +70,41 @@ def test_each_stack_takes_the_fastest_of_those_that_work_on_its_rows() -> None:
     assert found["encoder"].sentence("encoder") == "attention of encoder: varlen, 2 ms (xformers 3, sdpa 5)"
 
 
-def test_what_runs_out_of_memory_is_none_of_the_choice() -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 20 GiB\nSee"),
+            "CUDA out of memory. Tried 20 GiB",
+        ),
+        (ValueError("too many sequences"), "too many sequences"),
+    ],
+)
+def test_what_fails_on_the_run_s_own_rows_is_none_of_the_choice(error: Exception, said: str) -> None:
     asked = Asked(MS)
 
     def clock(backend: Backend, *given: Any) -> float:
         if backend == "varlen":
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nSee")
+            raise error
         return asked.clock(backend, *given)
 
     found = choose("auto", {"encoder": STACKS["encoder"]}, CUDA, BF16, probe=asked.probe, clock=clock)
     assert found["encoder"].backend == "xformers"
-    assert found["encoder"].refused["varlen"] == "CUDA out of memory. Tried to allocate 20 GiB"
+    assert found["encoder"].refused["varlen"] == said
+
+
+def test_what_torch_warns_of_while_kernels_are_tried_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Asked for one kernel that it does not take, SDPA warns of each, and why; the error is what is kept."""
+
+    def attend(*_: object) -> None:
+        warnings.warn("Flash attention kernel not used because: ...", stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(choosing, "attend", attend)
+    assert why_not("sdpa_flash", CPU, torch.float32, ROWS) == "No available kernel. Aborting execution."
+    assert not recwarn.list
 
 
 def test_sdpa_alone_is_taken_with_a_warning_that_says_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +137,26 @@ def test_what_it_had_and_does_not_work_here_is_chosen_anew_and_said(
     assert caplog.messages[0].startswith("attention of encoder was xformers_flash, which does not work here")
 
 
-@pytest.mark.parametrize("wanted", ["xformers", "varlen"])
+def test_whatever_auto_may_take_can_be_asked_for_by_name() -> None:
+    """So that what it gains can be measured, and a run be held to it."""
+    wanted = get_args(ModelConfig.model_fields["attention"].annotation)
+    assert sorted(wanted) == sorted(("auto", *get_args(Backend)))
+
+
+@pytest.mark.parametrize("wanted", ["auto", *get_args(Backend)])
+def test_what_runs_on_cuda_only_is_refused_without_a_gpu(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = tiny_config(Path("nowhere"), Path("nowhere"), model={"attention": wanted})
+    if wanted in ("auto", "sdpa", "segments"):
+        check_device(config, 1)
+    else:
+        with pytest.raises(ConfigError, match=rf"{wanted} runs on CUDA only"):
+            check_device(config, 1)
+
+
+@pytest.mark.parametrize("wanted", ["xformers", "varlen", "sdpa_cudnn"])
 def test_one_by_name_is_probed_for_the_heads_of_each_stack_and_not_timed(wanted: str) -> None:
     asked = Asked(MS)
     assert {each.backend for each in asked.choose(wanted).values()} == {wanted}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from pretrain.build import build_engine
 from pretrain.config import RunConfig, plan
 from pretrain.flops import Again
 from pretrain.kernels import kernels_for, stack_rows
+from pretrain.model.attention import Packing
 from pretrain.model.compiling import BlockForm, Recompiles, graphs_compiled, why_not_compiled
-from pretrain.model.vit import AS_WRITTEN, Parts, compiled
+from pretrain.model.vit import AS_WRITTEN, GRAPHS_A_PART, Parts, Transformer, _compiled, compiled
 from pretrain.objective.make import first_encoder
 from pretrain.strategy.base import World
 from pretrain.tracking.jsonl import read_metrics
@@ -38,10 +40,10 @@ TRACED = "aot_eager"
 @pytest.fixture
 def anew() -> Iterator[None]:
     """What is compiled is kept for the process: for this test nothing is there yet."""
-    compiled.cache_clear()
+    _compiled.cache_clear()
     torch._dynamo.reset()
     yield
-    compiled.cache_clear()
+    _compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -94,6 +96,43 @@ def test_traced_blocks_give_the_same_on_every_batch_and_are_traced_once() -> Non
     assert same(config, TRACED, recomputes=False) == 8
     assert same(config, TRACED, recomputes=True) == 0
     assert sum(counters["graph_break"].values()) == breaks
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_backward_in_a_thread_of_its_own_computes_again_what_was_traced() -> None:
+    """As on CUDA, where autograd has a thread a device, in which none of torch's settings are as they were
+    made; here the caller's own thread goes backward.
+    """
+    stack = Transformer(24, 2, 2, 2.0, (2, 2, 2), "interleaved", "sdpa")
+    stack.initialise(torch.Generator().manual_seed(0))
+    stack.recompute(1, 1)  # the first block as a whole, of the second the MLP
+    packing, gradients = Packing((5, 3)), []
+    for compiler in (None, "eager"):
+        stack.compile_blocks(compiler)
+        x_MD = torch.randn(8, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        loss = stack.run(x_MD * 1.0, torch.arange(8), packing).square().mean()
+        graphs = graphs_compiled()
+        beside = threading.Thread(target=loss.backward)
+        beside.start()
+        beside.join()
+        assert graphs_compiled() == graphs
+        gradients.append(x_MD.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_every_thread_that_computes_a_compiled_block_has_the_settings_for_it() -> None:
+    from torch.fx.experimental import _config as symbols
+
+    found: list[tuple[int, bool]] = []
+
+    def look() -> None:
+        compiled("eager")
+        found.append((torch._dynamo.config.recompile_limit, symbols.use_duck_shape))
+
+    beside = threading.Thread(target=look)
+    beside.start()
+    beside.join()
+    assert found == [(GRAPHS_A_PART, False)]
 
 
 @pytest.mark.slow

@@ -9,8 +9,33 @@ import torch
 
 from pretrain.config import plan
 from pretrain.data.augment import STD
+from pretrain.data.slots import Layout, Slots
 from pretrain.data.stream import Batches
 from tests.small_dataset import tiny_config
+
+
+def test_what_was_locked_for_a_gpu_is_unlocked_when_it_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver counts places: memory of the next slots may come to lie where these lay."""
+    locked: set[int] = set()
+    waited: list[int] = []
+
+    class Driver:
+        def cudaHostRegister(self, place: int, _: int, __: int) -> int:
+            locked.add(place)
+            return 0
+
+        def cudaHostUnregister(self, place: int) -> int:
+            assert waited, "a copy may be under way"
+            locked.remove(place)
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Driver)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    slots = Slots(Layout(1, 2, 8, 4, True), 2, is_shared=False)
+    slots.pin()
+    assert len(locked) == 2 and not waited
+    del slots
+    assert not locked
 
 
 @pytest.mark.gpu

@@ -13,7 +13,15 @@ import pytest
 
 from pretrain import curves
 from pretrain.envelope import MOST_POINTS, SPANS, in_spans, smoothed
-from pretrain.figures import figures_of, judged_features, points, value_at_start
+from pretrain.figures import (
+    Axes,
+    Curve,
+    Figure,
+    figures_of,
+    judged_features,
+    points,
+    value_at_start,
+)
 from pretrain.report.style import COLOURS_DARK, INKS_DARK, INKS_LIGHT, PAGE_DARK, PAGE_LIGHT
 
 METRICS: list[dict[str, Any]] = [
@@ -133,6 +141,19 @@ def test_a_name_with_dollars_and_letters_of_no_font_is_drawn_as_it_is(tmp_path: 
     (picture,) = curves.draw_figures(found, tmp_path)
     assert ">a$b^<" in picture.path.read_text()
     assert ">視頻<" in picture.path.read_text()
+
+
+@pytest.mark.parametrize(("count", "across"), [(3, "step"), (7, "noise")])
+def test_many_lines_are_named_once_above_and_few_at_their_ends(
+    count: int, across: str, tmp_path: Path
+) -> None:
+    x = np.array([0.1, 0.4, 0.8])
+    lines = tuple(Curve(f"line {n}", x, x * n, colour=n) for n in range(count))
+    figure = Figure("f", "Title", "Caption", (Axes("a", lines), Axes("b", lines)), across)
+    curves.draw(figure, tmp_path / "f.svg")
+    words = [each.text for each in ET.parse(tmp_path / "f.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert across in words
+    assert [words.count(f"line {n}") for n in range(count)] == [1 if count > 5 else 2] * count
 
 
 def test_the_same_metrics_give_the_same_bytes(tmp_path: Path) -> None:

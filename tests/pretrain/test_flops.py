@@ -19,6 +19,7 @@ from tests.pretrain.small_objective import KINDS, config_of, small_batch, small_
 
 MORE = {
     "without a stop": {"target": {"kind": "online", "stop_gradient": False}},
+    "an average without a stop": {"target": {"kind": "ema", "stop_gradient": False}},
     "its own target": {"target": {"kind": "online"}},
     "recomputing": {"strategy": {"kind": "single", "activation_checkpointing": True}},
     "recomputing some": {

@@ -214,6 +214,36 @@ def test_without_a_stop_gradient_the_target_pulls_too(name: str) -> None:
     torch.testing.assert_close(objective.encoder.embed.weight.grad, stopped, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["masked", "future"])
+def test_an_average_without_a_stop_has_its_own_values_and_the_encoders_gradient(name: str) -> None:
+    config = config_of(name, target={"kind": "ema", "stop_gradient": False})
+    objective, batch = make(config), small_batch(config)
+    assert objective.encoder is not None
+    embedding = objective.encoder.embed.weight
+    average = first_encoder(objective, config)
+    with torch.no_grad():
+        for weight in average.parameters():
+            weight.mul_(0.7)
+    targets = objective.targets(average, batch)
+    assert targets is not None
+    loss = objective(batch, targets).loss
+    (own,) = torch.autograd.grad(loss, embedding)
+
+    stopped_config = config_of(name)
+    stopped = make(stopped_config)
+    assert stopped.encoder is not None
+    alone = stopped(batch, targets)
+    torch.testing.assert_close(loss, alone.loss)
+    (without,) = torch.autograd.grad(alone.loss, stopped.encoder.embed.weight)
+
+    # What is missing: the loss's slope at the targets, taken through the encoder's own features.
+    given = targets.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(stopped(batch, given).loss, given)
+    read = objective.read(objective.encoder, batch)
+    (pulled,) = torch.autograd.grad((read * slope).sum(), embedding)
+    torch.testing.assert_close(own, without + pulled, atol=1e-6, rtol=1e-4)
+
+
 def test_vicreg_is_its_formula() -> None:
     z = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.5, 1, 2, 3, 4])
     variance, covariance = vicreg_terms(z)
@@ -269,7 +299,7 @@ def test_regularisers_look_at_the_mean_of_each_clips_context() -> None:
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"target": {"kind": "ema", "stop_gradient": False}}, "target.stop_gradient"),
+        ({"target": {"kind": "frozen", "stop_gradient": False}}, "target.stop_gradient"),
         ({"objective": {"kind": "action_latent", "action_size": 3}}, "target.kind"),
         (
             {"objective": {"kind": "action_latent", "action_size": 3, "rollout_steps": 4}, **FROZEN},

@@ -22,6 +22,7 @@ from pretrain.checkpoint.retention import read_scores
 from pretrain.config import RunConfig, plan
 from pretrain.data.reader import ClipReader
 from pretrain.probe import Asked, held, online, run_probe
+from pretrain.probe.clips import place_features
 from pretrain.probe.online import OnlineProbe
 from pretrain.probe.subject import of_run
 from pretrain.strategy.base import World
@@ -83,8 +84,12 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without_probes(
     assert not (tmp_path / "None" / "tiny" / "probes.jsonl").exists()
 
 
-def test_the_scores_are_those_of_the_offline_probe_of_the_same_step(probed_set: Path, tmp_path: Path) -> None:
-    run = run_train(config_of(probed_set, tmp_path, train={"keep_checkpoints": 9}), quiet=True).run
+@pytest.mark.parametrize("places", [None, 1])
+def test_the_scores_are_those_of_the_offline_probe_of_the_same_step(
+    places: int | None, probed_set: Path, tmp_path: Path
+) -> None:
+    config = config_of(probed_set, tmp_path, train={"keep_checkpoints": 9}, probe={"places": places})
+    run = run_train(config, quiet=True).run
     probed = lines_of(run / "probes.jsonl")
     assert [(line["step"], line["kind"]) for line in probed] == [(2, "online"), (4, "online"), (6, "online")]
     kinds = ("linear", "knn", "states")
@@ -100,6 +105,15 @@ def test_the_scores_are_those_of_the_offline_probe_of_the_same_step(probed_set: 
     assert logged[0]["probe/untrained/position"] == probed[0]["untrained"]["position"]
     stalls = [line for line in lines_of(run / "metrics.jsonl") if "perf/probe_ms" in line]
     assert [line["step"] for line in stalls] == [2, 4, 6]
+
+
+def test_one_place_is_the_mean_token_of_a_tubelet() -> None:
+    tokens_BND = torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(0))
+    found = place_features(tokens_BND, (2, 3, 4), 1)
+    assert found.shape == (2, 2, 1, 5)
+    torch.testing.assert_close(
+        found[:, :, 0].float(), tokens_BND.unflatten(1, (2, 12)).mean(2), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_the_best_by_online_scores_is_kept_and_offline_ones_do_not_mix(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from data_pipeline.errors import UsageError
 from pretrain.config import TrackerConfig
 from pretrain.tracking.base import add_results, make_tracker
+from pretrain.tracking.mlflow.client import artifacts_beside, make_client, make_store
 from tests.pretrain.tracked_run import FACTS, get_run, history, log_steps
 
 
@@ -163,3 +165,20 @@ def test_a_store_that_could_not_be_made_is_taken_away(run: Path, monkeypatch: py
     with pytest.raises(UsageError, match=r"disk is full.*\nmake room"):
         make_tracker(TrackerConfig(), run).start(FACTS)
     assert not (run / "mlflow.db").exists()
+
+
+def test_a_store_is_made_once_by_whoever_comes_first_and_a_killed_ones_half_is_made_anew(
+    tmp_path: Path,
+) -> None:
+    """Runs of a sweep begin together; without a lock one found the other's half-made tables."""
+    path = tmp_path / "shared" / "mlflow.db"
+    path.parent.mkdir()
+    path.with_name(".mlflow.db.part").write_bytes(b"half of a database")
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(make_store, [path] * 3)) == [None] * 3
+    assert [each.name for each in path.parent.iterdir()] == ["mlflow.db"]
+    client = make_client(f"sqlite:///{path}")
+    assert client.get_experiment("0").artifact_location == f"{artifacts_beside(f'sqlite:///{path}')}/0"
+    before = path.read_bytes()
+    make_store(path)
+    assert path.read_bytes() == before

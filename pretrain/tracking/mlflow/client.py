@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import logging
 import os
@@ -70,7 +71,36 @@ def make_client(uri: str) -> MlflowClient:
     quieten()
     from mlflow import MlflowClient
 
+    if uri.startswith("sqlite:///"):
+        make_store(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def make_store(path: Path) -> None:
+    """An sqlite store with MLflow's tables, where there is none; whole or not at all.
+
+    MLflow makes its tables in many steps: of two processes that begin together, such as the runs of a sweep,
+    one finds the other's half, and what a killed one leaves is refused for ever. So the first to come makes
+    them in a file of its own, while the others wait, and moves it into place.
+    Raises: OSError; what MLflow raises.
+    """
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = path.with_name(f".{path.name}.lock")
+    with lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, also by a death
+        if path.exists():
+            lock_path.unlink(missing_ok=True)
+            return
+        part = path.with_name(f".{path.name}.part")
+        part.unlink(missing_ok=True)
+        store = SqlAlchemyStore(f"sqlite:///{part}", str(artifacts_beside(f"sqlite:///{path}")))
+        store.engine.dispose()
+        os.replace(part, path)
+        lock_path.unlink(missing_ok=True)  # whoever has it open, or makes another, finds the store there
 
 
 @contextmanager

@@ -1,0 +1,45 @@
+"""`foreframe experiment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def experiment(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="One of configs/experiments: collapse; or a YAML file of that form.",
+        ),
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of all runs, such as train.steps=2000."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Runs of each arm; 5 as shipped.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two seeds and few steps: to see it go, not to claim anything.")
+    ] = False,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", min=1, help="Runs at a time; as many as there are cores.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where OUT/NAME is made.")] = Path(
+        "runs/experiments"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start nothing.")] = False,
+) -> None:
+    """Try a claim: every arm with several seeds, a table with mean and spread, a figure.
+
+    Data are rendered, runs are one group in MLflow, on the CPU. The same command goes on where it was; what
+    has finished is not run again. docs/ideas.md says what the claims are and what was seen.
+    """
+    from launch.experiment.command import Asked, run_experiment
+
+    asked = Asked(name, tuple(changes or ()), seeds, quick, parallel, out, dry_run)
+    raise typer.Exit(run_experiment(asked, typer.echo))

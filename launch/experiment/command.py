@@ -1,0 +1,218 @@
+"""`foreframe experiment`: data, runs, what is measured of them, a table and figures; goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError, why
+from data_pipeline.storage import write_whole
+from launch.config import read_config, shipped_config
+from launch.console import Stages, make_console
+from launch.experiment.config import ExperimentConfig
+from launch.experiment.data import make_data, shards_of
+from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.measured import keep_evaluation, kept_evaluation, measured, read_run
+from launch.experiment.plots import draw_plots, plots_of
+from launch.experiment.runs import Run, stage_runs
+from launch.experiment.summary import markdown, rows_of, spreads_of
+from launch.lock import lock_run
+from launch.provenance import git, versions
+from launch.sweep.elements import shown
+from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
+
+RESULT_FILE, TABLE_FILE, DATA_FOLDER, LOCK = "result.json", "table.md", "data", ".lock-experiment"
+OUT = Path("runs/experiments")
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # models of a laptop: the same numbers on every machine
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command was given. changes: KEY=VALUE of all runs."""
+
+    experiment: str
+    changes: tuple[str, ...] = ()
+    seeds: int | None = None
+    is_quick: bool = False
+    parallel: int | None = None
+    out: Path = OUT
+    is_dry: bool = False
+
+
+def shipped_experiments() -> list[str]:
+    """Names of those in configs/experiments that are experiments, and not configs of one run."""
+    folder = shipped_config("train/tiny-cpu.yaml").parents[1] / "experiments"
+    return sorted(each.stem for each in folder.glob("*.yaml") if "\nquestion:" in each.read_text())
+
+
+def read_experiment(asked: Asked) -> ExperimentConfig:
+    """By name, or from a file. Raises: ConfigError; UsageError for a name that is none."""
+    name, known = asked.experiment, shipped_experiments()
+    if name in known:
+        path = shipped_config(f"experiments/{name}.yaml")
+    elif Path(name).suffix in (".yaml", ".yml"):
+        path = Path(name)
+    else:
+        raise UsageError(f"{name!r} is no experiment: need one of {', '.join(known)}, or a YAML file")
+    found = read_config(path, [], ExperimentConfig)
+    if asked.is_quick:
+        found = found.made_quick()
+    return found if asked.seeds is None else found.model_copy(update={"seeds": asked.seeds})
+
+
+def run_experiment(asked: Asked, say: Say) -> int:
+    """Exit code: that of the runs, where some did not finish.
+
+    Raises: ConfigError with the problems of all runs at once; UsageError; what data and evaluation raise.
+    """
+    experiment = read_experiment(asked)
+    folder = asked.out / experiment.name
+    shards = shards_of(folder / DATA_FOLDER, experiment.data)
+    stages = planned(experiment, folder, shards, asked.changes)
+    count = sum(len(runs) for runs in stages.values())
+    parallel = asked.parallel or len(os.sched_getaffinity(0))
+    say(f"{experiment.name}: {experiment.question}")
+    say(f"{shown(folder)}: {count} runs, {min(parallel, count)} at a time, {experiment.seeds} seeds")
+    if asked.is_dry:
+        for name, runs in stages.items():
+            for run in runs:
+                level = "" if run.cell.level is None else f", {experiment.axis} {run.cell.level:g}"
+                say(f"  {name}: {run.cell.arm}{level}, seed {run.cell.seed}")
+        say("dry run, nothing was started or written")
+        return EXIT_OK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {asked.out} cannot be written: {why(error)}") from error
+    with lock_run(folder, LOCK, "tried"):
+        for name, spec in experiment.data.items():
+            make_data(folder / DATA_FOLDER, name, spec, Stages(make_console()))
+        code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
+        if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            return code
+        evaluated = _evaluate(experiment, made, shards, say)
+        conclude(experiment, folder, made, evaluated, asked.changes, say)
+    return code
+
+
+def planned(
+    experiment: ExperimentConfig, folder: Path, shards: Mapping[str, Path], changes: Sequence[str]
+) -> dict[str, list[Run]]:
+    """The runs of every stage, each config checked, before anything is made."""
+    found: dict[str, list[Run]] = {}
+    for name in experiment.stages:
+        found[name] = stage_runs(experiment, name, folder, shards, found, changes)[1]
+    return found
+
+
+def _train(
+    experiment: ExperimentConfig,
+    folder: Path,
+    shards: Mapping[str, Path],
+    changes: Sequence[str],
+    parallel: int,
+    say: Say,
+) -> tuple[int, dict[str, list[Run]]]:
+    """Stage after stage; one whose runs did not all finish is the last. The runs by stage."""
+    made: dict[str, list[Run]] = {}
+    code = EXIT_OK
+    for name in experiment.stages:
+        sweep, runs = stage_runs(experiment, name, folder, shards, made, changes)
+        check_elements(sweep)
+        code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=say)
+        pairs = zip(runs, named.elements, strict=True)
+        made[name] = [Run(run.cell, element) for run, element in pairs]
+        if code != EXIT_OK:
+            left = [each for each in made[name] if not _is_finished(each)]
+            say(f"{len(left)} of the {len(runs)} runs of {name} did not finish; the same command goes on")
+            if name != list(experiment.stages)[-1]:
+                raise UsageError(
+                    f"later stages start from the runs of {name}: see {shown(sweep.folder)}/logs"
+                )
+            break
+    return code, made
+
+
+def _is_finished(run: Run) -> bool:
+    status = state_of(run.element)
+    return status is not None and status.state.word == "finished"
+
+
+def _evaluate(
+    experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
+) -> dict[Run, dict[str, float]]:
+    """What the last stage's finished runs are asked; what was found before is kept."""
+    if experiment.evaluate is None:
+        return {}
+    evaluation = EVALUATIONS[experiment.evaluate]
+    digest = hashlib.sha256(evaluation.settings(experiment).encode()).hexdigest()[:16]
+    found = {}
+    runs = [run for run in list(made.values())[-1] if _is_finished(run)]
+    for number, run in enumerate(runs, start=1):
+        values = kept_evaluation(run.element.run, digest)
+        if values is None:
+            values = evaluation.ask(experiment, run, shards)
+            keep_evaluation(run.element.run, digest, values)
+            say(f"{experiment.evaluate} {number}/{len(runs)}  {run.element.name}")
+        found[run] = values
+    return found
+
+
+def conclude(
+    experiment: ExperimentConfig,
+    folder: Path,
+    made: Mapping[str, Sequence[Run]],
+    evaluated: Mapping[Run, Mapping[str, float]],
+    changes: Sequence[str],
+    say: Say,
+) -> None:
+    """Write the result, its table and figures, of the runs that have finished, and print the table."""
+    metrics = {
+        stage: {run.cell: read_run(run.element.run) for run in runs if _is_finished(run)}
+        for stage, runs in made.items()
+    }
+    last = list(made)[-1]
+    values, untrained = {}, {}
+    for run in made[last]:
+        if run.cell in metrics[last]:
+            own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run, {}))
+            values[run.cell], untrained[run.cell] = own, before
+    names = {each.name: each.digits for each in experiment.measures}
+    spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
+    plots = plots_of(experiment, metrics, spreads)
+    result = {
+        "benchmark": f"experiment_{experiment.name}",
+        "date": date.today().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "device": "CPU",
+        "versions": versions(),
+        "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
+        "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
+        "rows": rows_of(spreads, experiment.axis, experiment.against),
+        "plots": plots,
+    }
+    write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    table = markdown(spreads, names, experiment.axis)
+    write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
+    drawn = draw_plots(plots, experiment.name, folder)
+    say("")
+    say(table)
+    if experiment.against is not None and experiment.seeds > 1:
+        say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
+    for path in (folder / RESULT_FILE, folder / TABLE_FILE, *(path for path, _ in drawn)):
+        say(f"wrote  {shown(path)}")
+    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
+    if made[last][0].element.config.tracker.kind == "mlflow":
+        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:
+    """Training time of all runs together, as they logged it."""
+    return sum(float(lines[-1].get("time_s", 0.0)) for lines in metrics.values() if lines)

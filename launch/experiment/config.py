@@ -1,0 +1,199 @@
+"""What an experiment is: data, arms that differ in few settings, levels, seeds, and what is measured of each.
+
+A file of configs/experiments is read into `ExperimentConfig`; `--quick` lays its `quick` over it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.worlds import World
+from pretrain.config.base import PositiveInt, Section
+
+Settings = dict[str, Any]
+"""Values by dotted key, such as {optim.lr: 1e-3}."""
+
+Name = Annotated[str, Field(min_length=1, max_length=60)]
+FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class DataSpec(Section):
+    """Videos that are rendered, and sharded as configs/data/demo.yaml says.
+
+    Those of a world have their shape as label, and the last quarter is for evaluation (docs/worlds.md).
+    """
+
+    videos: PositiveInt = Field(240, description="rendered videos")
+    seed: int = Field(0, ge=0, description="of the videos; equal seeds give equal videos")
+    world: World | None = Field(None, description="the simulated world; null: the demo's videos")
+    shard: Settings = Field({}, description="settings laid over configs/data/demo.yaml, by dotted key")
+
+
+class Arm(Section):
+    """One of the things that are compared. settings: what it has that others have not."""
+
+    settings: Settings = Field({}, description="by dotted key")
+    note: str = Field("", description="what it is, in a sentence")
+    is_reference: bool = Field(False, description="no claim is made of it: a floor or a ceiling")
+
+
+class Level(Section):
+    """A point on the experiment's axis, such as how much of the picture is noise."""
+
+    value: float
+    data: str | None = Field(None, description="data set of this level; null: the stage's")
+    settings: Settings = Field({}, description="by dotted key")
+
+
+class Stage(Section):
+    """Runs that are made together: every arm at every level with every seed."""
+
+    train: str = Field("train/tiny-cpu.yaml", description="config under configs/ that settings are laid over")
+    data: str = Field(description="which of the experiment's data sets; a level may name another")
+    settings: Settings = Field({}, description="of all arms")
+    arms: dict[Name, Arm] = Field(min_length=1)
+    weights_of: tuple[str, str] | None = Field(
+        None,
+        description="[stage, arm] whose run of the same level and seed gives the encoder's weights",
+    )
+
+
+class Measure(Section):
+    """A number of each run, in the table under `name`.
+
+    key: of metrics.jsonl, or of what a stage's `evaluate` gives. at: which of its values.
+    """
+
+    name: Name
+    key: str
+    at: Literal["last", "first", "lowest", "share"] = Field(
+        "last", description="share: the last as a share of the first"
+    )
+    untrained: str | None = Field(
+        None, description="key of the same number of the encoder before training; a row of its own"
+    )
+    better: Literal["higher", "lower"] | None = None
+    digits: int = Field(2, ge=0, le=6)
+
+
+class Panel(Section):
+    """A set of axes: a key of metrics.jsonl over steps, or without levels' steps a measure over levels."""
+
+    unit: str
+    key: str
+    log: bool = False
+    percent: bool = False
+    from_zero: bool = True
+
+
+class Plot(Section):
+    """A figure: a curve an arm, the mean over seeds with a band from the lowest to the highest."""
+
+    title: str
+    caption: str
+    over: Literal["steps", "levels"] = "steps"
+    stage: str | None = Field(None, description="null: the last")
+    panels: tuple[Panel, ...] = Field(min_length=1)
+
+
+class Quick(Section):
+    """What `--quick` changes, to be done in minutes; it claims nothing."""
+
+    seeds: PositiveInt = 2
+    videos: PositiveInt | None = None
+    shorter: PositiveInt = Field(1, description="divides steps of training, of warm-up, between probings")
+    settings: Settings = Field({}, description="of all arms, by dotted key")
+    levels: tuple[float, ...] | None = Field(None, description="the levels that are kept; null: all")
+
+
+IN_STEPS = ("train.steps", "optim.warmup_steps", "probe.every")
+
+
+def _shorter(settings: Settings, by: int) -> Settings:
+    return {
+        key: max(1, value // by) if key in IN_STEPS and isinstance(value, int) else value
+        for key, value in settings.items()
+    }
+
+
+class ExperimentConfig(Section):
+    """An experiment, from its question to its table."""
+
+    name: str
+    question: str
+    seeds: PositiveInt = 5
+    data: dict[str, DataSpec] = Field(min_length=1)
+    axis: str | None = Field(None, description="what levels are levels of, in words; null without levels")
+    levels: tuple[Level, ...] = ()
+    stages: dict[str, Stage] = Field(min_length=1)
+    evaluate: Literal["rollout", "planning"] | None = Field(
+        None, description="what is asked of each run of the last stage when it has ended"
+    )
+    against: str | None = Field(
+        None, description="arm of the last stage that others are compared with, seed by seed"
+    )
+    measures: tuple[Measure, ...] = Field(min_length=1)
+    plots: tuple[Plot, ...] = ()
+    quick: Quick = Quick()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, names in (("name", [self.name]), ("data", self.data), ("stages", self.stages)):
+            for each in names:
+                if not FOLDER_NAME.fullmatch(each):
+                    raise ValueError(f"{what} {each!r}: it names a folder, so lower letters, digits and `-`")
+        for name, stage in self.stages.items():
+            self._check_stage(name, stage)
+        if self.levels and self.axis is None:
+            raise ValueError("axis is null: say what the levels are levels of")
+        for level in self.levels:
+            if level.data is not None and level.data not in self.data:
+                raise ValueError(f"levels: data {level.data!r} is none of {', '.join(self.data)}")
+        if self.against is not None and self.against not in self.last.arms:
+            raise ValueError(f"against {self.against!r} is none of the arms {', '.join(self.last.arms)}")
+        for plot in self.plots:
+            if plot.stage is not None and plot.stage not in self.stages:
+                raise ValueError(f"plots: stage {plot.stage!r} is none of {', '.join(self.stages)}")
+            if plot.over == "levels" and not self.levels:
+                raise ValueError("plots: over is levels, and there are none")
+        return self
+
+    def _check_stage(self, name: str, stage: Stage) -> None:
+        if stage.data not in self.data:
+            raise ValueError(f"stages.{name}.data {stage.data!r} is none of {', '.join(self.data)}")
+        if stage.weights_of is None:
+            return
+        other, arm = stage.weights_of
+        earlier = list(self.stages)[: list(self.stages).index(name)]
+        if other not in earlier or arm not in self.stages[other].arms:
+            raise ValueError(f"stages.{name}.weights_of: no earlier stage {other!r} has an arm {arm!r}")
+
+    @property
+    def last(self) -> Stage:
+        return list(self.stages.values())[-1]
+
+    def made_quick(self) -> Self:
+        """As `--quick` does it."""
+        quick = self.quick
+        data = {
+            name: each if quick.videos is None else each.model_copy(update={"videos": quick.videos})
+            for name, each in self.data.items()
+        }
+        stages = {
+            name: each.model_copy(
+                update={
+                    "settings": {**_shorter(each.settings, quick.shorter), **quick.settings},
+                    "arms": {
+                        arm: found.model_copy(update={"settings": _shorter(found.settings, quick.shorter)})
+                        for arm, found in each.arms.items()
+                    },
+                }
+            )
+            for name, each in self.stages.items()
+        }
+        levels = tuple(each for each in self.levels if quick.levels is None or each.value in quick.levels)
+        update = {"name": f"{self.name}-quick", "seeds": quick.seeds}
+        return self.model_copy(update={**update, "data": data, "stages": stages, "levels": levels})

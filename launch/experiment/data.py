@@ -1,0 +1,70 @@
+"""The data sets of an experiment: rendered and sharded once, in folders named by what they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_pipeline.config import DataConfig
+from data_pipeline.storage import write_whole
+from data_pipeline.worlds import LIST_FILE
+from launch.config import read_config, shipped_config
+from launch.console import Stages
+from launch.experiment.config import DataSpec
+from launch.sweep.axes import as_typed
+
+DONE = "made.json"
+VIDEOS, SHARDS = "videos", "shards"
+
+
+def folder_of(folder: Path, name: str, spec: DataSpec) -> Path:
+    """Where a data set lies: other settings are another folder."""
+    plain = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    return folder / f"{name}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+
+def shards_of(folder: Path, specs: Mapping[str, DataSpec]) -> dict[str, Path]:
+    """Where the shards of each data set are, or will be."""
+    return {name: folder_of(folder, name, spec) / SHARDS for name, spec in specs.items()}
+
+
+def make_data(folder: Path, name: str, spec: DataSpec, stages: Stages) -> None:
+    """Render and shard it; nothing where it is there whole.
+
+    Raises: ConfigError for settings that do not fit; what sharding raises.
+    """
+    from launch.data import run_shard
+
+    own = folder_of(folder, name, spec)
+    if (own / DONE).is_file():
+        return
+    videos = own / VIDEOS
+    config = shard_config(name, own, spec)
+    _render(videos, spec, stages)
+    run_shard(config, progress=stages)
+    write_whole(own / DONE, (json.dumps(spec.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
+    """configs/data/demo.yaml with what the experiment lays over it. Raises: ConfigError."""
+    videos = (own / VIDEOS).absolute()
+    fixed = [
+        f"name={name}",
+        f"out={as_typed(str(own / SHARDS))}",
+        f"sources={as_typed([str(videos if spec.world is None else videos / LIST_FILE)])}",
+    ]
+    more = [f"{key}={as_typed(value)}" for key, value in spec.shard.items()]
+    return read_config(shipped_config("data/demo.yaml"), [*fixed, *more], DataConfig)
+
+
+def _render(videos: Path, spec: DataSpec, stages: Stages) -> None:
+    from data_pipeline.synthetic import render_videos
+    from data_pipeline.worlds import render_world
+
+    with stages.showing() as report:
+        if spec.world is None:
+            render_videos(videos, spec.videos, seed=spec.seed, progress=report)
+        else:
+            render_world(videos, spec.world, spec.videos, seed=spec.seed, progress=report)

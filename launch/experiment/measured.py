@@ -1,0 +1,75 @@
+"""What is measured of an experiment's runs: numbers of each, and curves over steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.storage import write_whole
+from launch.experiment.config import Measure
+from pretrain.tracking.jsonl import read_metrics
+
+EVALUATED = "evaluated.json"
+Series = list[tuple[int, float]]
+
+
+def series_of(metrics: Iterable[Mapping[str, Any]], key: str) -> Series:
+    """(step, value) of a key of metrics.jsonl where it is a finite number."""
+    found = []
+    for line in metrics:
+        value = line.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            found.append((int(line["step"]), float(value)))
+    return found
+
+
+def value_of(series: Series, at: str) -> float | None:
+    """One number of a series; None of an empty one, and of a share of nothing."""
+    values = [value for _, value in series]
+    if not values:
+        return None
+    if at == "share":
+        return values[-1] / values[0] if values[0] else None
+    return {"last": values[-1], "first": values[0], "lowest": min(values)}[at]
+
+
+def measured(
+    measures: Sequence[Measure], metrics: Sequence[Mapping[str, Any]], evaluated: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What a run gave, by the measures' names; and the same of its encoder before training."""
+    own, untrained = {}, {}
+    for each in measures:
+        if each.key in evaluated:
+            own[each.name] = evaluated[each.key]
+        elif (value := value_of(series_of(metrics, each.key), each.at)) is not None:
+            own[each.name] = value
+        if each.untrained is None:
+            continue
+        if each.untrained in evaluated:
+            untrained[each.name] = evaluated[each.untrained]
+        elif (before := value_of(series_of(metrics, each.untrained), "first")) is not None:
+            untrained[each.name] = before
+    return own, untrained
+
+
+def read_run(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return read_metrics(run)
+
+
+def kept_evaluation(run: Path, digest: str) -> dict[str, float] | None:
+    """What was found before of a run under the same settings of the evaluation; None: to be found."""
+    try:
+        found = json.loads((run / EVALUATED).read_bytes())
+        values = {str(name): float(value) for name, value in found["values"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or half of one
+        return None
+    return values if found["digest"] == digest else None
+
+
+def keep_evaluation(run: Path, digest: str, values: Mapping[str, float]) -> None:
+    plain = {"digest": digest, "values": dict(values)}
+    write_whole(run / EVALUATED, (json.dumps(plain, indent=1) + "\n").encode())

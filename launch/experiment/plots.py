@@ -1,0 +1,114 @@
+"""The figures of an experiment: a curve an arm, the mean over seeds and a band from lowest to highest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.experiment.config import ExperimentConfig, Panel
+from launch.experiment.measured import Series, series_of
+from launch.experiment.runs import Cell
+from launch.experiment.summary import UNTRAINED, Spread
+from pretrain.curves import draw
+from pretrain.figures import Axes, Curve, Figure
+
+MOST_POINTS = 120
+Metrics = Mapping[Cell, Sequence[Mapping[str, Any]]]
+Drawn = dict[str, Any]
+"""A figure as a results file keeps it: title, caption, across, panels of curves."""
+
+
+def plots_of(
+    experiment: ExperimentConfig, metrics: Mapping[str, Metrics], spreads: Sequence[Spread]
+) -> list[Drawn]:
+    """What is drawn, in numbers. metrics: of the runs of each stage."""
+    found = []
+    last = list(experiment.stages)[-1]
+    for plot in experiment.plots:
+        arms = list(experiment.stages[plot.stage or last].arms)
+        by_steps = plot.over == "steps"
+        panels = [
+            _over_steps(panel, metrics[plot.stage or last], arms)
+            if by_steps
+            else _over_levels(panel, spreads, [*arms, UNTRAINED])
+            for panel in plot.panels
+        ]
+        across = "step" if by_steps else experiment.axis
+        found.append({"title": plot.title, "caption": plot.caption, "across": across, "panels": panels})
+    return found
+
+
+def _over_steps(panel: Panel, metrics: Metrics, arms: Sequence[str]) -> Drawn:
+    curves = []
+    for arm in arms:
+        each = [series_of(lines, panel.key) for cell, lines in metrics.items() if cell.arm == arm]
+        if curve := together(arm, [series for series in each if series]):
+            curves.append(curve)
+    return {**panel.model_dump(exclude={"key"}), "curves": curves}
+
+
+def together(name: str, each: Sequence[Series]) -> Drawn | None:
+    """The mean, lowest and highest of several series, at the steps that all of them have."""
+    if not each:
+        return None
+    shared = sorted(set.intersection(*({step for step, _ in series} for series in each)))
+    if not shared:
+        return None
+    if len(shared) > MOST_POINTS:
+        places = np.linspace(0, len(shared) - 1, MOST_POINTS).round().astype(int)
+        shared = [shared[place] for place in places]
+    table = np.array([[dict(series)[step] for step in shared] for series in each])
+    return _curve(name, shared, table.mean(0), table.min(0), table.max(0))
+
+
+def _over_levels(panel: Panel, spreads: Sequence[Spread], arms: Sequence[str]) -> Drawn:
+    curves = []
+    for arm in arms:
+        own = [each for each in spreads if each.arm == arm and each.measure == panel.key]
+        points = sorted((each.level, each) for each in own if each.level is not None)
+        if points:
+            levels = [level for level, _ in points]
+            rows = [(each.mean, min(each.values), max(each.values)) for _, each in points]
+            curves.append(_curve(arm, levels, *zip(*rows, strict=True)))
+    return {**panel.model_dump(exclude={"key"}), "curves": curves}
+
+
+def _curve(name: str, x: Sequence[float], *lines: Sequence[float]) -> Drawn:
+    short = [[float(f"{value:.5g}") for value in line] for line in lines]
+    return {"name": name, "x": list(x), **dict(zip(("mean", "low", "high"), short, strict=True))}
+
+
+def draw_plots(plots: Sequence[Drawn], name: str, folder: Path) -> list[tuple[Path, Figure]]:
+    """An SVG of each. Raises: OSError."""
+    found = []
+    for number, plot in enumerate(plots, start=1):
+        path = folder / f"{name}-{number}.svg"
+        figure = figure_of(plot, path.stem)
+        draw(figure, path)
+        found.append((path, figure))
+    return found
+
+
+def figure_of(plot: Drawn, name: str) -> Figure:
+    axes = [
+        Axes(
+            panel["unit"],
+            tuple(_drawn(curve, number) for number, curve in enumerate(panel["curves"])),
+            percent=panel["percent"],
+            log=panel["log"],
+            from_zero=panel["from_zero"],
+        )
+        for panel in plot["panels"]
+    ]
+    return Figure(name, plot["title"], plot["caption"], tuple(axes), across=plot["across"])
+
+
+def _drawn(curve: Drawn, number: int) -> Curve:
+    is_floor = curve["name"] == UNTRAINED
+    x, mean, low, high = (np.array(curve[key], dtype=float) for key in ("x", "mean", "low", "high"))
+    return Curve(
+        curve["name"], x, mean, colour=None if is_floor else number, is_dashed=is_floor, low=low, high=high
+    )

@@ -1,0 +1,84 @@
+"""The runs of an experiment's stage: a sweep of every arm at every level with every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.config import shipped_config
+from launch.experiment.config import ExperimentConfig, Level, Settings
+from launch.sweep.axes import Asked, Row, as_typed
+from launch.sweep.elements import Element, Sweep, make_sweep
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Which run. level: None where the experiment has no axis."""
+
+    arm: str
+    level: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a stage, to be made or made."""
+
+    cell: Cell
+    element: Element
+
+
+def cells_of(experiment: ExperimentConfig, stage: str) -> Iterator[tuple[Cell, Level | None]]:
+    """Seed by seed, so that one that is cut short has whole seeds."""
+    for seed in range(experiment.seeds):
+        for level in experiment.levels or (None,):
+            for arm in experiment.stages[stage].arms:
+                yield Cell(arm, None if level is None else level.value, seed), level
+
+
+def stage_runs(
+    experiment: ExperimentConfig,
+    stage: str,
+    folder: Path,
+    data: Mapping[str, Path],
+    earlier: Mapping[str, Sequence[Run]],
+    changes: Sequence[str] = (),
+) -> tuple[Sweep, list[Run]]:
+    """The sweep of a stage in `folder`/`stage`, and its runs by cell.
+
+    data: shards by name. earlier: runs of the stages before. changes: KEY=VALUE of all runs, laid over all.
+    Raises: ConfigError with the problems of all runs at once; UsageError.
+    """
+    found = experiment.stages[stage]
+    cells = list(cells_of(experiment, stage))
+    own = {"out": str(folder), **found.settings, "data.shards": str(data[found.data])}
+    rows = []
+    for cell, level in cells:
+        settings: Settings = {**found.arms[cell.arm].settings, "seed": cell.seed}
+        if level is not None:
+            settings = {**level.settings, **settings}
+            if level.data is not None:
+                settings["data.shards"] = str(data[level.data])
+        if found.weights_of is not None:
+            settings["init.weights"] = str(_run_of(earlier, *found.weights_of, cell))
+        rows.append(_row(settings))
+    fixed = (*(f"{key}={value}" for key, value in _row(own)), *changes)
+    sweep = make_sweep(
+        str(shipped_config(found.train)),
+        Asked(fixed, tuple(rows)),
+        name=stage,
+        ranks=1,
+        shares_store=True,
+    )
+    pairs = zip(cells, sweep.elements, strict=True)
+    return sweep, [Run(cell, element) for (cell, _), element in pairs]
+
+
+def _run_of(earlier: Mapping[str, Sequence[Run]], stage: str, arm: str, cell: Cell) -> Path:
+    wanted = Cell(arm, cell.level, cell.seed)
+    return next(each.element.run for each in earlier[stage] if each.cell == wanted)
+
+
+def _row(settings: Settings) -> Row:
+    return tuple((key, as_typed(value)) for key, value in settings.items())

@@ -1,0 +1,149 @@
+"""Mean and spread over seeds of what an experiment's runs gave, and what they differ from one arm by."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.experiment.runs import Cell
+
+Values = Mapping[Cell, Mapping[str, float]]
+UNTRAINED = "untrained encoder"
+# Student's t, two-sided 95 %, by degrees of freedom (any table of it); normal beyond.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+T_95_MORE, NORMAL_95 = 2.145, 1.960
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one measure of an arm at a level, over seeds. sd: nan of one seed.
+
+    difference: the mean of (this - the arm that is compared with), seed by seed; half: of its 95 % interval,
+    by Student's t. Both None for that arm itself, and where fewer than two seeds have both.
+    """
+
+    arm: str
+    level: float | None
+    measure: str
+    values: tuple[float, ...]
+    difference: float | None = None
+    half: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float:
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the interval of the difference leaves out zero."""
+        return self.difference is not None and self.half is not None and abs(self.difference) > self.half
+
+
+def spreads_of(
+    values: Values, untrained: Values, arms: Sequence[str], measures: Sequence[str], against: str | None
+) -> list[Spread]:
+    """Of every arm, level and measure that has a value. The untrained encoder is a row beside the arms.
+
+    untrained: of each run's own encoder before training; of a seed it counts once a level.
+    """
+    found = []
+    levels = sorted({cell.level for cell in values}, key=lambda level: (level is not None, level or 0.0))
+    for level in levels:
+        for arm in arms:
+            for measure in measures:
+                own = _by_seed(values, arm, level, measure)
+                if not own:
+                    continue
+                other = _by_seed(values, against, level, measure) if against not in (None, arm) else {}
+                found.append(Spread(arm, level, measure, tuple(own.values()), *compared(own, other)))
+        for measure in measures:
+            before: dict[int, float] = {}
+            for cell, each in untrained.items():
+                if cell.level == level and measure in each:
+                    before.setdefault(cell.seed, each[measure])
+            if before:
+                found.append(Spread(UNTRAINED, level, measure, tuple(before.values())))
+    return found
+
+
+def _by_seed(values: Values, arm: str | None, level: float | None, measure: str) -> dict[int, float]:
+    return {
+        cell.seed: each[measure]
+        for cell, each in sorted(values.items(), key=lambda pair: pair[0].seed)
+        if cell.arm == arm and cell.level == level and measure in each
+    }
+
+
+def compared(own: Mapping[int, float], other: Mapping[int, float]) -> tuple[float | None, float | None]:
+    """The mean difference of the seeds that both have, and half of its 95 % interval."""
+    differences = [own[seed] - other[seed] for seed in own if seed in other]
+    if len(differences) < 2:
+        return None, None
+    freedom = len(differences) - 1
+    t = T_95[freedom - 1] if freedom <= len(T_95) else T_95_MORE if freedom < 30 else NORMAL_95
+    return statistics.fmean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def rows_of(spreads: Sequence[Spread], axis: str | None, against: str | None) -> list[dict[str, Any]]:
+    """As a results file keeps them: `ours` is the mean, `reference` that of the arm compared with."""
+    means = {(each.arm, each.level, each.measure): each.mean for each in spreads}
+    rows = []
+    for each in spreads:
+        at = "" if each.level is None else f", {axis} {each.level:g}"
+        row = {
+            "case": f"{each.arm}{at}",
+            "metric": each.measure,
+            "unit": "",
+            "ours": each.mean,
+            "reference": means.get((against or "", each.level, each.measure)),
+            "reference_name": against,
+            "ratio": None,
+            "min": min(each.values),
+            "max": max(each.values),
+            "n": len(each.values),
+            "sd": None if math.isnan(each.sd) else each.sd,
+            "difference": each.difference,
+            "half": each.half,
+            "arm": each.arm,
+            "level": each.level,
+            "values": list(each.values),
+        }
+        rows.append(row)
+    return rows
+
+
+def markdown(spreads: Sequence[Spread], measures: Mapping[str, int], axis: str | None) -> str:
+    """A table a level: arms by measures, mean ± standard deviation over seeds.
+
+    measures: digits by name. A star: differs from the arm compared with by more than its 95 % interval.
+    """
+    lines: list[str] = []
+    shown = [name for name in measures if any(each.measure == name for each in spreads)]
+    by = {(each.level, each.arm, each.measure): each for each in spreads}
+    for level in dict.fromkeys(each.level for each in spreads):
+        if level is not None:
+            lines += ["", f"{axis} {level:g}:", ""]
+        lines.append(f"| | {' | '.join(shown)} | seeds |")
+        lines.append("|---|" + "---:|" * (len(shown) + 1))
+        for arm in dict.fromkeys(each.arm for each in spreads if each.level == level):
+            own = [by.get((level, arm, name)) for name in shown]
+            cells = [cell(each, measures[name]) for name, each in zip(shown, own, strict=True)]
+            seeds = max(len(each.values) for each in own if each is not None)
+            lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines).strip()
+
+
+def cell(spread: Spread | None, digits: int) -> str:
+    """`0.12 ± 0.03`, with a star where it differs."""
+    if spread is None:
+        return "–"
+    star = "*" if spread.is_told_apart else ""
+    sd = "" if math.isnan(spread.sd) else f" ± {spread.sd:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{sd}{star}"

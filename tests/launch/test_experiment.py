@@ -1,0 +1,269 @@
+"""Experiments: which runs they are, what is measured, what is said of arms; and one from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from data_pipeline.errors import ConfigError, UsageError
+from launch.cli import app
+from launch.config import read_config
+from launch.experiment import command
+from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
+from launch.experiment.config import ExperimentConfig, Measure
+from launch.experiment.data import shards_of
+from launch.experiment.measured import keep_evaluation, kept_evaluation, measured, value_of
+from launch.experiment.plots import together
+from launch.experiment.runs import Cell
+from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from pretrain.flops import flops_a_clip
+from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
+
+ARMS = """
+name: try
+question: Does the rate matter?
+seeds: 3
+data: {one: {videos: 4}, two: {videos: 4, seed: 1}}
+axis: noise
+levels: [{value: 0.1, data: one}, {value: 0.8, data: two, settings: {data.fps: 4.0}}]
+stages:
+  first:
+    data: one
+    settings: {strategy.kind: single, train.steps: 10, optim.warmup_steps: 1}
+    arms: {slow: {}, fast: {settings: {optim.lr: 0.5}}}
+  second:
+    data: one
+    settings: {strategy.kind: single, train.steps: 10, optim.warmup_steps: 2}
+    weights_of: [first, fast]
+    arms: {only: {}}
+measures: [{name: loss, key: loss}]
+quick: {seeds: 1, videos: 2, levels: [0.8], shorter: 2, settings: {train.log_every: 1}}
+"""
+
+
+def read(path: Path, text: str) -> ExperimentConfig:
+    path.write_text(text)
+    return read_config(path, [], ExperimentConfig)
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_every_shipped_experiment_has_runs_whose_configs_are_valid(
+    name: str, is_quick: bool, tmp_path: Path
+) -> None:
+    experiment = read_experiment(Asked(name, is_quick=is_quick))
+    assert experiment.seeds >= (1 if is_quick else 5), "a claim needs five seeds"
+    found = planned(experiment, tmp_path, shards_of(tmp_path, experiment.data), ())
+    for stage, runs in found.items():
+        arms = experiment.stages[stage].arms
+        assert len(runs) == experiment.seeds * len(arms) * max(1, len(experiment.levels))
+        trains = [run.element.config.train for run in runs]
+        clips = [train.steps * train.global_batch for train in trains]
+        flops = [n * flops_a_clip(run.element.config).model for n, run in zip(clips, runs, strict=True)]
+        for run, n, own in zip(runs, clips, flops, strict=True):
+            is_as_long = n == clips[0]
+            assert is_as_long or own == pytest.approx(flops[0], rel=0.02), f"{run.cell} has another budget"
+
+
+def test_runs_are_arms_by_levels_by_seeds_each_on_its_data_and_from_its_weights(tmp_path: Path) -> None:
+    experiment = read(tmp_path / "e.yaml", ARMS)
+    shards = shards_of(tmp_path / "data", experiment.data)
+    assert shards["one"] != shards["two"]
+    found = planned(experiment, tmp_path, shards, ("train.log_every=2",))
+    first, second = found["first"], found["second"]
+    assert len(first) == 12 and len(second) == 6
+    by = {run.cell: run.element for run in first}
+    fast = by[Cell("fast", 0.8, 2)].config
+    assert (fast.optim.lr, fast.data.fps, fast.seed, fast.train.log_every) == (0.5, 4.0, 2, 2)
+    assert fast.data.shards == str(shards["two"])
+    assert by[Cell("slow", 0.1, 0)].config.data.shards == str(shards["one"])
+    for run in second:
+        weights = by[Cell("fast", run.cell.level, run.cell.seed)]
+        assert run.element.config.init.weights == str(weights.run)
+    assert {run.cell.seed for run in first[:4]} == {0}, "whole seeds come first"
+
+
+def test_quick_has_fewer_seeds_levels_videos_and_steps_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    quick = read(tmp_path / "e.yaml", ARMS).made_quick()
+    assert (quick.name, quick.seeds, [each.value for each in quick.levels]) == ("try-quick", 1, [0.8])
+    assert {each.videos for each in quick.data.values()} == {2}
+    runs = planned(quick, tmp_path, shards_of(tmp_path, quick.data), ())
+    configs = [run.element.config for each in runs.values() for run in each]
+    assert {(each.train.steps, each.train.log_every) for each in configs} == {(5, 1)}
+    assert configs[-1].optim.warmup_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("data: one\n    settings: {strategy.kind: single, train.steps: 10, optim.warmup_steps: 1}",
+         "data: three", "three"),
+        ("weights_of: [first, fast]", "weights_of: [first, quick]", "quick"),
+        ("axis: noise", "axis: null", "axis"),
+        ("data: two", "data: four", "four"),
+        ("name: try", "name: Try this", "names a folder"),
+        ("train.steps: 10, optim.warmup_steps: 1", "train.stepz: 10", "train.steps"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_before_anything_is_made(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    assert old in ARMS
+    (tmp_path / "e.yaml").write_text(ARMS.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        run_experiment(Asked(str(tmp_path / "e.yaml"), out=tmp_path / "out"), lambda _: None)
+    assert said in " ".join(str(problem) for problem in caught.value.problems)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_no_experiment_is_refused_with_those_that_are() -> None:
+    found = CliRunner().invoke(app, ["experiment", "colapse"])
+    assert isinstance(found.exception, UsageError) and "collapse" in str(found.exception)
+    assert "collapse-planted" not in shipped_experiments()
+
+
+def test_a_measure_is_the_last_first_lowest_or_share() -> None:
+    lines = [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": 1.0},
+        {"step": 4, "loss": 2.0, "probe/trained/x": 0.7, "probe/untrained/x": 0.2},
+    ]
+    series = [(1, 4.0), (3, 1.0), (4, 2.0)]
+    found = {at: value_of(series, at) for at in ("last", "first", "lowest", "share")}
+    assert found == {"last": 2.0, "first": 4.0, "lowest": 1.0, "share": 0.5}
+    assert value_of([], "last") is None and value_of([(1, 0.0)], "share") is None
+    measures = [
+        Measure(name="loss", key="loss"),
+        Measure(name="x", key="probe/trained/x", untrained="probe/untrained/x"),
+        Measure(name="there", key="rollout/1"),
+        Measure(name="not there", key="rollout/2"),
+    ]
+    assert measured(measures, lines, {"rollout/1": 0.5}) == (
+        {"loss": 2.0, "x": 0.7, "there": 0.5},
+        {"x": 0.2},
+    )
+
+
+def test_mean_spread_and_difference_are_those_of_numpy_and_of_the_t_table() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=5), rng.normal(size=5)
+    values = {Cell("a", None, n): {"x": a[n]} for n in range(5)} | {
+        Cell("b", None, n): {"x": b[n]} for n in range(5)
+    }
+    untrained = {cell: {"x": 10.0 * cell.seed} for cell in values}
+    spreads = {each.arm: each for each in spreads_of(values, untrained, ["a", "b"], ["x"], "a")}
+    assert spreads["a"].mean == pytest.approx(a.mean()) and spreads["a"].sd == pytest.approx(a.std(ddof=1))
+    assert spreads["a"].difference is None
+    half = 2.776445 * (b - a).std(ddof=1) / math.sqrt(5)  # t of 4 degrees of freedom, 97.5 %
+    assert spreads["b"].difference == pytest.approx((b - a).mean())
+    assert spreads["b"].half == pytest.approx(half, rel=1e-3)
+    assert spreads[UNTRAINED].values == (0.0, 10.0, 20.0, 30.0, 40.0), "once a seed, not once an arm"
+    rows = {row["arm"]: row for row in rows_of(list(spreads.values()), None, "a")}
+    assert rows["b"]["reference"] == pytest.approx(a.mean()) and rows["b"]["n"] == 5
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    assert compared({0: 1.0, 1: 2.0, 2: 9.0}, {0: 0.0, 1: 0.0}) == (
+        1.5,
+        pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2)),
+    )
+    assert compared({0: 1.0}, {0: 0.0}) == (None, None)
+
+
+def test_a_table_a_level_with_a_star_where_an_arm_differs() -> None:
+    values = {
+        Cell(arm, level, seed): {"x": base + 0.01 * seed}
+        for level in (0.1, 0.8)
+        for arm, base in (("a", 0.0), ("b", 1.0 if level == 0.8 else 0.0))
+        for seed in range(3)
+    }
+    table = markdown(spreads_of(values, {}, ["a", "b"], ["x"], "a"), {"x": 2}, "noise")
+    assert table.splitlines() == [
+        "noise 0.1:", "", "| | x | seeds |", "|---|---:|---:|",
+        "| a | 0.01 ± 0.01 | 3 |", "| b | 0.01 ± 0.01 | 3 |", "",
+        "noise 0.8:", "", "| | x | seeds |", "|---|---:|---:|",
+        "| a | 0.01 ± 0.01 | 3 |", "| b | 1.01 ± 0.01* | 3 |",
+    ]  # fmt: skip
+
+
+def test_curves_of_seeds_are_put_together_at_the_steps_that_all_have() -> None:
+    found = together("a", [[(1, 1.0), (2, 2.0), (3, 9.0)], [(2, 4.0), (3, 1.0)]])
+    assert found == {"name": "a", "x": [2, 3], "mean": [3.0, 5.0], "low": [2.0, 1.0], "high": [4.0, 9.0]}
+    assert together("a", []) is None
+    long = together("a", [[(step, float(step)) for step in range(1000)]])
+    assert long is not None and len(long["x"]) == 120 and (long["x"][0], long["x"][-1]) == (0, 999)
+
+
+def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path) -> None:
+    assert kept_evaluation(tmp_path, "a") is None
+    keep_evaluation(tmp_path, "a", {"x": 1.5})
+    assert kept_evaluation(tmp_path, "a") == {"x": 1.5}
+    assert kept_evaluation(tmp_path, "b") is None
+    (tmp_path / "evaluated.json").write_text('{"digest": "a", "val')
+    assert kept_evaluation(tmp_path, "a") is None
+
+
+def test_an_experiment_is_run_told_and_goes_on_where_it_was(
+    tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: list[str] = []
+    monkeypatch.setattr(command, "make_data", lambda folder, name, spec, stages: made.append(name))
+    monkeypatch.setattr(command, "check_elements", lambda sweep: None)
+    plain = yaml.safe_load(ARMS)
+    del plain["stages"]["second"]
+    plain |= {
+        "against": "slow",
+        "plots": [
+            {"title": "t", "caption": "c", "over": "levels", "panels": [{"unit": "loss", "key": "loss"}]},
+            {"title": "t", "caption": "c", "panels": [{"unit": "loss", "key": "loss"}]},
+        ],
+    }
+    Path("e.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    said: list[str] = []
+    asked = Asked("e.yaml", seeds=2, parallel=2, out=Path("out"))
+    assert run_experiment(asked, said.append) == 0
+    assert set(made) == {"one", "two"}
+    result = json.loads(Path("out/try/result.json").read_text())
+    rows = {row["case"]: row for row in result["rows"]}
+    # the stand-in's loss is its learning rate plus its seed
+    assert rows["fast, noise 0.1"]["ours"] == pytest.approx(1.0)
+    assert rows["fast, noise 0.1"]["difference"] == pytest.approx(0.5 - 1e-3)
+    assert rows["fast, noise 0.1"]["half"] == pytest.approx(0.0, abs=1e-9)
+    assert result["plots"][0]["panels"][0]["curves"][1]["x"] == [0.1, 0.8]
+    for number in (1, 2):
+        assert Path(f"out/try/try-{number}.svg").read_text().startswith("<?xml")
+    assert "| fast | 1.00 ± 0.71* | 2 |" in Path("out/try/table.md").read_text()
+    starts = sorted(Path("out/try/first").glob("0*/starts"))
+    assert len(starts) == 8
+
+    assert run_experiment(asked, said.append) == 0
+    assert all(len(path.read_text().splitlines()) == 1 for path in starts), "nothing was run twice"
+    assert run_experiment(Asked("e.yaml", seeds=3, parallel=2, out=Path("out")), said.append) == 0
+    assert len(sorted(Path("out/try/first").glob("0*/starts"))) == 12
+    assert all(path.read_text() == "\n" for path in starts), "on the CPU"
+
+
+def test_runs_that_fail_are_told_and_left_out(
+    tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "make_data", lambda *_: None)
+    monkeypatch.setattr(command, "check_elements", lambda sweep: None)
+    plain = yaml.safe_load(ARMS)
+    del plain["stages"]["second"], plain["levels"], plain["axis"]
+    plain["quick"].pop("levels")
+    plain["stages"]["first"]["arms"]["fast"]["settings"]["optim.lr"] = 2.0  # the stand-in fails above 1
+    Path("e.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    said: list[str] = []
+    assert run_experiment(Asked("e.yaml", seeds=2, parallel=2, out=Path("out")), said.append) == 5
+    assert "2 of the 4 runs of first did not finish; the same command goes on" in said
+    result = json.loads(Path("out/try/result.json").read_text())
+    assert {row["arm"] for row in result["rows"]} == {"slow"}
