@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.maps import Map, Maps
 from pretrain.planning.energy import EnergyOf
 from pretrain.planning.search import Bounds, Floats
 from pretrain.planning.task import Task
@@ -53,3 +54,17 @@ def landscape(
         for way, energy_of in energies_of.items()
     }
     return Landscape(actions, found)
+
+
+def maps_of(found: Landscape, name: str, title: str, caption: str) -> Maps:
+    """The landscape to be drawn, with its least places ringed."""
+    return Maps(
+        name,
+        title,
+        caption,
+        tuple(
+            Map(way, found.actions, energies, (found.least(way),)) for way, energies in found.energies.items()
+        ),
+        "ax, widths/s²",
+        "ay, widths/s²",
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UsageError
-from pretrain.checkpoint import chosen_checkpoint
+from pretrain.checkpoint import FOLDER, chosen_checkpoint
 from pretrain.config import RunConfig
 from pretrain.config.objective import ActionLatentConfig
 from pretrain.data.augment import normalise
@@ -20,7 +20,7 @@ from pretrain.model.actions import ActionPredictor
 from pretrain.model.vit import Encoder
 from pretrain.objective.base import normed
 from pretrain.weights.base import build_encoder, build_predictor
-from pretrain.weights.run import run_weights
+from pretrain.weights.run import is_run, run_weights
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,11 @@ def load_model(
 ) -> tuple[Model, RunConfig]:
     """Encoder and predictor of a run's checkpoint, in float32; and the run's config.
 
-    step: None for the newest whole one. Raises: CheckpointError when there is none; UsageError when the run
-    trains no such predictor, or one that wants to be told states.
+    step: None for the newest whole one. Raises: CheckpointError when there is none; UsageError when it is no
+    run, or trains no such predictor, or one that wants to be told states.
     """
+    if not is_run(run):
+        raise UsageError(f"{run} is no run's folder: it has no {FOLDER}")
     manifest = chosen_checkpoint(run, step)[1]
     config = RunConfig.model_validate(manifest["config"])
     objective = config.objective

@@ -177,6 +177,8 @@ def test_other_runs_are_refused_by_name(dataset: Path, tmp_path: Path) -> None:
     plain = run_train(tiny_config(dataset, tmp_path, train={"steps": 1}), quiet=True).run
     with pytest.raises(UsageError, match=r"objective\.kind masked_latent: a rollout needs action_latent"):
         load_model(plain)
+    with pytest.raises(UsageError, match="nowhere is no run's folder"):
+        load_model(tmp_path / "nowhere")
 
 
 def test_too_few_clips_are_told(run: Path, tmp_path: Path) -> None:
