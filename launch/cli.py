@@ -16,6 +16,7 @@ from launch.cli_estimate import estimate
 from launch.cli_experiment import experiment
 from launch.cli_options import NodeRank, NumDataNodes, Rendezvous
 from launch.cli_probe import labels, probe
+from launch.cli_rollout import plan, rollout
 from launch.cli_status import status
 from launch.cli_stop import stop
 from launch.cli_submit import submit
@@ -221,6 +222,8 @@ app.command(epilog="Example: foreframe probe runs/demo/run --data data/labelled 
 app.command(
     epilog="Example: foreframe labels train.csv train-list.csv --format kinetics --videos videos/train"
 )(labels)
+app.command(epilog="Example: foreframe rollout runs/acting --steps 16")(rollout)
+app.command(epilog="Example: foreframe plan runs/acting leaves=0.2 --search mppi")(plan)
 
 
 @app.command(epilog="Example: foreframe report runs/demo/run")

@@ -1,4 +1,4 @@
-"""Figures as SVG and PDF, as wide as a column of a paper: the only file that imports matplotlib.
+"""Figures as SVG and PDF, as wide as a column of a paper. This file and maps.py alone import matplotlib.
 
 Axes are mid-tone and the background is clear, so that a figure reads on light and on dark pages; words stay
 words, so that a page can set them in its own type. For paper, `ink` is dark.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,37 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
 
     Raises: OSError.
     """
+    from matplotlib.ticker import MaxNLocator
+
+    rows = len(figure.axes)
+    has_legend = max(len(axes.curves) for axes in figure.axes) > MOST_NAMED
+    height = (2.05 if rows == 1 else ROW_IN * rows) + (LEGEND_IN if has_legend else 0.0)
+    with new_canvas(path, height, ink) as canvas:
+        every = canvas.subplots(rows, sharex=True, squeeze=False)[:, 0]
+        for ax, axes in zip(every, figure.axes, strict=True):
+            _draw_axes(ax, axes, ink, has_names=not has_legend)
+        if has_legend:
+            lines = {line.get_label(): line for ax in every for line in ax.get_lines()}
+            canvas.legend(
+                lines.values(), lines.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=7
+            )
+        every[-1].set_xlabel(figure.across)
+        if figure.across == "step":
+            every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            every[-1].xaxis.set_major_formatter(_step)
+        canvas.align_ylabels(every)
+
+
+@contextmanager
+def new_canvas(path: Path, height_in: float, ink: str) -> Iterator[Any]:
+    """A matplotlib figure in the house's style, to be drawn on; written when the block ends without an error.
+
+    Raises: OSError.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import MaxNLocator
 
     style: Any = {
         "svg.fonttype": "none",
@@ -84,27 +111,12 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         "axes.formatter.useoffset": False,
         "path.simplify_threshold": 0.5,
     }
-    rows = len(figure.axes)
-    has_legend = max(len(axes.curves) for axes in figure.axes) > MOST_NAMED
-    height = (2.05 if rows == 1 else ROW_IN * rows) + (LEGEND_IN if has_legend else 0.0)
     with mpl.rc_context(style), warnings.catch_warnings():
         # A name may have letters that matplotlib's font lacks; the page's own font may have them.
         warnings.filterwarnings("ignore", message="Glyph")
-        canvas = Canvas(figsize=(WIDTH_IN, height), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")
         (FigureCanvasPdf if path.suffix == ".pdf" else FigureCanvasSVG)(canvas)
-        every = canvas.subplots(rows, sharex=True, squeeze=False)[:, 0]
-        for ax, axes in zip(every, figure.axes, strict=True):
-            _draw_axes(ax, axes, ink, has_names=not has_legend)
-        if has_legend:
-            lines = {line.get_label(): line for ax in every for line in ax.get_lines()}
-            canvas.legend(
-                lines.values(), lines.keys(), loc="outside upper left", ncols=2, frameon=False, fontsize=7
-            )
-        every[-1].set_xlabel(figure.across)
-        if figure.across == "step":
-            every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            every[-1].xaxis.set_major_formatter(_step)
-        canvas.align_ylabels(every)
+        yield canvas
         nothing = ("CreationDate", "Producer") if path.suffix == ".pdf" else ("Date", "Format", "Type")
         drawn = io.BytesIO()
         canvas.savefig(

@@ -38,20 +38,38 @@ def places(rows: int, columns: int) -> Floats:
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def votes(train: Halves, where: Floats, others: Halves, places_P2: Floats) -> tuple[Floats, Floats]:
-    """Where each place's feature says the object is: weights over the places, (C, t, P), of both sets.
+@dataclass(frozen=True)
+class Votes:
+    """Where features say that the object is: weights over the places, from how near each one says it is."""
 
-    train, others: (C, t, P, D). where: (C, t, 2), the object's x and y in the train set. A ridge regression
-    says from one place's feature how near the object is; a softmax over the places makes it a vote, as sharp
-    as finds the object best on every fifth clip, held out.
+    places_P2: Floats
+    weights: Floats
+    bias: Floats
+    sharpness: float
+
+    def __call__(self, features: Halves) -> Floats:
+        """(C, t, P, D) to weights (C, t, P) that sum to 1."""
+        return _soft(_said(features, self.weights, self.bias), self.sharpness)
+
+
+def fit_votes(train: Halves, where: Floats, places_P2: Floats) -> Votes:
+    """train: (C, t, P, D). where: (C, t, 2), the object's x and y.
+
+    A ridge regression says from one place's feature how near the object is; a softmax over the places makes
+    it a vote, as sharp as finds the object best on every fifth clip, held out.
     """
     held = np.arange(len(train)) % HELD_OUT == 0
     weights, bias = _nearness(train[~held], where[~held], places_P2)
     trial = _said(train[held], weights, bias)
     errors = [((_soft(trial, s) @ places_P2 - where[held]) ** 2).mean() for s in SHARPNESS]
-    sharpness = SHARPNESS[int(np.argmin(errors))]
     weights, bias = _nearness(train, where, places_P2)
-    return _soft(_said(train, weights, bias), sharpness), _soft(_said(others, weights, bias), sharpness)
+    return Votes(places_P2, weights, bias, SHARPNESS[int(np.argmin(errors))])
+
+
+def votes(train: Halves, where: Floats, others: Halves, places_P2: Floats) -> tuple[Floats, Floats]:
+    """The votes (C, t, P) of both sets, by what is fitted on the first."""
+    fitted = fit_votes(train, where, places_P2)
+    return fitted(train), fitted(others)
 
 
 def _nearness(tokens: Halves, where: Floats, places_P2: Floats) -> tuple[Floats, Floats]:

@@ -17,7 +17,7 @@ TINY = str(shipped_config("train/tiny-cpu.yaml"))
 HEAVY = ("torch", "ray", "deepspeed", "mlflow", "matplotlib", "pyarrow", "numpy", "av")
 COMMANDS = (
     "demo", "smoke", "index", "shard", "verify", "train", "probe", "report", "import", "export", "ui",
-    "config", "status", "submit", "doctor",
+    "config", "status", "submit", "doctor", "rollout", "plan",
 )  # fmt: skip
 
 

@@ -1,0 +1,192 @@
+"""How often goals are reached by searching through a model, beside what knows less and what knows more.
+
+Every way of deciding meets the same tasks, searches with the same settings, and draws from a stream of its
+own; so ways are compared task by task.
+
+Shapes: E episodes, n moments of an episode.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.worlds import World
+from pretrain.config import RunConfig
+from pretrain.planning.control import Decide, Episode, Searching, act, at_random, nothing
+from pretrain.planning.energy import (
+    DECODED,
+    MODEL,
+    ORACLE,
+    RENDERED,
+    EnergyOf,
+    Eye,
+    decoded_energy,
+    model_energy,
+    oracle_energy,
+    rendered_energy,
+)
+from pretrain.planning.search import Bounds, Cem, Floats, Search
+from pretrain.planning.task import Task, make_task
+from pretrain.probe.clips import choose, open_splits
+from pretrain.rng import stream
+from pretrain.rollout.measure import batches, fit_on, with_frames
+from pretrain.rollout.model import load_model
+from pretrain.rollout.position import PositionDecoder
+
+RANDOM, NOTHING = "random actions", "no action"
+WAYS = (MODEL, DECODED, RENDERED, ORACLE, RANDOM, NOTHING)
+
+
+@dataclass(frozen=True)
+class PlanningSettings:
+    """What an episode is.
+
+    told: frames seen before. steps: moments until the goal's time. replan: moments between searches. hold:
+    moments that a decision lasts. far: frame widths between the goal and where doing nothing ends, at least.
+    reach: frame widths within which a goal counts as reached. push: the greatest action, in standard
+    deviations of the world's own; a search begins with a deviation of one.
+    """
+
+    told: int = 4
+    steps: int = 8
+    replan: int = 4
+    hold: int = 2
+    far: float = 0.25
+    reach: float = 0.1
+    push: float = 2.0
+
+
+@dataclass(frozen=True)
+class Planning:
+    """Episodes by way, in the order of the tasks."""
+
+    settings: PlanningSettings
+    episodes: dict[str, tuple[Episode, ...]]
+
+    def success(self, way: str) -> float:
+        """Share of the episodes that end within reach of the goal."""
+        return statistics.fmean(each.final <= self.settings.reach for each in self.episodes[way])
+
+    def distance(self, way: str) -> Floats:
+        """Mean distance to the goal at the start and after each moment: (n + 1,), frame widths."""
+        found: Floats = np.mean([each.distances for each in self.episodes[way]], axis=0)
+        return found
+
+    def plan_ms(self, way: str) -> float:
+        """Median time of a search."""
+        return statistics.median(ms for each in self.episodes[way] for ms in each.plan_ms)
+
+    def measures(self) -> dict[str, float]:
+        """One number a name, such as `planning success: model`."""
+        found: dict[str, float] = {}
+        for way in self.episodes:
+            found[f"planning success: {way}"] = self.success(way)
+            found[f"planning final distance: {way}"] = float(self.distance(way)[-1])
+            if way not in (RANDOM, NOTHING):
+                found[f"planning ms: {way}"] = self.plan_ms(way)
+        return found
+
+
+def measure_planning(
+    run: Path,
+    world: World,
+    data: str | None = None,
+    *,
+    episodes: int = 24,
+    search: Search | None = None,
+    settings: PlanningSettings | None = None,
+    ways: Sequence[str] = WAYS,
+    seed: int | None = None,
+    first: int = 100_000,
+    train_clips: int = 96,
+    step: int | None = None,
+    device: str = "cpu",
+    on_episode: Callable[[], None] = lambda: None,
+) -> Planning:
+    """Let each way act in the same tasks, of a run's model in a world.
+
+    data: of which a reading of positions is learned, for the way that measures a true distance by foreseen
+    frames; None: what the run was trained on. search: None for CEM. seed: of tasks and searches; None: the
+    run's. first: number of the first task's video, beyond those that a model was trained on.
+    Raises: UsageError when the world's clock does not fit the run's, or a way is not known; errors of
+    `load_model` and of the data set.
+    """
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise UsageError(f"ways has {unknown[0]!r}: need some of {', '.join(WAYS)}")
+    settings, seed_ = settings or PlanningSettings(), seed
+    model, config = load_model(run, step, device)
+    stride = stride_of(world, config)
+    seed_ = config.seed if seed is None else seed
+    search = search or Cem(std=world.push, min_std=0.1 * world.push)
+    eye = Eye(model, config.data.size, settings.told)
+    decoder = _decoder(eye, config, data, train_clips) if DECODED in ways else None
+    bounds = Bounds(-settings.push * world.push, settings.push * world.push)
+    found: dict[str, list[Episode]] = {way: [] for way in ways}
+    for number in range(first, first + episodes):
+        task = make_task(
+            world,
+            seed_,
+            number,
+            told=settings.told,
+            steps=settings.steps,
+            stride=stride,
+            far=settings.far,
+        )
+        for way in ways:
+            decide = _decide(way, eye, decoder, search, bounds, settings.hold)
+            rng = stream(seed_, "plan", way, number)
+            found[way].append(act(task, decide, rng, replan=settings.replan))
+        on_episode()
+    return Planning(settings, {way: tuple(each) for way, each in found.items()})
+
+
+def stride_of(world: World, config: RunConfig) -> int:
+    """Frames of the world a moment of the model. Raises: UsageError."""
+    stride = round(world.fps / config.data.fps)
+    if stride < 1 or abs(stride * config.data.fps - world.fps) > 1e-6 * world.fps:
+        raise UsageError(
+            f"the world has {world.fps} frames a second, and the run saw {config.data.fps}: need a whole "
+            f"number of the world's for each of the run's"
+        )
+    return stride
+
+
+def energies_of(eye: Eye, decoder: PositionDecoder | None) -> dict[str, EnergyOf]:
+    """Every energy there is, by way; the decoded one where there is a decoder."""
+    found = {MODEL: model_energy(eye), RENDERED: rendered_energy(eye), ORACLE: oracle_energy()}
+    return found if decoder is None else found | {DECODED: decoded_energy(eye, decoder)}
+
+
+def _decide(
+    way: str, eye: Eye, decoder: PositionDecoder | None, search: Search, bounds: Bounds, hold: int
+) -> Decide:
+    if way == NOTHING:
+        return nothing
+    if way == RANDOM:
+        return at_random(bounds, hold)
+    return Searching(search, energies_of(eye, decoder)[way], bounds, hold)
+
+
+def _decoder(eye: Eye, config: RunConfig, data: str | None, train_clips: int) -> PositionDecoder:
+    root = data or config.data.sources[0].shards
+    reader = open_splits(root)["train"]
+    config = with_frames(config, config.data.frames)
+    train = batches(reader, config, choose(reader, train_clips, config.seed, "train"), 16, [])
+    decoder = fit_on(eye.model, train)[0]
+    if decoder is None:
+        raise DataError(f"{root} tells no x and y of its objects: leave out the way {DECODED!r}")
+    return decoder
+
+
+def one_task(world: World, seed: int, index: int, settings: PlanningSettings, stride: int) -> Task:
+    """A task as `measure_planning` makes them."""
+    return make_task(
+        world, seed, index, told=settings.told, steps=settings.steps, stride=stride, far=settings.far
+    )
