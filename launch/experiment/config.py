@@ -176,11 +176,15 @@ class ExperimentConfig(Section):
             raise ValueError(f"stages.{name}.data {stage.data!r} is none of {', '.join(self.data)}")
         for where, arm in stage.arms.items():
             if arm.data is not None and arm.data not in self.data:
-                raise ValueError(f"stages.{name}.arms.{where}: data {arm.data!r} is none of {', '.join(self.data)}")
+                raise ValueError(
+                    f"stages.{name}.arms.{where}: data {arm.data!r} is none of {', '.join(self.data)}"
+                )
         earlier = list(self.stages)[: list(self.stages).index(name)]
         for each in (stage.weights_of, *(arm.weights_of for arm in stage.arms.values())):
             if each is not None and (each[0] not in earlier or each[1] not in self.stages[each[0]].arms):
-                raise ValueError(f"stages.{name}.weights_of: no earlier stage {each[0]!r} has an arm {each[1]!r}")
+                raise ValueError(
+                    f"stages.{name}.weights_of: no earlier stage {each[0]!r} has an arm {each[1]!r}"
+                )
 
     @property
     def last(self) -> Stage:

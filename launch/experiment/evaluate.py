@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,29 +38,39 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
 
 
 def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
-    """Goals reached in the world of the stage's data set, by both searches."""
-    from pretrain.planning.measure import WAYS, measure_planning
+    """Goals reached in the world of the stage's data set; of the model's own energy by both searches."""
     from pretrain.planning.energy import MODEL
+    from pretrain.planning.measure import WAYS, measure_planning
     from pretrain.planning.search import Mppi
 
-    world, data = _world_of(experiment), str(shards[experiment.last.data])
-    common = {"episodes": experiment.episodes, "train_clips": run.element.config.probe.train_clips}
-    found = measure_planning(run.element.run, world, data, ways=WAYS, **common).measures()
-    search = Mppi(std=world.push)
-    other = measure_planning(run.element.run, world, data, ways=(MODEL,), search=search, **common).measures()
+    world = _world_of(experiment)
+    acting = partial(
+        measure_planning,
+        run.element.run,
+        world,
+        str(shards[experiment.last.data]),
+        episodes=experiment.episodes,
+        train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
+    )
+    found = acting(ways=WAYS).measures()
+    other = acting(ways=(MODEL,), search=Mppi(std=world.push)).measures()
     return found | {f"{name}, mppi": value for name, value in other.items()}
 
 
 def _world_of(experiment: ExperimentConfig) -> World:
     spec: DataSpec = experiment.data[experiment.last.data]
     if spec.world is None:
-        raise UsageError(f"data.{experiment.last.data} has no world, and planning acts in one: give it a world")
+        raise UsageError(
+            f"data.{experiment.last.data} has no world, and planning acts in one: give it a world"
+        )
     return spec.world
 
 
 def _told(experiment: ExperimentConfig) -> str:
     spec = experiment.data[experiment.last.data]
-    return json.dumps([spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes], sort_keys=True)
+    return json.dumps(
+        [spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes], sort_keys=True
+    )
 
 
 EVALUATIONS: dict[str, Evaluation] = {
