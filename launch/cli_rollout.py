@@ -23,6 +23,7 @@ def rollout(
     told: Annotated[int, typer.Option(min=1, help="Frames that are known.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Frames foreseen, one from another.")] = 16,
     clips: Annotated[int, typer.Option(min=8, help="Eval clips, at most.")] = 96,
+    batch: Annotated[int, typer.Option(min=1, help="Clips foreseen at once: less takes less memory.")] = 16,
     step: Step = None,
     device: Device = "auto",
 ) -> None:
@@ -32,11 +33,12 @@ def rollout(
     and positions read from the true features. Writes rollout.json in the run's folder.
     """
     from launch.console import Stages, make_console
-    from launch.foresight import rollout_of, rollout_tables
+    from launch.foresight import RolloutAsked, rollout_of, rollout_tables
 
+    asked = RolloutAsked(data, told, steps, clips, batch)
     console = make_console()
     with Stages(console).showing() as report:
-        found, path = rollout_of(run, data, told, steps, clips, step, device, report)
+        found, path = rollout_of(run, asked, step, device, report)
     for table in rollout_tables(found):
         console.print(table)
     print(f"wrote  {path}")

@@ -20,33 +20,40 @@ from pretrain.maps import draw_maps
 from pretrain.planning.energy import MODEL, ORACLE, RENDERED, Eye
 from pretrain.planning.landscape import landscape, maps_of
 from pretrain.planning.measure import (
+    FIRST_TASK,
     NOTHING,
     RANDOM,
     Planning,
     PlanningSettings,
+    bounds_of,
     energies_of,
     measure_planning,
     stride_of,
+    task_of,
 )
-from pretrain.planning.search import Bounds, Cem, Mppi, Search
-from pretrain.planning.task import make_task
+from pretrain.planning.search import Cem, Mppi, Search
 from pretrain.probe.result import Progress
 from pretrain.probe.subject import device_of
 from pretrain.rollout import Rollout, load_model, measure_rollout
 from pretrain.rollout.measure import HORIZONS
 
+KINDS = ("latent", "at_object", "position")
 ROLLOUT_FILE, PLANNING_FILE, LANDSCAPE_FILE = "rollout.json", "planning.json", "landscape.svg"
 
 
+@dataclass(frozen=True)
+class RolloutAsked:
+    """What `foreframe rollout` was given. clips: of each split."""
+
+    data: str | None = None
+    told: int = 4
+    steps: int = 16
+    clips: int = 96
+    batch: int = 16
+
+
 def rollout_of(
-    run: Path,
-    data: str | None,
-    told: int,
-    steps: int,
-    clips: int,
-    step: int | None,
-    device: str,
-    progress: Progress,
+    run: Path, asked: RolloutAsked, step: int | None, device: str, progress: Progress
 ) -> tuple[Rollout, Path]:
     """Measure, and keep it in the run's folder. Raises: as `measure_rollout`."""
     done = 0
@@ -54,21 +61,22 @@ def rollout_of(
     def on_clip() -> None:
         nonlocal done
         done += 1
-        progress("rollout", done, 2 * clips, "")
+        progress("rollout", done, 2 * asked.clips, "")
 
     found = measure_rollout(
         run,
-        data,
-        told=told,
-        steps=steps,
-        clips=clips,
-        train_clips=clips,
+        asked.data,
+        told=asked.told,
+        steps=asked.steps,
+        clips=asked.clips,
+        train_clips=asked.clips,
+        batch=asked.batch,
         step=step,
         device=str(device_of(device)),
         on_clip=on_clip,
     )
-    plain = {name: _listed(getattr(found, name)) for name in ("latent", "position")}
-    head = {"step": found.step, "told": told, "clips": found.clips, "unreadable": found.unreadable}
+    plain = {name: _listed(getattr(found, name)) for name in KINDS}
+    head = {"step": found.step, "told": found.told, "clips": found.clips, "unreadable": found.unreadable}
     return found, _kept(run / ROLLOUT_FILE, head | plain)
 
 
@@ -78,6 +86,7 @@ def rollout_tables(found: Rollout) -> list[Table]:
     columns = ["", *(f"{h} ahead" for h in horizons)]
     titles = {
         "latent": f"Error of features, L1, {found.clips} clips",
+        "at_object": "The same at the place where the object is",
         "position": "Error of the object's position, root mean square, frame widths",
     }
     return [
@@ -159,23 +168,16 @@ def plan_with(
         "search": {"kind": asked.search, "samples": asked.samples, "turns": asked.turns},
         "ways": ways,
     }
-    paths = [_kept(run / PLANNING_FILE, plain), run / LANDSCAPE_FILE]
-    task = make_task(
-        world,
-        config.seed,
-        100_000,
-        told=settings.told,
-        steps=settings.steps,
-        stride=stride_of(world, config),
-        far=settings.far,
-    )
-    limit = settings.push * world.push
+    task = task_of(world, config.seed, FIRST_TASK, settings, stride_of(world, config))
     eye = Eye(model, config.data.size, settings.told)
     energies = energies_of(eye, None)
-    seen = landscape(task, {way: energies[way] for way in (MODEL, RENDERED, ORACLE)}, Bounds(-limit, limit))
+    seen = landscape(
+        task, {way: energies[way] for way in (MODEL, RENDERED, ORACLE)}, bounds_of(world, settings)
+    )
     caption = f"Of each action, held for {settings.steps} frames; a ring is the least."
-    draw_maps(maps_of(seen, "landscape", "Energies of the first goal", caption), paths[1])
-    return found, paths
+    drawn = run / LANDSCAPE_FILE
+    draw_maps(maps_of(seen, "landscape", "Energies of the first goal", caption), drawn)
+    return found, [_kept(run / PLANNING_FILE, plain | {"landscape": seen.plain()}), drawn]
 
 
 def planning_table(found: Planning) -> Table:

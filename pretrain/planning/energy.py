@@ -46,13 +46,19 @@ class Eye:
         """Features (T, P, D) of frames of a world."""
         return self.model.read(eval_view(np.stack(frames), self.size)[None])[0]
 
-    def foresee(self, situation: Situation, actions_NnA: Floats) -> Tensor:
-        """Features (N, P, D) at the end of each sequence."""
+    def recall(self, situation: Situation) -> tuple[Tensor, Floats]:
+        """Features (t, P, D) of the last frames, and the actions (t - 1, A) between them."""
         past = self.see(situation.frames[-self.told :])
-        before = np.array(situation.actions[len(situation.actions) - len(past) + 1 :])
+        between = len(past) - 1
+        last = np.array(situation.actions[len(situation.actions) - between :], np.float64)
+        return past, last.reshape(between, self.model.action_size)
+
+    def foresee(self, recalled: tuple[Tensor, Floats], actions_NnA: Floats) -> Tensor:
+        """Features (N, P, D) at the end of each sequence, from what is recalled."""
+        past, before = recalled
         found = []
         for part in np.array_split(actions_NnA, -(-len(actions_NnA) // MOST_AT_ONCE)):
-            told = np.broadcast_to(before.reshape(1, len(past) - 1, -1), (len(part), len(past) - 1, 2))
+            told = np.broadcast_to(before, (len(part), *before.shape))
             actions = torch.from_numpy(np.concatenate([told, part], 1)).float().to(past.device)
             known = past[None].expand(len(part), -1, -1, -1)
             found.append(self.model.roll(known, actions)[:, -1])
@@ -67,11 +73,10 @@ def model_energy(eye: Eye) -> EnergyOf:
     """L1 between the foreseen features and the goal picture's: what a planner without labels has."""
 
     def of(situation: Situation, task: Task, hold: int, moments: int) -> Energy:
-        goal = eye.see([task.picture])
+        goal, recalled = eye.see([task.picture]), eye.recall(situation)
 
         def energy(decisions: Floats) -> Floats:
-            said = eye.foresee(situation, moments_of(decisions, hold, moments))
-            return _apart(said, goal)
+            return _apart(eye.foresee(recalled, moments_of(decisions, hold, moments)), goal)
 
         return energy
 
@@ -82,8 +87,10 @@ def decoded_energy(eye: Eye, decoder: PositionDecoder) -> EnergyOf:
     """The distance of the position read from the foreseen features: a true distance, by foreseen frames."""
 
     def of(situation: Situation, task: Task, hold: int, moments: int) -> Energy:
+        recalled = eye.recall(situation)
+
         def energy(decisions: Floats) -> Floats:
-            said = eye.foresee(situation, moments_of(decisions, hold, moments))
+            said = eye.foresee(recalled, moments_of(decisions, hold, moments))
             return np.hypot(*(decoder(said[:, None])[:, 0] - task.goal.position).T)
 
         return energy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,11 @@ class Landscape:
 
     actions: Floats
     energies: dict[str, Floats]
+
+    def plain(self) -> dict[str, Any]:
+        """As a file keeps it."""
+        rows = {way: np.round(energies, 5).tolist() for way, energies in self.energies.items()}
+        return {"actions": np.round(self.actions, 5).tolist(), "energies": rows}
 
     def least(self, way: str) -> tuple[float, float]:
         """The action (ax, ay) of least energy."""

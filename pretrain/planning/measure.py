@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.synthetic import ACTION_NAMES
 from data_pipeline.worlds import World
 from pretrain.config import RunConfig
 from pretrain.planning.control import Decide, Episode, Searching, act, at_random, nothing
@@ -40,6 +41,7 @@ from pretrain.rollout.model import load_model
 from pretrain.rollout.position import PositionDecoder
 
 RANDOM, NOTHING = "random actions", "no action"
+FIRST_TASK = 100_000  # number of its video, beyond those that a model was trained on
 WAYS = (MODEL, DECODED, RENDERED, ORACLE, RANDOM, NOTHING)
 
 
@@ -103,7 +105,7 @@ def measure_planning(
     settings: PlanningSettings | None = None,
     ways: Sequence[str] = WAYS,
     seed: int | None = None,
-    first: int = 100_000,
+    first: int = FIRST_TASK,
     train_clips: int = 96,
     step: int | None = None,
     device: str = "cpu",
@@ -113,38 +115,47 @@ def measure_planning(
 
     data: of which a reading of positions is learned, for the way that measures a true distance by foreseen
     frames; None: what the run was trained on. search: None for CEM. seed: of tasks and searches; None: the
-    run's. first: number of the first task's video, beyond those that a model was trained on.
-    Raises: UsageError when the world's clock does not fit the run's, or a way is not known; errors of
-    `load_model` and of the data set.
+    run's. first: number of the first task's video.
+    Raises: UsageError when the world's clock or actions do not fit the run's, or a way is not known; errors
+    of `load_model` and of the data set.
     """
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise UsageError(f"ways has {unknown[0]!r}: need some of {', '.join(WAYS)}")
-    settings, seed_ = settings or PlanningSettings(), seed
+    settings = settings or PlanningSettings()
     model, config = load_model(run, step, device)
+    if model.action_size != len(ACTION_NAMES):
+        raise UsageError(
+            f"{run} was trained on actions of {model.action_size} numbers: those of a world have "
+            f"{len(ACTION_NAMES)} ({', '.join(ACTION_NAMES)})"
+        )
     stride = stride_of(world, config)
-    seed_ = config.seed if seed is None else seed
+    seed = config.seed if seed is None else seed
     search = search or Cem(std=world.push, min_std=0.1 * world.push)
     eye = Eye(model, config.data.size, settings.told)
     decoder = _decoder(eye, config, data, train_clips) if DECODED in ways else None
-    bounds = Bounds(-settings.push * world.push, settings.push * world.push)
+    bounds = bounds_of(world, settings)
     found: dict[str, list[Episode]] = {way: [] for way in ways}
     for number in range(first, first + episodes):
-        task = make_task(
-            world,
-            seed_,
-            number,
-            told=settings.told,
-            steps=settings.steps,
-            stride=stride,
-            far=settings.far,
-        )
+        task = task_of(world, seed, number, settings, stride)
         for way in ways:
             decide = _decide(way, eye, decoder, search, bounds, settings.hold)
-            rng = stream(seed_, "plan", way, number)
+            rng = stream(seed, "plan", way, number)
             found[way].append(act(task, decide, rng, replan=settings.replan))
         on_episode()
     return Planning(settings, {way: tuple(each) for way, each in found.items()})
+
+
+def task_of(world: World, seed: int, number: int, settings: PlanningSettings, stride: int) -> Task:
+    """The task of one video."""
+    return make_task(
+        world, seed, number, told=settings.told, steps=settings.steps, stride=stride, far=settings.far
+    )
+
+
+def bounds_of(world: World, settings: PlanningSettings) -> Bounds:
+    """What an action may be."""
+    return Bounds(-settings.push * world.push, settings.push * world.push)
 
 
 def stride_of(world: World, config: RunConfig) -> int:
@@ -178,15 +189,9 @@ def _decoder(eye: Eye, config: RunConfig, data: str | None, train_clips: int) ->
     root = data or config.data.sources[0].shards
     reader = open_splits(root)["train"]
     config = with_frames(config, config.data.frames)
-    train = batches(reader, config, choose(reader, train_clips, config.seed, "train"), 16, [])
-    decoder = fit_on(eye.model, train)[0]
+    lost: list[str] = []
+    train = batches(reader, config, choose(reader, train_clips, config.seed, "train"), 16, lost)
+    decoder = fit_on(eye.model, train, lost)[0]
     if decoder is None:
         raise DataError(f"{root} tells no x and y of its objects: leave out the way {DECODED!r}")
     return decoder
-
-
-def one_task(world: World, seed: int, index: int, settings: PlanningSettings, stride: int) -> Task:
-    """A task as `measure_planning` makes them."""
-    return make_task(
-        world, seed, index, told=settings.told, steps=settings.steps, stride=stride, far=settings.far
-    )

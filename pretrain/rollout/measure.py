@@ -2,7 +2,8 @@
 
 A clip's first frames are told, and the actions; all later frames are foreseen one from another. Errors are
 taken at each step on its own, over clips: of features, the mean L1 to the layer-normed ones, as in training;
-of the object's position, as read from features, the root mean square distance in frame widths.
+of features at the one place where the object then is, the same there; of the object's position, as read from
+features, the root mean square distance in frame widths.
 
 Shapes: C clips, B clips a batch, T frames, k frames told, h steps foreseen, P places, D width, A action size.
 """
@@ -23,6 +24,7 @@ from pretrain.data.augment import eval_view
 from pretrain.data.reader import Clip, ClipReader
 from pretrain.probe.clips import MIN_CLIPS, choose, open_splits
 from pretrain.probe.ridge import Floats, Halves
+from pretrain.probe.states import places
 from pretrain.probe.views import read_ahead
 from pretrain.rollout.model import Model, load_model
 from pretrain.rollout.position import PositionDecoder, at_places, fit_decoder
@@ -38,8 +40,8 @@ POSITION = ("x", "y")
 class Rollout:
     """Errors by what was foreseen, each an array over the steps 1 to h; a step's is at its own time alone.
 
-    latent, position: by TRUE, SHUFFLED, ZERO, COPY and MEAN; of `true features`, the ceiling, the position
-    alone. position is empty where the data tell no x and y.
+    latent, at_object, position: by TRUE, SHUFFLED, ZERO, COPY and MEAN; of `true features`, the ceiling, the
+    position alone. The last two are empty where the data tell no x and y.
     """
 
     told: int
@@ -47,6 +49,7 @@ class Rollout:
     unreadable: int
     step: int
     latent: dict[str, Floats]
+    at_object: dict[str, Floats]
     position: dict[str, Floats]
 
     @property
@@ -55,7 +58,7 @@ class Rollout:
 
     def measures(self, horizons: Sequence[int] = HORIZONS) -> dict[str, float]:
         """One number a name, such as `rollout latent 4: true actions`, at the horizons that were foreseen."""
-        kinds = {"latent": self.latent, "position": self.position}
+        kinds = {"latent": self.latent, "at object": self.at_object, "position": self.position}
         return {
             f"rollout {kind} {horizon}: {name}": float(errors[horizon - 1])
             for kind, rows in kinds.items()
@@ -70,16 +73,10 @@ class _Sums:
     """Errors by name, summed over clips, for each step."""
 
     latent: dict[str, Floats] = field(default_factory=dict)
+    at_object: dict[str, Floats] = field(default_factory=dict)
     squares: dict[str, Floats] = field(default_factory=dict)
     clips: int = 0
-
-    def add_latent(self, name: str, said_BhPD: Tensor, wanted_BhPD: Tensor) -> None:
-        error = (said_BhPD - wanted_BhPD).abs().mean((2, 3)).double().sum(0).cpu().numpy()
-        self.latent[name] = self.latent.get(name, 0.0) + error
-
-    def add_position(self, name: str, said_Bh2: Floats, wanted_Bh2: Floats) -> None:
-        square = ((said_Bh2 - wanted_Bh2) ** 2).sum(-1).sum(0)
-        self.squares[name] = self.squares.get(name, 0.0) + square
+    placed: int = 0  # clips whose positions are told
 
 
 def measure_rollout(
@@ -113,17 +110,17 @@ def measure_rollout(
         split: choose(readers[split], count, config.seed, split)
         for split, count in (("train", train_clips), ("eval", clips))
     }
-    decoder, mean_PD, mean_xy = fit_on(
-        model, batches(readers["train"], config, chosen["train"], batch, lost, on_clip)
-    )
+    train = batches(readers["train"], config, chosen["train"], batch, lost, on_clip)
+    decoder, mean_PD, mean_xy = fit_on(model, train, lost)
     sums = _Sums()
     for read in batches(readers["eval"], config, chosen["eval"], batch, lost, on_clip):
         _add(sums, model, read, told, decoder, mean_PD, mean_xy)
     if sums.clips < MIN_CLIPS:
-        raise DataError(f"{root} has {sums.clips} eval clips that can be read: need {MIN_CLIPS}")
-    position = {name: np.sqrt(total / sums.clips) for name, total in sums.squares.items()}
+        raise DataError(f"{root} has {too_few(sums.clips, 'eval', lost)}")
     latent = {name: total / sums.clips for name, total in sums.latent.items()}
-    return Rollout(told, sums.clips, len(lost), model.step, latent, position)
+    at_object = {name: total / sums.placed for name, total in sums.at_object.items()}
+    position = {name: np.sqrt(total / sums.placed) for name, total in sums.squares.items()}
+    return Rollout(told, sums.clips, len(lost), model.step, latent, at_object, position)
 
 
 def with_frames(config: RunConfig, frames: int) -> RunConfig:
@@ -177,12 +174,19 @@ def batches(
         )
 
 
+def too_few(clips: int, split: str, lost: Sequence[str]) -> str:
+    """So many clips, and why the first of the others could not be read."""
+    first = f"; the first of {len(lost)} others: {lost[0]}" if lost else ""
+    return f"{clips} {split} clips that can be read: need {MIN_CLIPS}{first}"
+
+
 def fit_on(
-    model: Model, train: Iterator[Read], frames_a_clip: int = 5
+    model: Model, train: Iterator[Read], lost: Sequence[str] = (), frames_a_clip: int = 5
 ) -> tuple[PositionDecoder | None, Tensor, Floats]:
     """The reading of positions, the mean feature of each place (P, D), the mean position (2,).
 
-    Of each clip some frames, spread evenly. Raises: DataError with fewer than 8 clips.
+    Of each clip some frames, spread evenly. lost: what `train` was told to say of those that it could not
+    read. Raises: DataError with fewer than 8 clips.
     """
     features: list[Halves] = []
     where: list[Floats] = []
@@ -195,7 +199,7 @@ def fit_on(
             features.append(at_places(seen, model.places))
             where.append(read.where[:, some])
     if clips < MIN_CLIPS:
-        raise DataError(f"there are {clips} train clips that can be read: need {MIN_CLIPS}")
+        raise DataError(f"there are {too_few(clips, 'train', lost)}")
     mean = (total / count).to(model.device)
     if not where:
         return None, mean, np.full(2, np.nan)
@@ -228,15 +232,30 @@ def _add(
         COPY: past[:, -1:].expand_as(wanted),
         MEAN: mean_PD.expand_as(wanted),
     }
-    for name, foreseen in said.items():
-        sums.add_latent(name, foreseen, wanted)
+    errors = {name: _apart(foreseen, wanted) for name, foreseen in said.items()}
+    for name, error_BhP in errors.items():
+        _count(sums.latent, name, error_BhP.mean(-1))
     sums.clips += len(seen)
     if decoder is None or read.where is None:
         return
+    sums.placed += len(seen)
     truth = read.where[:, told:]
+    nearest_Bh1 = ((truth[:, :, None] - places(*model.places)) ** 2).sum(-1).argmin(-1)[..., None]
+    for name, error_BhP in errors.items():
+        _count(sums.at_object, name, np.take_along_axis(error_BhP, nearest_Bh1, -1)[..., 0])
     for name, foreseen in (said | {CEILING: wanted}).items():
         at = np.broadcast_to(mean_xy, truth.shape) if name == MEAN else decoder(foreseen)
-        sums.add_position(name, at, truth)
+        _count(sums.squares, name, ((at - truth) ** 2).sum(-1))
+
+
+def _count(sums: dict[str, Floats], name: str, errors_Bh: Floats) -> None:
+    sums[name] = sums.get(name, 0.0) + errors_Bh.sum(0)
+
+
+def _apart(said_BhPD: Tensor, wanted_BhPD: Tensor) -> Floats:
+    """L1 of each place (B, h, P)."""
+    found: Floats = (said_BhPD - wanted_BhPD).abs().mean(-1).double().cpu().numpy()
+    return found
 
 
 def _from(told: int, actions: Tensor, others: Tensor) -> Tensor:

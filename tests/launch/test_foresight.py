@@ -35,7 +35,7 @@ def shown(*arguments: str) -> str:
 def test_a_rollout_is_shown_and_kept(run: Path) -> None:
     said = shown("rollout", str(run), "--told", "3", "--steps", "4", "--clips", "8", "--device", "cpu")
     found = measure_rollout(run, told=3, steps=4, clips=8, train_clips=8)
-    row = next(line for line in said.splitlines() if "copy of the last frame" in line)
+    row = next(line for line in said.splitlines() if "copy of the last frame" in line)  # of the first table
     assert row.split()[-2:] == [f"{found.latent['copy of the last frame'][h - 1]:.3f}" for h in (1, 4)]
     assert "8 ahead" not in said, "nobody looked so far"
     kept = json.loads((run / "rollout.json").read_text())
@@ -53,6 +53,9 @@ def test_planning_is_shown_drawn_and_kept(run: Path) -> None:
     kept = json.loads((run / "planning.json").read_text())
     assert kept["world"]["leaves"] == 0
     assert len(kept["ways"]["model"]["distance"]) == 4
+    energies = np.array(kept["landscape"]["energies"]["oracle"])
+    assert energies.shape == (15, 15)
+    assert len(kept["landscape"]["actions"]) == 15
     words = "".join(ET.parse(run / "landscape.svg").getroot().itertext())
     assert "oracle" in words
     assert "ax, widths/s²" in words

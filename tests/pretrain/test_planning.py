@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World, render
 from launch.train import run_train
 from pretrain.data.augment import eval_view
+from pretrain.planning import measure
 from pretrain.planning.control import Searching, act, at_random
 from pretrain.planning.energy import DECODED, MODEL, ORACLE, RENDERED, Eye, model_energy, rendered_energy
 from pretrain.planning.measure import NOTHING, RANDOM, WAYS, PlanningSettings, measure_planning, stride_of
@@ -108,6 +110,13 @@ def test_what_does_not_fit_is_refused_by_name(run: Path) -> None:
         measure_planning(run, WORLD, ways=("luck",))
     with pytest.raises(UsageError, match=r"12\.0 frames a second, and the run saw 8\.0"):
         measure_planning(run, WORLD.model_copy(update={"fps": 12.0}))
+
+
+def test_a_run_of_other_actions_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = load_model(run)
+    monkeypatch.setattr(measure, "load_model", lambda *_: (replace(model, action_size=7), config))
+    with pytest.raises(UsageError, match=r"actions of 7 numbers: those of a world have 2 \(ax, ay\)"):
+        measure_planning(run, WORLD)
 
 
 def test_a_moment_of_the_model_is_a_whole_number_of_frames(run: Path) -> None:

@@ -113,6 +113,10 @@ def test_errors_of_trivial_answers_are_those_of_a_few_lines(run: Path, dataset: 
         features[split] = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         where[split] = np.stack([clip.state[:, :2] for clip in clips])  # type: ignore[index]
     future = features["eval"][:, 3:]
+    row, column = (np.floor(4 * where["eval"][:, 3:, k]).astype(int) for k in (1, 0))  # of 4 × 4 places
+    off_PD = np.abs(features["eval"][:, 2:3] - future).mean(-1)
+    there = [[off_PD[c, t, 4 * row[c, t] + column[c, t]] for c in range(9)] for t in range(4)]
+    np.testing.assert_allclose(found.at_object[COPY], np.mean(there, 1), rtol=1e-4)
     copied = np.abs(features["eval"][:, 2:3] - future).mean((0, 2, 3))
     np.testing.assert_allclose(found.latent[COPY], copied, rtol=1e-4)
     some = np.linspace(0, 6, 5).round().astype(int)
@@ -121,7 +125,7 @@ def test_errors_of_trivial_answers_are_those_of_a_few_lines(run: Path, dataset: 
     off = where["train"][:, some].mean((0, 1)) - where["eval"][:, 3:]
     np.testing.assert_allclose(found.position[MEAN], np.sqrt((off**2).sum(-1).mean(0)), rtol=1e-5)
     assert found.clips == 9
-    assert set(found.latent) == {TRUE, SHUFFLED, ZERO, COPY, MEAN}
+    assert set(found.latent) == set(found.at_object) == {TRUE, SHUFFLED, ZERO, COPY, MEAN}
     assert set(found.position) == {TRUE, SHUFFLED, ZERO, COPY, MEAN, CEILING}
 
 
@@ -131,11 +135,10 @@ def test_equal_arguments_give_equal_numbers_and_batches_do_not_matter(run: Path)
     two = measure_rollout(run, told=3, steps=4, batch=9)
     for name in (TRUE, ZERO, COPY, MEAN):
         np.testing.assert_allclose(one.latent[name], two.latent[name], rtol=1e-4)
-    assert sorted(one.measures((1, 4, 8)))[:3] == [
-        "rollout latent 1: copy of the last frame",
-        "rollout latent 1: mean of the train clips",
-        "rollout latent 1: shuffled actions",
-    ], "8 was not foreseen"
+    names = list(one.measures((1, 4, 8)))
+    assert names[:2] == ["rollout latent 1: true actions", "rollout latent 4: true actions"]
+    assert "rollout at object 1: zero actions" in names
+    assert not any(" 8:" in name for name in names), "8 was not foreseen"
 
 
 def test_what_came_later_is_not_seen(run: Path) -> None:
@@ -170,6 +173,7 @@ def test_positions_that_nobody_tells_leave_the_latent_errors(run: Path, tmp_path
     root = write_dataset(tmp_path / "blind", {"train": [9], "eval": [9]}, has_states=False)
     found = measure_rollout(run, str(root), told=3, steps=4)
     assert not found.position
+    assert not found.at_object
     assert all(name.startswith("rollout latent") for name in found.measures())
 
 
@@ -183,5 +187,12 @@ def test_other_runs_are_refused_by_name(dataset: Path, tmp_path: Path) -> None:
 
 def test_too_few_clips_are_told(run: Path, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "few", {"train": [9], "eval": [3]})
-    with pytest.raises(DataError, match="3 eval clips"):
+    with pytest.raises(DataError, match="3 eval clips that can be read: need 8$"):
         measure_rollout(run, str(root), told=3, steps=4)
+
+
+def test_clips_too_short_for_what_is_foreseen_are_told(run: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"0 train clips that can be read: need 8; the first of 20 others: .*"
+    ):
+        measure_rollout(run, told=4, steps=8)
