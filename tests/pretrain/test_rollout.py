@@ -187,7 +187,7 @@ def test_other_runs_are_refused_by_name(dataset: Path, tmp_path: Path) -> None:
 
 def test_too_few_clips_are_told(run: Path, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "few", {"train": [9], "eval": [3]})
-    with pytest.raises(DataError, match="3 eval clips that can be read: need 8$"):
+    with pytest.raises(DataError, match=r"3 eval clips that can be read: need 8$"):
         measure_rollout(run, str(root), told=3, steps=4)
 
 
