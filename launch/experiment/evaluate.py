@@ -14,6 +14,8 @@ from launch.experiment.config import DataSpec, ExperimentConfig
 from launch.experiment.runs import Run
 
 FEWEST_CLIPS = 8
+# Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
+STEPS, REPLAN, PUSH = 6, 3, 1.0
 
 
 class Evaluation(NamedTuple):
@@ -40,7 +42,7 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
 def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
     """Goals reached in the world of the stage's data set; of the model's own energy by both searches."""
     from pretrain.planning.energy import MODEL
-    from pretrain.planning.measure import WAYS, measure_planning
+    from pretrain.planning.measure import WAYS, PlanningSettings, measure_planning
     from pretrain.planning.search import Mppi
 
     world = _world_of(experiment)
@@ -50,6 +52,7 @@ def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]
         world,
         str(shards[experiment.last.data]),
         episodes=experiment.episodes,
+        settings=PlanningSettings(steps=STEPS, replan=REPLAN, push=PUSH),
         train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
     )
     found = acting(ways=WAYS).measures()
@@ -69,7 +72,8 @@ def _world_of(experiment: ExperimentConfig) -> World:
 def _told(experiment: ExperimentConfig) -> str:
     spec = experiment.data[experiment.last.data]
     return json.dumps(
-        [spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes], sort_keys=True
+        [spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes, STEPS, REPLAN, PUSH],
+        sort_keys=True,
     )
 
 
