@@ -43,7 +43,7 @@ NODES = {
         ),
     ),
 }
-MAY_IMPORT = {"errors", "format", "storage", "decode", "synthetic"}
+MAY_IMPORT = {"errors", "format", "storage", "decode", "synthetic", "worlds"}
 
 
 def normal(name: str) -> str:
