@@ -18,7 +18,7 @@ from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS
-from launch.experiment.measured import keep_evaluation, kept_evaluation, measured, read_run
+from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
@@ -26,6 +26,7 @@ from launch.lock import lock_run
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
+from pretrain.tracking.jsonl import read_metrics
 
 RESULT_FILE, TABLE_FILE, DATA_FOLDER, LOCK = "result.json", "table.md", "data", ".lock-experiment"
 OUT = Path("runs/experiments")
@@ -175,7 +176,7 @@ def conclude(
 ) -> None:
     """Write the result, its table and figures, of the runs that have finished, and print the table."""
     metrics = {
-        stage: {run.cell: read_run(run.element.run) for run in runs if _is_finished(run)}
+        stage: {run.cell: read_metrics(run.element.run) for run in runs if _is_finished(run)}
         for stage, runs in made.items()
     }
     last = list(made)[-1]

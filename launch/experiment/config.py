@@ -41,7 +41,6 @@ class Arm(Section):
         None, description="[stage, arm] whose run gives the encoder's weights; null: the stage's"
     )
     note: str = Field("", description="what it is, in a sentence")
-    is_reference: bool = Field(False, description="no claim is made of it: a floor or a ceiling")
 
 
 class Level(Section):
@@ -79,7 +78,6 @@ class Measure(Section):
     untrained: str | None = Field(
         None, description="key of the same number of the encoder before training; a row of its own"
     )
-    better: Literal["higher", "lower"] | None = None
     digits: int = Field(2, ge=0, le=6)
 
 

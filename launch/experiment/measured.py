@@ -10,7 +10,6 @@ from typing import Any
 
 from data_pipeline.storage import write_whole
 from launch.experiment.config import Measure
-from pretrain.tracking.jsonl import read_metrics
 
 EVALUATED = "evaluated.json"
 Series = list[tuple[int, float]]
@@ -53,11 +52,6 @@ def measured(
         elif (before := value_of(series_of(metrics, each.untrained), "first")) is not None:
             untrained[each.name] = before
     return own, untrained
-
-
-def read_run(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return read_metrics(run)
 
 
 def kept_evaluation(run: Path, digest: str) -> dict[str, float] | None:
