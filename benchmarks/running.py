@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -49,6 +50,11 @@ class Part:
     is_extra: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def command(self) -> str:
+        """What is run, in words. Of a path only the last name: where things lie is this machine's own."""
+        return re.sub(r"(^|[ =])/[^ ]*/([^ /]+)", r"\1\2", " ".join(self.words))
+
 
 def run_part(part: Part, python: str, limit_s: float) -> Found:
     """How it ended (`done`, `failed`, `out of time`, `left out`), and the rows of JSON that it printed.
@@ -87,7 +93,7 @@ def run_part(part: Part, python: str, limit_s: float) -> Found:
     ended = "out of time" if code is None else "failed" if code else "done"
     found: Found = {
         "name": part.name,
-        "command": " ".join(part.words),
+        "command": part.command,
         "ended": ended,
         "seconds": round(time.monotonic() - began_s, 1),
         "rows": rows_of(printed) or rows_so_far(printed),
@@ -160,7 +166,7 @@ def left_to_do(parts: Sequence[Part], before: Mapping[str, Found]) -> list[Part]
         for part in parts
         if (found := before.get(part.name)) is None
         or found["ended"] != "done"
-        or found.get("command") != " ".join(part.words)
+        or found.get("command") != part.command
     ]
 
 

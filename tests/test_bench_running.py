@@ -195,3 +195,8 @@ def test_a_part_that_cannot_be_started_at_all_is_one_that_failed() -> None:
     found = run_part(Part("module", ["-m", "benchmarks.no_such_thing"], 20), sys.executable, 60)
     assert found["ended"] == "failed"
     assert "no_such_thing" in found["said"]
+
+
+def test_a_record_does_not_tell_where_things_lie() -> None:
+    words = ["-m", "benchmarks.x", "/home/me/data", "--peer", "theirs=/srv/code/theirs", "--case", "8 frames"]
+    assert Part("x", words, 1.0).command == "-m benchmarks.x data --peer theirs=theirs --case 8 frames"
