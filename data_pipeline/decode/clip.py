@@ -7,6 +7,7 @@ of our own making is small and whole, so its packets are kept while their times 
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from data_pipeline.decode.container import last_words, open_container
 from data_pipeline.decode.scale import Scaler
 from data_pipeline.errors import DataError
 
-scaler_of = functools.lru_cache(maxsize=8)(Scaler)  # clips of a data set have few sizes
+
+class _Scalers(threading.local):
+    """A thread's own scalers: swscale lets go of Python's lock, and two frames in one context crash it."""
+
+    def __init__(self) -> None:
+        self.of = functools.lru_cache(maxsize=8)(Scaler)  # clips of a data set have few sizes
+
+
+_scalers = _Scalers()
 
 
 def decode_clip(
@@ -69,7 +78,7 @@ def _in_one_pass(
         first = pictures[0]
         if first.rotation:
             return None
-        scaler = scaler_of((first.width, first.height))
+        scaler = _scalers.of((first.width, first.height))
         images = np.empty((len(order), first.height, first.width, 3), np.uint8)
         for row, picture in enumerate(pictures):
             images[row] = scaler.image(picture)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.decode import decode_clip, open_video
+from data_pipeline.decode.base import Frames
+from data_pipeline.decode.scale import Scaler
 from data_pipeline.encode import encode_frames
 from data_pipeline.errors import DataError, MissingError
 from data_pipeline.format import ShardIndex, encode_index, read_index, read_info, read_shards, tar_name
@@ -76,6 +80,36 @@ def test_a_clip_decoded_in_one_pass_has_the_frames_of_every_decoder(decoder: str
     beyond, _, shown = decode_clip(data, np.array([-1.0, 1.95, 7.0]), decoder)  # type: ignore[arg-type]
     assert shown.tolist() == [0, 19, 19]
     assert np.array_equal(beyond, every[[0, 19, 19]])
+
+
+def test_threads_that_decode_at_once_have_each_a_scaler_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one context of swscale, two frames at once are a crash, now and then."""
+    scalers: dict[int, set[int]] = {}
+
+    def image(self: Scaler, frame: object) -> Frames:
+        scalers.setdefault(id(self), set()).add(threading.get_ident())
+        return plain(self, frame)
+
+    plain = Scaler.image
+    monkeypatch.setattr(Scaler, "image", image)
+    rng = np.random.default_rng(6)
+    pictures = [
+        rng.integers(0, 256, (8, 6, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2) for _ in "ab"
+    ]
+    clips = [encode_frames([frames], 64, 48, 8.0, gop=8, crf=18, preset="veryfast") for frames in pictures]
+    wanted_s, together = np.arange(8) / 8 + 0.02, threading.Barrier(2)
+
+    def decoded(data: bytes) -> Frames:
+        together.wait()
+        return decode_clip(data, wanted_s)[0]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(decoded, clips))
+    assert len(scalers) == 2
+    assert all(len(users) == 1 for users in scalers.values())
+    assert all(
+        np.array_equal(each, decode_clip(data, wanted_s)[0]) for each, data in zip(found, clips, strict=True)
+    )
 
 
 def test_a_clip_cut_short_is_an_error_or_has_all_its_frames() -> None:
