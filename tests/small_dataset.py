@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.rendered import key_of, write_shards
 from data_pipeline.encode import encode_frames, encode_jpegs
 from data_pipeline.format import (
     ACTIONS,
-    DATASET_FILE,
-    FORMAT_VERSION,
     META,
     STATE,
     VIDEO,
     ClipMeta,
-    DatasetInfo,
-    dataset_fingerprint,
     frame_suffix,
-    shard_stem,
-    tar_name,
     to_json,
 )
-from data_pipeline.shards import ShardFile, hash_file, publish_records
-from data_pipeline.storage import Storage
 from data_pipeline.synthetic import (
     ACTION_NAMES,
     STATE_NAMES,
@@ -66,61 +60,42 @@ def write_dataset(
 
     label: of a clip, from its states (T, S). has_states: without, only the pictures tell them.
     """
-    storage, done, number = Storage(root), [], first_number
-    root.mkdir(parents=True, exist_ok=True)
-    for split, sizes in shard_sizes.items():
-        for count, size in enumerate(sizes):
-            stem = shard_stem(split, count)
-            tar = root / "building.tar"
-            with ShardFile(tar) as file:
-                for _ in range(size):
-                    rng = generator(7, number)
-                    states, actions = simulate(rng, num_frames, FPS)
-                    frames = render_frames(states, render_texture(rng, 2 * SIZE), SIZE)
-                    key = f"{number:020x}"
-                    meta = ClipMeta(
-                        clip_id=key,
-                        video_id=f"{number // 2:020x}",
-                        name=f"video-{number // 2}.mp4",
-                        start_s=0.0,
-                        end_s=num_frames / FPS,
-                        fps=FPS,
-                        num_frames=num_frames,
-                        width=SIZE,
-                        height=SIZE,
-                        label=None if label is None else label(states),
-                        state_names=STATE_NAMES if has_states else (),
-                        action_names=ACTION_NAMES,
-                        encoding=encoding,
-                    )
-                    members = {META: to_json(meta), ACTIONS: npy(actions)}
-                    members |= {STATE: npy(states)} if has_states else {}
-                    file.add(key, members | encoded(frames, encoding))
-                    number += 1
-                members_written = file.finish()
-            storage.publish(tar_name(stem), tar)
-            done.append(publish_records(storage, stem, split, hash_file(tar), members_written, "test"))
-            tar.unlink()
-    info = DatasetInfo(
-        format_version=FORMAT_VERSION,
-        name=root.name,
-        fingerprint=dataset_fingerprint(done),
-        revision=0,
-        num_videos=number // 2,
-        num_clips={split: sum(sizes) for split, sizes in shard_sizes.items()},
-        num_shards={split: len(sizes) for split, sizes in shard_sizes.items()},
-        num_filtered=0,
-        num_failed=0,
-        total_bytes=sum(d.tar_bytes for d in done),
-        config_fingerprint="test",
-        source_fingerprint="test",
-        manifest_sha256="",
-        versions={},
+
+    def sample(number: int) -> tuple[str, dict[str, bytes]]:
+        rng = generator(7, number)
+        states, actions = simulate(rng, num_frames, FPS)
+        frames = render_frames(states, render_texture(rng, 2 * SIZE), SIZE)
+        meta = ClipMeta(
+            clip_id=key_of(number),
+            video_id=key_of(number // 2),
+            name=f"video-{number // 2}.mp4",
+            start_s=0.0,
+            end_s=num_frames / FPS,
+            fps=FPS,
+            num_frames=num_frames,
+            width=SIZE,
+            height=SIZE,
+            label=None if label is None else label(states),
+            state_names=STATE_NAMES if has_states else (),
+            action_names=ACTION_NAMES,
+            encoding=encoding,
+        )
+        members = {META: to_json(meta), ACTIONS: npy(actions)}
+        members |= {STATE: npy(states)} if has_states else {}
+        return key_of(number), members | encoded(frames, encoding)
+
+    numbers = itertools.count(first_number)
+    shards = {
+        split: [map(sample, list(itertools.islice(numbers, size))) for size in sizes]
+        for split, sizes in shard_sizes.items()
+    }
+    write_shards(
+        root,
+        shards,
         state_names=STATE_NAMES if has_states else (),
         action_names=ACTION_NAMES,
-        shards=tuple(done),
+        clips_a_video=2,
     )
-    storage.publish(DATASET_FILE, to_json(info))
     return root
 
 
