@@ -23,6 +23,7 @@ from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
 from launch.lock import lock_run
+from launch.processes import stops_at_once
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
@@ -92,7 +93,7 @@ def run_experiment(asked: Asked, say: Say) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {asked.out} cannot be written: {why(error)}") from error
-    with lock_run(folder, LOCK, "tried"):
+    with lock_run(folder, LOCK, "tried"), stops_at_once(says=True):
         for name, spec in experiment.data.items():
             make_data(folder / DATA_FOLDER, name, spec, Stages(make_console()))
         code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
