@@ -256,7 +256,7 @@ def in_processes(
                 report("render", done, num_videos, "")
         except BrokenProcessPool as error:
             raise WorkerError(
-                f"a process that renders videos was killed, {done} of {num_videos} are done (out of memory?): "
+                f"a process that renders was killed, {done} of {num_videos} are done (out of memory?): "
                 f"the same command goes on"
             ) from error
         except BaseException:  # Ctrl-C too: without this all that was asked for would be rendered first

@@ -16,10 +16,11 @@ from data_pipeline.storage import write_whole
 from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
-from launch.experiment.data import make_data, shards_of
-from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.data import check_shard, folder_of, make_data, shards_of
+from launch.experiment.evaluate import EVALUATIONS, check_evaluation
 from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
 from launch.experiment.plots import draw_plots, plots_of
+from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
 from launch.experiment.runs import Cell, Run, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
 from launch.lock import lock_run
@@ -29,7 +30,7 @@ from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
 from pretrain.tracking.jsonl import read_metrics
 
-RESULT_FILE, TABLE_FILE, DATA_FOLDER, LOCK = "result.json", "table.md", "data", ".lock-experiment"
+RESULT_FILE, TABLE_FILE, LOCK = "result.json", "table.md", ".lock-experiment"
 OUT = Path("runs/experiments")
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # models of a laptop: the same numbers on every machine
 Say = Callable[[str], None]
@@ -63,7 +64,7 @@ def read_experiment(asked: Asked) -> ExperimentConfig:
         path = Path(name)
     else:
         raise UsageError(f"{name!r} is no experiment: need one of {', '.join(known)}, or a YAML file")
-    found = read_config(path, [], ExperimentConfig)
+    found = read_config(path, [], ExperimentConfig, [check_rules])
     if asked.is_quick:
         found = found.made_quick()
     return found if asked.seeds is None else found.model_copy(update={"seeds": asked.seeds})
@@ -75,6 +76,7 @@ def run_experiment(asked: Asked, say: Say) -> int:
     Raises: ConfigError with the problems of all runs at once; UsageError; what data and evaluation raise.
     """
     experiment = read_experiment(asked)
+    refuse_changes(asked.changes)
     folder = asked.out / experiment.name
     shards = shards_of(folder / DATA_FOLDER, experiment.data)
     stages = planned(experiment, folder, shards, asked.changes)
@@ -109,8 +111,11 @@ def planned(
 ) -> dict[str, list[Run]]:
     """The runs of every stage, each config checked, before anything is made."""
     found: dict[str, list[Run]] = {}
+    for name, spec in experiment.data.items():
+        check_shard(name, folder_of(folder / DATA_FOLDER, name, spec), spec)
     for name in experiment.stages:
         found[name] = stage_runs(experiment, name, folder, shards, found, changes)[1]
+    check_evaluation(experiment, list(found.values())[-1])
     return found
 
 

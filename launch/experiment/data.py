@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
+from data_pipeline.errors import ConfigError
 from data_pipeline.storage import write_whole
 from data_pipeline.worlds import LIST_FILE
 from launch.config import read_config, shipped_config
@@ -57,6 +59,16 @@ def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
     ]
     more = [f"{key}={as_typed(value)}" for key, value in spec.shard.items()]
     return read_config(shipped_config("data/demo.yaml"), [*fixed, *more], DataConfig)
+
+
+def check_shard(name: str, own: Path, spec: DataSpec) -> None:
+    """Raises: ConfigError for settings of sharding that cannot be, before anything is rendered."""
+    try:
+        shard_config(name, own, spec)
+    except ConfigError as error:
+        raise ConfigError.of(
+            replace(each, key=f"data.{name}.shard.{each.key}", file=None) for each in error.problems
+        ) from error
 
 
 def _render(videos: Path, spec: DataSpec, stages: Stages) -> None:

@@ -97,5 +97,5 @@ def test_ctrl_c_ends_it_before_all_is_rendered_and_no_worker_speaks_of_it(
 
 
 def test_a_worker_that_is_killed_is_named() -> None:
-    with pytest.raises(WorkerError, match="0 of 8 are done .* the same command goes on"):
+    with pytest.raises(WorkerError, match=r"0 of 8 are done .* the same command goes on"):
         in_processes(killed, (".",), 8, 2, None)
