@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,7 +21,7 @@ from launch.experiment.evaluate import EVALUATIONS, check_evaluation
 from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
-from launch.experiment.runs import Cell, Run, stage_runs
+from launch.experiment.runs import Cell, Run, cells_of, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
 from launch.lock import lock_run
 from launch.processes import stops_at_once
@@ -127,24 +127,31 @@ def _train(
     parallel: int,
     say: Say,
 ) -> tuple[int, dict[str, list[Run]]]:
-    """Stage after stage; one whose runs did not all finish is the last. The runs by stage."""
+    """Stage after stage, each from what has finished of those before. The runs by stage.
+
+    Exit code: of the first stage whose runs did not all finish.
+    """
     made: dict[str, list[Run]] = {}
-    code = EXIT_OK
+    whole: dict[str, list[Run]] = {}
+    ended = EXIT_OK
     for name in experiment.stages:
-        sweep, runs = stage_runs(experiment, name, folder, shards, made, changes)
+        sweep, runs = stage_runs(experiment, name, folder, shards, whole, changes)
+        count = len(list(cells_of(experiment, name)))
+        if len(runs) < count:
+            left_out = count - len(runs)
+            say(f"{left_out} of the {count} runs of {name} left out: what they start from did not finish")
         check_elements(sweep)
         code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=say)
+        if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            return code, made
         pairs = zip(runs, named.elements, strict=True)
         made[name] = [Run(run.cell, element) for run, element in pairs]
+        whole[name] = [each for each in made[name] if _is_finished(each)]
         if code != EXIT_OK:
-            left = [each for each in made[name] if not _is_finished(each)]
-            say(f"{len(left)} of the {len(runs)} runs of {name} did not finish; the same command goes on")
-            if name != list(experiment.stages)[-1]:
-                raise UsageError(
-                    f"later stages start from the runs of {name}: see {shown(sweep.folder)}/logs"
-                )
-            break
-    return code, made
+            left = len(runs) - len(whole[name])
+            say(f"{left} of the {len(runs)} runs of {name} did not finish; the same command goes on")
+        ended = ended or code
+    return ended, made
 
 
 def _is_finished(run: Run) -> bool:
@@ -192,6 +199,10 @@ def conclude(
             own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run.cell, {}))
             values[run.cell], untrained[run.cell] = own, before
     names = {each.name: each.digits for each in experiment.measures}
+    missing = missing_cells(experiment, metrics[last])
+    if not metrics[last]:
+        say(f"none of the runs of {last} has finished: there is no table")
+        return
     spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
     plots = plots_of(experiment, metrics, spreads)
     result = {
@@ -203,14 +214,20 @@ def conclude(
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
         "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
+        "missing": missing,
         "plots": plots,
     }
     write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     table = markdown(spreads, names, experiment.axis)
+    if missing:
+        table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
     write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
     drawn = draw_plots(plots, experiment.name, folder)
     say("")
     say(table)
+    for each in experiment.measures:
+        if all(spread.measure != each.name for spread in spreads):
+            say(f"\n{each.name!r} is in no row: no run told {each.key}")
     if experiment.against is not None and experiment.seeds > 1:
         say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
     for path in (folder / RESULT_FILE, folder / TABLE_FILE, *(path for path, _ in drawn)):
@@ -218,6 +235,16 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:
+    """Runs of the last stage that a table of it leaves out, an arm at a level each."""
+    seeds: dict[str, list[str]] = {}
+    for cell, _ in cells_of(experiment, list(experiment.stages)[-1]):
+        if cell not in finished:
+            at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
+            seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
+    return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]
 
 
 def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:

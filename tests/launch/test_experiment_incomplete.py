@@ -1,0 +1,139 @@
+"""Experiments of which not all runs finish: what goes on, what is told, what is kept as a result."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.experiments import read_result
+from data_pipeline.errors import UsageError
+from launch.experiment import command
+from launch.experiment.command import Asked, run_experiment
+from launch.sweep import local
+from launch.sweep.local import EXIT_INTERRUPTED
+from tests.launch.sweeps import training  # noqa: F401  a fixture
+from tests.launch.test_experiment import ARMS
+
+FAILS = 2.0  # a learning rate above 1: the stand-in fails
+
+
+@pytest.fixture
+def tried(
+    tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, list[str]]]:
+    """The exit code and what is said of the experiment, changed; without data, which nothing here reads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "make_data", lambda *_: None)
+    monkeypatch.setattr(command, "check_elements", lambda sweep: None)
+
+    def run(change: Callable[[dict[str, Any]], None]) -> tuple[int, list[str]]:
+        plain = yaml.safe_load(ARMS)
+        del plain["levels"], plain["axis"], plain["quick"]
+        change(plain)
+        Path("e.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        said: list[str] = []
+        return run_experiment(Asked("e.yaml", seeds=2, parallel=2, out=Path("out")), said.append), said
+
+    return run
+
+
+def test_stages_go_on_from_what_has_finished(tried: Callable[..., tuple[int, list[str]]]) -> None:
+    def change(plain: dict[str, Any]) -> None:
+        plain["stages"]["first"]["arms"]["fast"]["settings"]["optim.lr"] = FAILS
+        plain["stages"]["second"]["arms"] = {"of fast": {}, "of slow": {"weights_of": ["first", "slow"]}}
+
+    code, said = tried(change)
+    assert code == 5, "that of the runs that failed"
+    assert "2 of the 4 runs of first did not finish; the same command goes on" in said
+    assert "2 of the 4 runs of second left out: what they start from did not finish" in said
+    result = json.loads(Path("out/try/result.json").read_text())
+    assert {row["arm"] for row in result["rows"]} == {"of slow"}
+    assert result["missing"] == ["of fast: seed 0, 1"]
+    assert "Not finished, and not in the table: of fast: seed 0, 1." in Path("out/try/table.md").read_text()
+
+
+def test_a_stage_that_nothing_can_begin_is_an_error_that_names_the_logs(
+    tried: Callable[..., tuple[int, list[str]]],
+) -> None:
+    def change(plain: dict[str, Any]) -> None:
+        plain["stages"]["first"]["arms"]["fast"]["settings"]["optim.lr"] = FAILS
+
+    with pytest.raises(UsageError, match=r"no run of second can begin.*out/try/\*/logs"):
+        tried(change)
+
+
+def test_no_finished_run_leaves_an_earlier_result_as_it_was(
+    tried: Callable[..., tuple[int, list[str]]],
+) -> None:
+    def fail(plain: dict[str, Any]) -> None:
+        del plain["stages"]["second"]
+        plain["stages"]["first"]["settings"]["optim.lr"] = FAILS
+        plain["stages"]["first"]["arms"]["fast"]["settings"]["optim.lr"] = 2 * FAILS
+
+    Path("out/try").mkdir(parents=True)
+    Path("out/try/result.json").write_text("earlier")
+    code, said = tried(fail)
+    assert code == 5 and "none of the runs of first has finished: there is no table" in said
+    assert Path("out/try/result.json").read_text() == "earlier"
+
+
+def test_a_measure_that_no_run_tells_is_named(tried: Callable[..., tuple[int, list[str]]]) -> None:
+    def change(plain: dict[str, Any]) -> None:
+        del plain["stages"]["second"]
+        plain["measures"].append({"name": "lozz", "key": "train/lozz"})
+
+    code, said = tried(change)
+    assert code == 0 and "\n'lozz' is in no row: no run told train/lozz" in said
+
+
+def test_one_that_is_asked_to_stop_says_so_and_not_that_runs_failed(
+    tried: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = local._Run._begin
+
+    def asked_then_begun(self: Any, *which: Any) -> None:
+        begin(self, *which)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setenv("FF_SLEEP", "1")
+    monkeypatch.setattr(local._Run, "_begin", asked_then_begun)
+    code, said = tried(lambda plain: None)
+    assert code == EXIT_INTERRUPTED
+    assert said[-1] == "stopped by SIGINT; the same command goes on"
+
+
+def whole_result() -> dict[str, Any]:
+    rows = [{"arm": arm, "level": None, "metric": "loss", "n": 5} for arm in ("a", "b")]
+    config = {
+        "name": "collapse", "changes": [], "seeds": 5, "levels": [], "axis": None,
+        "stages": {"runs": {"arms": {"a": {}, "b": {}}}},
+    }  # fmt: skip
+    return {"config": config, "rows": rows}
+
+
+def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
+    def told(text: str) -> str:
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+            read_result(tmp_path)
+        return str(caught.value)
+
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_result(tmp_path)
+    whole = whole_result()
+    (tmp_path / "result.json").write_text(json.dumps(whole))
+    assert read_result(tmp_path) == whole
+    assert "is damaged" in told(json.dumps(whole)[:-9])
+    assert "no result of an experiment" in told("[]")
+    assert "0 of 5 seeds of 'b' have finished" in told(json.dumps(whole | {"rows": whole["rows"][:1]}))
+    whole["rows"][1]["n"] = 4
+    assert "4 of 5 seeds of 'b' have finished" in told(json.dumps(whole))
+    whole["config"]["seeds"] = 2
+    assert "2 seeds of each arm" in told(json.dumps(whole))
