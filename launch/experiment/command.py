@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError, why
+from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, CheckpointError, DataError, UsageError, why
 from data_pipeline.storage import write_whole
 from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
@@ -101,9 +101,9 @@ def run_experiment(asked: Asked, say: Say) -> int:
         code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code
-        evaluated = _evaluate(experiment, made, shards, say)
-        conclude(experiment, folder, made, evaluated, asked.changes, say)
-    return code
+        failed, whole, evaluated = _evaluate(experiment, made, shards, say)
+        conclude(experiment, folder, whole, evaluated, asked.changes, say)
+    return code or failed
 
 
 def planned(
@@ -161,22 +161,36 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluate(
     experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
-) -> dict[Cell, dict[str, float]]:
-    """What the last stage's finished runs are asked; what was found before is kept."""
+) -> tuple[int, dict[str, list[Run]], dict[Cell, dict[str, float]]]:
+    """What the last stage's finished runs are asked; what was found before is kept.
+
+    Returns the exit code of the first that cannot be asked; the finished runs by stage, those left out; and
+    what was found.
+    """
+    whole = {stage: [run for run in runs if _is_finished(run)] for stage, runs in made.items()}
     if experiment.evaluate is None:
-        return {}
+        return EXIT_OK, whole, {}
     evaluation = EVALUATIONS[experiment.evaluate]
     digest = hashlib.sha256(evaluation.settings(experiment).encode()).hexdigest()[:16]
-    found = {}
-    runs = [run for run in list(made.values())[-1] if _is_finished(run)]
-    for number, run in enumerate(runs, start=1):
+    found: dict[Cell, dict[str, float]] = {}
+    failed = EXIT_OK
+    last = list(made)[-1]
+    for number, run in enumerate(whole[last], start=1):
         values = kept_evaluation(run.element.run, digest)
         if values is None:
-            values = evaluation.ask(experiment, run, shards)
+            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.name}"
+            try:
+                values = evaluation.ask(experiment, run, shards)
+            except (CheckpointError, DataError) as error:
+                is_lost = isinstance(error, CheckpointError)
+                advice = f"; remove {shown(run.element.run)}, and the same command trains it anew"
+                say(f"{told}  failed: {error}{advice if is_lost else ''}")
+                failed = failed or error.exit_code
+                continue
             keep_evaluation(run.element.run, digest, values)
-            say(f"{experiment.evaluate} {number}/{len(runs)}  {run.element.name}")
+            say(told)
         found[run.cell] = values
-    return found
+    return failed, {**whole, last: [run for run in whole[last] if run.cell in found]}, found
 
 
 def conclude(
@@ -187,10 +201,9 @@ def conclude(
     changes: Sequence[str],
     say: Say,
 ) -> None:
-    """Write the result, its table and figures, of the runs that have finished, and print the table."""
+    """Write the result, its table and figures, and print the table. made: the runs that count, by stage."""
     metrics = {
-        stage: {run.cell: read_metrics(run.element.run) for run in runs if _is_finished(run)}
-        for stage, runs in made.items()
+        stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
     }
     last = list(made)[-1]
     values, untrained = {}, {}

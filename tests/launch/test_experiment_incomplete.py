@@ -13,13 +13,19 @@ import pytest
 import yaml
 
 from benchmarks.experiments import read_result
-from data_pipeline.errors import UsageError
-from launch.experiment import command
+from data_pipeline.errors import CheckpointError, UsageError
+from launch.console import Stages, make_console
+from launch.experiment import command, data
 from launch.experiment.command import Asked, run_experiment
+from launch.experiment.config import DataSpec
+from launch.experiment.data import folder_of, make_data
+from launch.experiment.evaluate import Evaluation
+from launch.experiment.runs import Run
 from launch.sweep import local
 from launch.sweep.local import EXIT_INTERRUPTED
 from tests.launch.sweeps import training  # noqa: F401  a fixture
 from tests.launch.test_experiment import ARMS
+from tests.small_dataset import write_dataset
 
 FAILS = 2.0  # a learning rate above 1: the stand-in fails
 
@@ -107,6 +113,56 @@ def test_one_that_is_asked_to_stop_says_so_and_not_that_runs_failed(
     code, said = tried(lambda plain: None)
     assert code == EXIT_INTERRUPTED
     assert said[-1] == "stopped by SIGINT; the same command goes on"
+
+
+def test_a_run_that_cannot_be_asked_is_left_out_and_stops_no_other(
+    tried: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(experiment: object, run: Run, shards: object) -> dict[str, float]:
+        if run.cell.seed == 0:
+            raise CheckpointError("no whole checkpoint")
+        return {"asked": 7.0}
+
+    def change(plain: dict[str, Any]) -> None:
+        del plain["stages"]["second"]
+        plain["evaluate"] = "rollout"
+        plain["measures"].append({"name": "asked", "key": "asked"})
+
+    monkeypatch.setitem(command.EVALUATIONS, "rollout", Evaluation(ask, lambda _: ""))
+    monkeypatch.setattr(command, "check_evaluation", lambda *_: None)
+    code, said = tried(change)
+    assert code == CheckpointError.exit_code
+    assert sum("no whole checkpoint; remove out/try/first/00" in line for line in said) == 2
+    result = json.loads(Path("out/try/result.json").read_text())
+    assert result["missing"] == ["slow: seed 0", "fast: seed 0"]
+    assert {row["n"] for row in result["rows"]} == {1}
+
+
+def test_shards_that_are_lost_or_cut_short_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DataSpec(videos=4)
+    own = folder_of(tmp_path, "one", spec)
+    write_dataset(own / "shards", {"train": [3, 2], "eval": [2]})
+    (own / "made.json").write_text("{}")
+    again: list[list[str]] = []
+
+    def reshard(*_: object, **__: object) -> None:
+        again.append(sorted(path.name for path in (own / "shards/shards").glob("*.tar")))
+
+    monkeypatch.setattr(data, "_render", lambda *_: None)
+    monkeypatch.setattr("launch.data.run_shard", reshard)
+    stages = Stages(make_console())
+    make_data(tmp_path, "one", spec, stages)
+    assert again == [], "it is whole"
+    (own / "shards/shards/eval-000000.tar").unlink()
+    make_data(tmp_path, "one", spec, stages)
+    with (own / "shards/shards/train-000001.tar").open("r+b") as file:
+        file.truncate(1000)
+    make_data(tmp_path, "one", spec, stages)
+    (own / "shards/dataset.json").write_text("{")
+    make_data(tmp_path, "one", spec, stages)
+    assert again == [["train-000000.tar", "train-000001.tar"], ["train-000000.tar"], ["train-000000.tar"]]
 
 
 def whole_result() -> dict[str, Any]:
