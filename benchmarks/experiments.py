@@ -91,6 +91,8 @@ def fault_of(found: dict[str, Any]) -> str | None:
         return f"settings were changed by hand ({' '.join(config['changes'])})"
     if config["seeds"] < LEAST_SEEDS:
         return f"{config['seeds']} seeds of each arm; a claim needs {LEAST_SEEDS}"
+    if "missing" in found:
+        return f"did not finish: {'; '.join(found['missing'])}" if found["missing"] else None
     counts: dict[tuple[str, float | None], int] = {}
     for row in found["rows"]:
         place = row["arm"], row["level"]

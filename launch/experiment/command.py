@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, CheckpointError, DataError, UsageError, why
-from data_pipeline.storage import write_whole
+from data_pipeline.storage import check_takes, write_whole
 from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
@@ -92,10 +92,12 @@ def run_experiment(asked: Asked, say: Say) -> int:
         say("dry run, nothing was started or written")
         return EXIT_OK
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT_FILE, TABLE_FILE):  # found out before hours of work
+            check_takes(folder, name)
     except OSError as error:
-        raise UsageError(f"--out {asked.out} cannot be written: {why(error)}") from error
-    with lock_run(folder, LOCK, "tried"), stops_at_once(says=True):
+        what = error.filename or folder
+        raise UsageError(f"{what} cannot be written, choose another --out: {why(error)}") from error
+    with lock_run(folder, LOCK, "tried", "--out"), stops_at_once(says=True):
         for name, spec in experiment.data.items():
             make_data(folder / DATA_FOLDER, name, spec, Stages(make_console()))
         code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
@@ -217,6 +219,7 @@ def conclude(
         say(f"none of the runs of {last} has finished: there is no table")
         return
     spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
+    unmeasured = unmeasured_cells(experiment, values, metrics[last])
     plots = plots_of(experiment, metrics, spreads)
     result = {
         "benchmark": f"experiment_{experiment.name}",
@@ -228,12 +231,15 @@ def conclude(
         "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "missing": missing,
+        "unmeasured": unmeasured,
         "plots": plots,
     }
     write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     table = markdown(spreads, names, experiment.axis)
     if missing:
         table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
+    for name, cells in unmeasured.items():
+        table += f"\n\nWithout a finite {name} at the end: {'; '.join(cells)}."
     write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
     drawn = draw_plots(plots, experiment.name, folder)
     say("")
@@ -252,11 +258,33 @@ def conclude(
 
 def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:
     """Runs of the last stage that a table of it leaves out, an arm at a level each."""
+    every = (cell for cell, _ in cells_of(experiment, list(experiment.stages)[-1]))
+    return _told(experiment, (cell for cell in every if cell not in finished))
+
+
+def unmeasured_cells(
+    experiment: ExperimentConfig,
+    values: Mapping[Cell, Mapping[str, float]],
+    metrics: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[str]]:
+    """By measure, the finished runs that logged it and have no finite number at the end: they diverged."""
+    found = {}
+    for measure in experiment.measures:
+        cells = [
+            cell
+            for cell, own in values.items()
+            if measure.name not in own and any(measure.key in line for line in metrics[cell])
+        ]
+        if cells:
+            found[measure.name] = _told(experiment, cells)
+    return found
+
+
+def _told(experiment: ExperimentConfig, cells: Iterable[Cell]) -> list[str]:
     seeds: dict[str, list[str]] = {}
-    for cell, _ in cells_of(experiment, list(experiment.stages)[-1]):
-        if cell not in finished:
-            at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
-            seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
+    for cell in cells:
+        at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
+        seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
     return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]
 
 

@@ -14,13 +14,16 @@ import yaml
 
 from benchmarks.experiments import read_result
 from data_pipeline.errors import CheckpointError, UsageError
+from launch.config import read_config
 from launch.console import Stages, make_console
 from launch.experiment import command, data
-from launch.experiment.command import Asked, run_experiment
-from launch.experiment.config import DataSpec
+from launch.experiment.command import Asked, run_experiment, unmeasured_cells
+from launch.experiment.config import DataSpec, ExperimentConfig, Measure
 from launch.experiment.data import folder_of, make_data
 from launch.experiment.evaluate import Evaluation
-from launch.experiment.runs import Run
+from launch.experiment.measured import measured
+from launch.experiment.runs import Cell, Run
+from launch.experiment.summary import markdown, spreads_of
 from launch.sweep import local
 from launch.sweep.local import EXIT_INTERRUPTED
 from tests.launch.sweeps import training  # noqa: F401  a fixture
@@ -165,6 +168,32 @@ def test_shards_that_are_lost_or_cut_short_are_made_anew(
     assert again == [["train-000000.tar", "train-000001.tar"], ["train-000000.tar"], ["train-000000.tar"]]
 
 
+def test_what_cannot_be_written_is_told_before_any_work(tried: Callable[..., tuple[int, list[str]]]) -> None:
+    Path("out/try/result.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"out/try/result\.json cannot be written.*Is a directory"):
+        tried(lambda plain: None)
+    assert not Path("out/try/first").exists()
+
+
+def test_a_table_says_where_measures_have_fewer_seeds_than_others() -> None:
+    values = {Cell("a", None, seed): {"x": 1.0, **({"y": 1.0} if seed else {})} for seed in range(3)}
+    table = markdown(spreads_of(values, {}, ["a"], ["x", "y"], None), {"x": 0, "y": 0}, None)
+    assert table.splitlines()[-1] == "| a | 1 ± 0 | 1 ± 0 | 2–3 |"
+
+
+def test_a_run_that_diverged_is_not_told_by_what_it_was_before(tmp_path: Path) -> None:
+    lines = [{"step": 1, "loss": 0.9, "std": 0.5}, {"step": 2, "loss": None}, {"step": 3, "std": 0.4}]
+    measures = [Measure(name="loss", key="loss"), Measure(name="std", key="std")]
+    own = measured(measures, lines, {})[0]
+    assert own == {"std": 0.4}
+    (tmp_path / "e.yaml").write_text(ARMS)
+    experiment = read_config(tmp_path / "e.yaml", [], ExperimentConfig)
+    experiment = experiment.model_copy(update={"measures": tuple(measures)})
+    fast, slow = Cell("fast", 0.8, 1), Cell("slow", 0.8, 1)
+    found = unmeasured_cells(experiment, {fast: own, slow: {}}, {fast: lines, slow: [{"step": 1}]})
+    assert found == {"loss": ["fast, noise 0.8: seed 1"]}, "a run that never has a loss did not diverge"
+
+
 def whole_result() -> dict[str, Any]:
     rows = [{"arm": arm, "level": None, "metric": "loss", "n": 5} for arm in ("a", "b")]
     config = {
@@ -191,5 +220,8 @@ def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
     assert "0 of 5 seeds of 'b' have finished" in told(json.dumps(whole | {"rows": whole["rows"][:1]}))
     whole["rows"][1]["n"] = 4
     assert "4 of 5 seeds of 'b' have finished" in told(json.dumps(whole))
+    (tmp_path / "result.json").write_text(json.dumps(whole | {"missing": []}))
+    assert read_result(tmp_path), "all have finished, one without a finite number at the end: a finding"
+    assert "b: seed 3" in told(json.dumps(whole | {"missing": ["b: seed 3"]}))
     whole["config"]["seeds"] = 2
     assert "2 seeds of each arm" in told(json.dumps(whole))
