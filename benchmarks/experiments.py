@@ -64,20 +64,58 @@ def draw_figures() -> None:
             draw_plots(json.loads(path.read_text())["plots"], name, FIGURES)
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What an experiment found. Raises: ValueError for what cannot be read or is not whole."""
+    path = folder / RESULT_FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; run the experiment to its end") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run the same experiment again") from error
+    try:
+        fault = fault_of(found)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is no result of an experiment: {error!r}") from error
+    if fault is not None:
+        raise ValueError(f"{folder}: {fault}")
+    return found
+
+
+def fault_of(found: dict[str, Any]) -> str | None:
+    """Why a result is no claim; None for one that is."""
+    name, config = found["config"]["name"], found["config"]
+    if name not in shipped_experiments():
+        return f"{name!r} is none of {', '.join(shipped_experiments())}"
+    if config["changes"]:
+        return f"settings were changed by hand ({' '.join(config['changes'])})"
+    if config["seeds"] < LEAST_SEEDS:
+        return f"{config['seeds']} seeds of each arm; a claim needs {LEAST_SEEDS}"
+    if "missing" in found:
+        return f"did not finish: {'; '.join(found['missing'])}" if found["missing"] else None
+    counts: dict[tuple[str, float | None], int] = {}
+    for row in found["rows"]:
+        place = row["arm"], row["level"]
+        counts[place] = min(row["n"], counts.get(place, row["n"]))
+    levels = [each["value"] for each in config["levels"]] or [None]
+    for arm in list(config["stages"].values())[-1]["arms"]:
+        for level in levels:
+            seeds = counts.get((arm, level), 0)
+            if seeds < config["seeds"]:
+                at = "" if level is None else f" at {config['axis']} {level:g}"
+                return f"{seeds} of {config['seeds']} seeds of {arm!r}{at} have finished; run it to its end"
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="what `foreframe experiment` has made")
     for folder in parser.parse_args().folders:
-        found = json.loads((folder / RESULT_FILE).read_text())
-        name, config = found["config"]["name"], found["config"]
-        if name not in shipped_experiments():
-            parser.error(f"{folder}: {name!r} is none of {', '.join(shipped_experiments())}")
-        if config["changes"]:
-            parser.error(f"{folder}: settings were changed by hand ({' '.join(config['changes'])})")
-        fewest = min(row["n"] for row in found["rows"])
-        if fewest < LEAST_SEEDS:
-            parser.error(f"{folder}: {fewest} seeds of some arm; a claim needs {LEAST_SEEDS}")
-        path = RESULTS / f"experiment_{name}.json"
+        try:
+            found = read_result(folder)
+        except ValueError as error:
+            parser.error(str(error))
+        path = RESULTS / f"experiment_{found['config']['name']}.json"
         path.write_text(json.dumps(found | {"device": device()}, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {path}")
     draw_figures()

@@ -107,7 +107,9 @@ def _job_config() -> JobConfig:
 
 @contextlib.contextmanager
 def _same_sigterm() -> Iterator[None]:
-    """Ray's start replaces what SIGTERM does, and a job would end with a code of Ray's."""
+    """Ray's start replaces what SIGTERM does, and a job would end with a code of Ray's; its end makes it kill
+    outright, unseen by Python.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -160,7 +162,8 @@ def cluster(config: RayConfig) -> Iterator[None]:
             check_nodes()
         yield
     finally:
-        ray.shutdown()
+        with _same_sigterm():
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:

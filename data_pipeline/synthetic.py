@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.errors import WorkerError
 from data_pipeline.progress import Progress
 
 Floats = NDArray[np.float32]
@@ -225,11 +226,14 @@ def in_processes(
 ) -> None:
     """Call job(*given, indices), which says how many it did, for ranges of 0..num_videos-1.
 
-    job: a function that another process can import. workers: processes; None: one for each core.
+    job: a function that another process can import. workers: processes; None: one for each core. What ends
+    this call ends them, after the few videos that they are at; they do not outlive this process.
+    Raises: WorkerError when one is killed; what the job raises.
     """
     import multiprocessing
     import os
     from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
     workers = workers or len(os.sched_getaffinity(0))
     batches = [range(start, min(start + 4, num_videos)) for start in range(0, num_videos, 4)]
@@ -242,8 +246,35 @@ def in_processes(
             report("render", done, num_videos, "")
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [pool.submit(job, *given, batch) for batch in batches]
-        for finished in as_completed(jobs):
-            done += finished.result()
-            report("render", done, num_videos, "")
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_worker, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            jobs = [pool.submit(job, *given, batch) for batch in batches]
+            for finished in as_completed(jobs):
+                done += finished.result()
+                report("render", done, num_videos, "")
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                f"a process that renders was killed, {done} of {num_videos} are done (out of memory?): "
+                f"the same command goes on"
+            ) from error
+        except BaseException:  # Ctrl-C too: without this all that was asked for would be rendered first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin_worker(parent: int) -> None:
+    """End with the process that asked, however that ends (Linux only), and leave Ctrl-C to it."""
+    import os
+    import signal
+    import sys
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was gone before the call
+        os._exit(1)

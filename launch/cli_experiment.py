@@ -13,7 +13,8 @@ def experiment(
         str,
         typer.Argument(
             metavar="NAME",
-            help="One of configs/experiments: collapse; or a YAML file of that form.",
+            help="One of configs/experiments (actions, chance, collapse, noise, planning, recipe), or a "
+            "YAML file of that form.",
         ),
     ],
     changes: Annotated[
@@ -21,7 +22,7 @@ def experiment(
         typer.Argument(metavar="KEY=VALUE", help="Settings of all runs, such as train.steps=2000."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Runs of each arm; 5 as shipped.")
+        int | None, typer.Option("--seeds", min=1, max=1000, help="Runs of each arm; 5 as shipped.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two seeds and few steps: to see it go, not to claim anything.")

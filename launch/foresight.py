@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from data_pipeline.errors import UsageError
-from data_pipeline.storage import write_whole
+from data_pipeline.errors import UsageError, why
+from data_pipeline.storage import check_takes, write_whole
 from data_pipeline.worlds import World
 from launch.config import check_document
 from launch.console import make_table
+from launch.paths import is_folder
 from launch.yaml_file import Document
 from pretrain.config import RunConfig
 from pretrain.maps import draw_maps
@@ -56,6 +57,7 @@ def rollout_of(
     run: Path, asked: RolloutAsked, step: int | None, device: str, progress: Progress
 ) -> tuple[Rollout, Path]:
     """Measure, and keep it in the run's folder. Raises: as `measure_rollout`."""
+    _check_takes(run, ROLLOUT_FILE)
     done = 0
 
     def on_clip() -> None:
@@ -134,6 +136,7 @@ def plan_with(
     world = world_of(config, asked.changes)
     search = asked.made_search(world.push)
     settings = PlanningSettings(steps=asked.steps, replan=asked.replan)
+    _check_takes(run, PLANNING_FILE, LANDSCAPE_FILE)
     done = 0
 
     def on_episode() -> None:
@@ -204,6 +207,15 @@ def world_of(config: RunConfig, changes: tuple[str, ...]) -> World:
 
 def _listed(rows: dict[str, Any]) -> dict[str, list[float]]:
     return {name: [round(float(value), 5) for value in values] for name, values in rows.items()}
+
+
+def _check_takes(run: Path, *names: str) -> None:
+    """Whether results can be written, before minutes of work. Raises: UsageError."""
+    for name in names if is_folder(run) else ():
+        try:
+            check_takes(run, name)
+        except OSError as error:
+            raise UsageError(f"{run / name} cannot be written: {why(error)}") from error
 
 
 def _kept(path: Path, plain: dict[str, Any]) -> Path:

@@ -28,10 +28,13 @@ def is_bare(run: Path) -> bool:
 
 
 @contextmanager
-def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterator[None]:
+def lock_run(
+    run: Path, name: str = LOCK_FILE, doing: str = "trained", other: str = "name=..."
+) -> Iterator[None]:
     """Hold a run's folder for this process alone, until the end of it or of the block.
 
-    name: of the lock's file, one for each thing that only one process may be `doing`.
+    name: of the lock's file, one for each thing that only one process may be `doing`. other: what to
+    choose another of.
     Raises: UsageError with the pid and the machine of the process that holds it, or when nothing can be
     written there.
     """
@@ -46,7 +49,7 @@ def lock_run(run: Path, name: str = LOCK_FILE, doing: str = "trained") -> Iterat
             file.seek(0)
             holder = " on ".join(file.read().split()) or "?"
             raise UsageError(
-                f"{run} is being {doing} by process {holder}; wait for its end, or choose another name=..."
+                f"{run} is being {doing} by process {holder}; wait for its end, or choose another {other}"
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}")  # a folder may be shared between machines

@@ -73,6 +73,12 @@ def _item(annotation: Any) -> Any:
     return Any
 
 
+def _named_values(annotation: Any) -> Any | None:
+    """What stands under each name of a mapping of names; None for what is no such mapping."""
+    found = [get_args(part)[1] for part in members(annotation) if get_origin(part) is dict]
+    return found[0] if found else None
+
+
 def locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> Place:
     """Translate pydantic's location, which also names the chosen members of unions, into the user's key."""
     current: Any = model
@@ -81,6 +87,8 @@ def locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> Place:
     field: FieldInfo | None = None
     tagged = False
     for part in loc:
+        if part == "[key]":  # pydantic's word for a name itself, which it has named before
+            continue
         sections = sections_of(current)
         if tagged:  # pydantic names the chosen kind, the user does not
             current, tagged, field = sections.get(str(part), Any), False, None
@@ -88,6 +96,9 @@ def locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> Place:
             path.append(part)
             current, field = _item(current), None
             tagged = _is_tagged(current, None)
+        elif (named := _named_values(current)) is not None:
+            path.append(part)
+            current, field, section = named, None, next(iter(sections_of(named).values()), None)
         elif len(sections) == 1:
             section = next(iter(sections.values()))
             path.append(part)
@@ -189,6 +200,8 @@ def _need(error: ErrorDetails) -> str:
             limit = limits[sign]
             told = str(limit) if isinstance(limit, int) else f"{limit:g}"
             return f"{word.replace('greater', 'more')} {told}"
+    if kind == "too_short" and limits.get("field_type") == "Dictionary":
+        return f"at least {limits['min_length']} named"
     if kind in ("too_short", "too_long"):
         few = kind == "too_short"
         return f"a list of at least {limits['min_length']}" if few else f"a list of {limits['max_length']}"
@@ -205,9 +218,9 @@ def _need(error: ErrorDetails) -> str:
 def _wrong(place: Place, error: ErrorDetails) -> Problem:
     got, need, key = error["input"], _need(error), place.key
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        sections = sections_of(place.field.annotation) if place.field else {}
-        keys = next((", ".join(found.model_fields) for found in sections.values()), "")
-        need = f"a group of keys: {keys}"
+        sections = sections_of(place.field.annotation) if place.field else {None: place.section}
+        keys = next((", ".join(found.model_fields) for found in sections.values() if found), "")
+        need = f"a group of keys: {keys}" if keys else NEEDS["dict"]
     elif error["type"] == "value_error" and ": need " in need:  # "ratio is [2, 1]: need [small, large]"
         said, need = need.split(": need ", 1)
         name = said.split(" ")[0]

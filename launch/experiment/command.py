@@ -5,30 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError, why
-from data_pipeline.storage import write_whole
+from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, CheckpointError, DataError, UsageError, why
+from data_pipeline.storage import check_takes, write_whole
 from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
-from launch.experiment.data import make_data, shards_of
-from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.data import check_shard, folder_of, make_data, shards_of
+from launch.experiment.evaluate import EVALUATIONS, check_evaluation
 from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
 from launch.experiment.plots import draw_plots, plots_of
-from launch.experiment.runs import Cell, Run, stage_runs
+from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
+from launch.experiment.runs import Cell, Run, cells_of, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
 from launch.lock import lock_run
+from launch.processes import stops_at_once
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
 from pretrain.tracking.jsonl import read_metrics
 
-RESULT_FILE, TABLE_FILE, DATA_FOLDER, LOCK = "result.json", "table.md", "data", ".lock-experiment"
+RESULT_FILE, TABLE_FILE, LOCK = "result.json", "table.md", ".lock-experiment"
 OUT = Path("runs/experiments")
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # models of a laptop: the same numbers on every machine
 Say = Callable[[str], None]
@@ -62,7 +64,7 @@ def read_experiment(asked: Asked) -> ExperimentConfig:
         path = Path(name)
     else:
         raise UsageError(f"{name!r} is no experiment: need one of {', '.join(known)}, or a YAML file")
-    found = read_config(path, [], ExperimentConfig)
+    found = read_config(path, [], ExperimentConfig, [check_rules])
     if asked.is_quick:
         found = found.made_quick()
     return found if asked.seeds is None else found.model_copy(update={"seeds": asked.seeds})
@@ -74,6 +76,7 @@ def run_experiment(asked: Asked, say: Say) -> int:
     Raises: ConfigError with the problems of all runs at once; UsageError; what data and evaluation raise.
     """
     experiment = read_experiment(asked)
+    refuse_changes(asked.changes)
     folder = asked.out / experiment.name
     shards = shards_of(folder / DATA_FOLDER, experiment.data)
     stages = planned(experiment, folder, shards, asked.changes)
@@ -89,18 +92,20 @@ def run_experiment(asked: Asked, say: Say) -> int:
         say("dry run, nothing was started or written")
         return EXIT_OK
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT_FILE, TABLE_FILE):  # found out before hours of work
+            check_takes(folder, name)
     except OSError as error:
-        raise UsageError(f"--out {asked.out} cannot be written: {why(error)}") from error
-    with lock_run(folder, LOCK, "tried"):
+        what = error.filename or folder
+        raise UsageError(f"{what} cannot be written, choose another --out: {why(error)}") from error
+    with lock_run(folder, LOCK, "tried", "--out"), stops_at_once(says=True):
         for name, spec in experiment.data.items():
             make_data(folder / DATA_FOLDER, name, spec, Stages(make_console()))
         code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code
-        evaluated = _evaluate(experiment, made, shards, say)
-        conclude(experiment, folder, made, evaluated, asked.changes, say)
-    return code
+        failed, whole, evaluated = _evaluate(experiment, made, shards, say)
+        conclude(experiment, folder, whole, evaluated, asked.changes, say)
+    return code or failed
 
 
 def planned(
@@ -108,8 +113,11 @@ def planned(
 ) -> dict[str, list[Run]]:
     """The runs of every stage, each config checked, before anything is made."""
     found: dict[str, list[Run]] = {}
+    for name, spec in experiment.data.items():
+        check_shard(name, folder_of(folder / DATA_FOLDER, name, spec), spec)
     for name in experiment.stages:
         found[name] = stage_runs(experiment, name, folder, shards, found, changes)[1]
+    check_evaluation(experiment, list(found.values())[-1])
     return found
 
 
@@ -121,24 +129,31 @@ def _train(
     parallel: int,
     say: Say,
 ) -> tuple[int, dict[str, list[Run]]]:
-    """Stage after stage; one whose runs did not all finish is the last. The runs by stage."""
+    """Stage after stage, each from what has finished of those before. The runs by stage.
+
+    Exit code: of the first stage whose runs did not all finish.
+    """
     made: dict[str, list[Run]] = {}
-    code = EXIT_OK
+    whole: dict[str, list[Run]] = {}
+    ended = EXIT_OK
     for name in experiment.stages:
-        sweep, runs = stage_runs(experiment, name, folder, shards, made, changes)
+        sweep, runs = stage_runs(experiment, name, folder, shards, whole, changes)
+        count = len(list(cells_of(experiment, name)))
+        if len(runs) < count:
+            left_out = count - len(runs)
+            say(f"{left_out} of the {count} runs of {name} left out: what they start from did not finish")
         check_elements(sweep)
         code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=say)
+        if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
+            return code, made
         pairs = zip(runs, named.elements, strict=True)
         made[name] = [Run(run.cell, element) for run, element in pairs]
+        whole[name] = [each for each in made[name] if _is_finished(each)]
         if code != EXIT_OK:
-            left = [each for each in made[name] if not _is_finished(each)]
-            say(f"{len(left)} of the {len(runs)} runs of {name} did not finish; the same command goes on")
-            if name != list(experiment.stages)[-1]:
-                raise UsageError(
-                    f"later stages start from the runs of {name}: see {shown(sweep.folder)}/logs"
-                )
-            break
-    return code, made
+            left = len(runs) - len(whole[name])
+            say(f"{left} of the {len(runs)} runs of {name} did not finish; the same command goes on")
+        ended = ended or code
+    return ended, made
 
 
 def _is_finished(run: Run) -> bool:
@@ -148,22 +163,36 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluate(
     experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
-) -> dict[Cell, dict[str, float]]:
-    """What the last stage's finished runs are asked; what was found before is kept."""
+) -> tuple[int, dict[str, list[Run]], dict[Cell, dict[str, float]]]:
+    """What the last stage's finished runs are asked; what was found before is kept.
+
+    Returns the exit code of the first that cannot be asked; the finished runs by stage, those left out; and
+    what was found.
+    """
+    whole = {stage: [run for run in runs if _is_finished(run)] for stage, runs in made.items()}
     if experiment.evaluate is None:
-        return {}
+        return EXIT_OK, whole, {}
     evaluation = EVALUATIONS[experiment.evaluate]
     digest = hashlib.sha256(evaluation.settings(experiment).encode()).hexdigest()[:16]
-    found = {}
-    runs = [run for run in list(made.values())[-1] if _is_finished(run)]
-    for number, run in enumerate(runs, start=1):
+    found: dict[Cell, dict[str, float]] = {}
+    failed = EXIT_OK
+    last = list(made)[-1]
+    for number, run in enumerate(whole[last], start=1):
         values = kept_evaluation(run.element.run, digest)
         if values is None:
-            values = evaluation.ask(experiment, run, shards)
+            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.name}"
+            try:
+                values = evaluation.ask(experiment, run, shards)
+            except (CheckpointError, DataError) as error:
+                is_lost = isinstance(error, CheckpointError)
+                advice = f"; remove {shown(run.element.run)}, and the same command trains it anew"
+                say(f"{told}  failed: {error}{advice if is_lost else ''}")
+                failed = failed or error.exit_code
+                continue
             keep_evaluation(run.element.run, digest, values)
-            say(f"{experiment.evaluate} {number}/{len(runs)}  {run.element.name}")
+            say(told)
         found[run.cell] = values
-    return found
+    return failed, {**whole, last: [run for run in whole[last] if run.cell in found]}, found
 
 
 def conclude(
@@ -174,10 +203,9 @@ def conclude(
     changes: Sequence[str],
     say: Say,
 ) -> None:
-    """Write the result, its table and figures, of the runs that have finished, and print the table."""
+    """Write the result, its table and figures, and print the table. made: the runs that count, by stage."""
     metrics = {
-        stage: {run.cell: read_metrics(run.element.run) for run in runs if _is_finished(run)}
-        for stage, runs in made.items()
+        stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
     }
     last = list(made)[-1]
     values, untrained = {}, {}
@@ -186,7 +214,12 @@ def conclude(
             own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run.cell, {}))
             values[run.cell], untrained[run.cell] = own, before
     names = {each.name: each.digits for each in experiment.measures}
+    missing = missing_cells(experiment, metrics[last])
+    if not metrics[last]:
+        say(f"none of the runs of {last} has finished: there is no table")
+        return
     spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
+    unmeasured = unmeasured_cells(experiment, values, metrics[last])
     plots = plots_of(experiment, metrics, spreads)
     result = {
         "benchmark": f"experiment_{experiment.name}",
@@ -197,14 +230,23 @@ def conclude(
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
         "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
+        "missing": missing,
+        "unmeasured": unmeasured,
         "plots": plots,
     }
     write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     table = markdown(spreads, names, experiment.axis)
+    if missing:
+        table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
+    for name, cells in unmeasured.items():
+        table += f"\n\nWithout a finite {name} at the end: {'; '.join(cells)}."
     write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
     drawn = draw_plots(plots, experiment.name, folder)
     say("")
     say(table)
+    for each in experiment.measures:
+        if all(spread.measure != each.name for spread in spreads):
+            say(f"\n{each.name!r} is in no row: no run told {each.key}")
     if experiment.against is not None and experiment.seeds > 1:
         say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
     for path in (folder / RESULT_FILE, folder / TABLE_FILE, *(path for path, _ in drawn)):
@@ -212,6 +254,38 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:
+    """Runs of the last stage that a table of it leaves out, an arm at a level each."""
+    every = (cell for cell, _ in cells_of(experiment, list(experiment.stages)[-1]))
+    return _told(experiment, (cell for cell in every if cell not in finished))
+
+
+def unmeasured_cells(
+    experiment: ExperimentConfig,
+    values: Mapping[Cell, Mapping[str, float]],
+    metrics: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[str]]:
+    """By measure, the finished runs that logged it and have no finite number at the end: they diverged."""
+    found = {}
+    for measure in experiment.measures:
+        cells = [
+            cell
+            for cell, own in values.items()
+            if measure.name not in own and any(measure.key in line for line in metrics[cell])
+        ]
+        if cells:
+            found[measure.name] = _told(experiment, cells)
+    return found
+
+
+def _told(experiment: ExperimentConfig, cells: Iterable[Cell]) -> list[str]:
+    seeds: dict[str, list[str]] = {}
+    for cell in cells:
+        at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
+        seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
+    return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]
 
 
 def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
-from data_pipeline.storage import write_whole
+from data_pipeline.errors import ConfigError, DataError, why
+from data_pipeline.format import index_name, read_info, tar_name
+from data_pipeline.storage import Storage, write_whole
 from data_pipeline.worlds import LIST_FILE
 from launch.config import read_config, shipped_config
 from launch.console import Stages
@@ -31,20 +34,42 @@ def shards_of(folder: Path, specs: Mapping[str, DataSpec]) -> dict[str, Path]:
 
 
 def make_data(folder: Path, name: str, spec: DataSpec, stages: Stages) -> None:
-    """Render and shard it; nothing where it is there whole.
+    """Render and shard it; nothing where it is there whole. Shards that were lost or cut short are made anew.
 
     Raises: ConfigError for settings that do not fit; what sharding raises.
     """
     from launch.data import run_shard
 
     own = folder_of(folder, name, spec)
-    if (own / DONE).is_file():
+    if (own / DONE).is_file() and _is_whole(own / SHARDS):
         return
     videos = own / VIDEOS
     config = shard_config(name, own, spec)
-    _render(videos, spec, stages)
+    try:
+        _render(videos, spec, stages)
+    except OSError as error:
+        raise DataError(f"{error.filename or videos} cannot be written: {why(error)}") from error
     run_shard(config, progress=stages)
     write_whole(own / DONE, (json.dumps(spec.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def _is_whole(shards: Path) -> bool:
+    """Whether each shard has its bytes; files of another length are removed, so that they are made anew."""
+    storage = Storage(str(shards))
+    try:
+        info = read_info(storage)
+    except DataError:
+        return False
+    found = True
+    for done in info.shards:
+        for name, size in ((tar_name(done.stem), done.tar_bytes), (index_name(done.stem), None)):
+            path = shards / name
+            is_there = path.is_file()
+            if is_there and size is not None and path.stat().st_size != size:
+                path.unlink()
+                is_there = False
+            found = found and is_there
+    return found
 
 
 def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
@@ -57,6 +82,16 @@ def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
     ]
     more = [f"{key}={as_typed(value)}" for key, value in spec.shard.items()]
     return read_config(shipped_config("data/demo.yaml"), [*fixed, *more], DataConfig)
+
+
+def check_shard(name: str, own: Path, spec: DataSpec) -> None:
+    """Raises: ConfigError for settings of sharding that cannot be, before anything is rendered."""
+    try:
+        shard_config(name, own, spec)
+    except ConfigError as error:
+        raise ConfigError.of(
+            replace(each, key=f"data.{name}.shard.{each.key}", file=None) for each in error.problems
+        ) from error
 
 
 def _render(videos: Path, spec: DataSpec, stages: Stages) -> None:

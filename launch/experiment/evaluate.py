@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World
 from launch.experiment.config import DataSpec, ExperimentConfig
 from launch.experiment.runs import Run
+
+if TYPE_CHECKING:
+    from pretrain.planning.measure import PlanningSettings
 
 FEWEST_CLIPS = 8
 # Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
@@ -42,7 +45,7 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
 def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
     """Goals reached in the world of the stage's data set; of the model's own energy by both searches."""
     from pretrain.planning.energy import MODEL
-    from pretrain.planning.measure import WAYS, PlanningSettings, measure_planning
+    from pretrain.planning.measure import WAYS, measure_planning
     from pretrain.planning.search import Mppi
 
     world = _world_of(experiment)
@@ -52,12 +55,33 @@ def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]
         world,
         str(shards[experiment.last.data]),
         episodes=experiment.episodes,
-        settings=PlanningSettings(steps=STEPS, replan=REPLAN, push=PUSH),
+        settings=_planned(),
         train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
     )
     found = acting(ways=WAYS).measures()
     other = acting(ways=(MODEL,), search=Mppi(std=world.push)).measures()
     return found | {f"{name}, mppi": value for name, value in other.items()}
+
+
+def _planned() -> PlanningSettings:
+    from pretrain.planning.measure import PlanningSettings
+
+    return PlanningSettings(steps=STEPS, replan=REPLAN, push=PUSH)
+
+
+def check_evaluation(experiment: ExperimentConfig, runs: Sequence[Run]) -> None:
+    """Whether the runs of the last stage will be such as can be asked. Raises: UsageError."""
+    if experiment.evaluate is None:
+        return
+    from pretrain.planning.measure import check_world
+    from pretrain.rollout.model import check_foresees
+
+    for run in runs:
+        config = run.element.config
+        who = f"evaluate is {experiment.evaluate}, and {run.cell.arm!r} of the last stage"
+        check_foresees(config, who)
+        if experiment.evaluate == "planning":
+            check_world(who, _world_of(experiment), config, _planned())
 
 
 def _world_of(experiment: ExperimentConfig) -> World:

@@ -25,6 +25,12 @@ def series_of(metrics: Iterable[Mapping[str, Any]], key: str) -> Series:
     return found
 
 
+def ends_finite(metrics: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether the last line that has the key has a finite number there; metrics.jsonl says null otherwise."""
+    last = next((line[key] for line in reversed(metrics) if key in line), None)
+    return isinstance(last, int | float) and math.isfinite(last)
+
+
 def value_of(series: Series, at: str) -> float | None:
     """One number of a series; None of an empty one, and of a share of nothing."""
     values = [value for _, value in series]
@@ -43,6 +49,8 @@ def measured(
     for each in measures:
         if each.key in evaluated:
             own[each.name] = evaluated[each.key]
+        elif each.at in ("last", "share") and not ends_finite(metrics, each.key):
+            pass  # it diverged, and what it last was before says nothing of its end
         elif (value := value_of(series_of(metrics, each.key), each.at)) is not None:
             own[each.name] = value
         if each.untrained is None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.errors import UsageError
 from launch.config import shipped_config
 from launch.experiment.config import ExperimentConfig, Level, Settings
 from launch.sweep.axes import Asked, Row, as_typed
-from launch.sweep.elements import Element, Sweep, make_sweep
+from launch.sweep.elements import Element, Sweep, make_sweep, shown
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,31 @@ def stage_runs(
 ) -> tuple[Sweep, list[Run]]:
     """The sweep of a stage in `folder`/`stage`, and its runs by cell.
 
-    data: shards by name. earlier: runs of the stages before. changes: KEY=VALUE of all runs, laid over all.
-    Raises: ConfigError with the problems of all runs at once; UsageError.
+    data: shards by name. earlier: runs of the stages before; what would start from one that is not among
+    them is left out. changes: KEY=VALUE of all runs, laid over all.
+    Raises: ConfigError with the problems of all runs at once; UsageError, also when nothing is left.
     """
     found = experiment.stages[stage]
-    cells = list(cells_of(experiment, stage))
+    cells = []
     own = {"out": str(folder), **found.settings, "data.shards": str(data[found.data])}
     rows = []
-    for cell, level in cells:
+    for cell, level in cells_of(experiment, stage):
         arm = found.arms[cell.arm]
         settings: Settings = {**({} if level is None else level.settings), **arm.settings, "seed": cell.seed}
         if own_data := arm.data or (None if level is None else level.data):
             settings["data.shards"] = str(data[own_data])
         if weights_of := arm.weights_of or found.weights_of:
-            settings["init.weights"] = str(_run_of(earlier, *weights_of, cell))
+            start = _run_of(earlier, *weights_of, cell)
+            if start is None:
+                continue
+            settings["init.weights"] = str(start)
+        cells.append(cell)
         rows.append(_row(settings))
+    if not rows:
+        raise UsageError(
+            f"no run of {stage} can begin, as none that it starts from has finished; the reasons are above "
+            f"and in {shown(folder)}/*/logs"
+        )
     fixed = (*(f"{key}={value}" for key, value in _row(own)), *changes)
     sweep = make_sweep(
         str(shipped_config(found.train)),
@@ -71,12 +82,12 @@ def stage_runs(
         shares_store=True,
     )
     pairs = zip(cells, sweep.elements, strict=True)
-    return sweep, [Run(cell, element) for (cell, _), element in pairs]
+    return sweep, [Run(cell, element) for cell, element in pairs]
 
 
-def _run_of(earlier: Mapping[str, Sequence[Run]], stage: str, arm: str, cell: Cell) -> Path:
+def _run_of(earlier: Mapping[str, Sequence[Run]], stage: str, arm: str, cell: Cell) -> Path | None:
     wanted = Cell(arm, cell.level, cell.seed)
-    return next(each.element.run for each in earlier[stage] if each.cell == wanted)
+    return next((each.element.run for each in earlier[stage] if each.cell == wanted), None)
 
 
 def _row(settings: Settings) -> Row:

@@ -135,7 +135,8 @@ def markdown(spreads: Sequence[Spread], measures: Mapping[str, int], axis: str |
         for arm in dict.fromkeys(each.arm for each in spreads if each.level == level):
             own = [by.get((level, arm, name)) for name in shown]
             cells = [cell(each, measures[name]) for name, each in zip(shown, own, strict=True)]
-            seeds = max(len(each.values) for each in own if each is not None)
+            counts = sorted({len(each.values) for each in own if each is not None})
+            seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
             lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines).strip()
 

@@ -37,7 +37,7 @@ from pretrain.planning.task import Task, make_task
 from pretrain.probe.clips import choose, open_splits
 from pretrain.rng import stream
 from pretrain.rollout.measure import batches, fit_on, with_frames
-from pretrain.rollout.model import load_model
+from pretrain.rollout.model import check_foresees, load_model
 from pretrain.rollout.position import PositionDecoder
 
 RANDOM, NOTHING = "random actions", "no action"
@@ -124,12 +124,7 @@ def measure_planning(
         raise UsageError(f"ways has {unknown[0]!r}: need some of {', '.join(WAYS)}")
     settings = settings or PlanningSettings()
     model, config = load_model(run, step, device)
-    if model.action_size != len(ACTION_NAMES):
-        raise UsageError(
-            f"{run} was trained on actions of {model.action_size} numbers: those of a world have "
-            f"{len(ACTION_NAMES)} ({', '.join(ACTION_NAMES)})"
-        )
-    stride = stride_of(world, config)
+    stride = check_world(str(run), world, config, settings)
     seed = config.seed if seed is None else seed
     search = search or Cem(std=world.push, min_std=0.1 * world.push)
     eye = Eye(model, config.data.size, settings.told)
@@ -144,6 +139,29 @@ def measure_planning(
             found[way].append(act(task, decide, rng, replan=settings.replan))
         on_episode()
     return Planning(settings, {way: tuple(each) for way, each in found.items()})
+
+
+def check_world(who: str, world: World, config: RunConfig, settings: PlanningSettings) -> int:
+    """Whether a run can act in a world; frames of the world a moment of the model.
+
+    who: the run, in words. Raises: UsageError.
+    """
+    size = check_foresees(config, who).action_size
+    if size != len(ACTION_NAMES):
+        raise UsageError(
+            f"{who} was trained on actions of {size} numbers: those of a world have "
+            f"{len(ACTION_NAMES)} ({', '.join(ACTION_NAMES)})"
+        )
+    stride = stride_of(world, config)
+    if world.push == 0:
+        raise UsageError("the world's push is 0: there is no action to search for; give it a push")
+    past = (settings.told - 1) * stride
+    if past > world.num_frames:
+        raise UsageError(
+            f"videos of the world have {world.num_frames} frames, and a task begins after {past}: need a "
+            f"longer duration_s"
+        )
+    return stride
 
 
 def task_of(world: World, seed: int, number: int, settings: PlanningSettings, stride: int) -> Task:

@@ -68,6 +68,22 @@ class Model:
         return known[:, past_BtPD.shape[1] :]
 
 
+def check_foresees(config: RunConfig, who: str) -> ActionLatentConfig:
+    """The objective of a run that can be rolled out. who: the run, in words. Raises: UsageError."""
+    objective = config.objective
+    if not isinstance(objective, ActionLatentConfig):
+        raise UsageError(
+            f"{who} has objective.kind {objective.kind}: a rollout needs action_latent, which foresees the "
+            f"next frame from frames and actions (docs/objectives.md)"
+        )
+    if objective.state_size:
+        raise UsageError(
+            f"{who} was told states of {objective.state_size} numbers: those of frames to come are not known "
+            f"to a rollout; train it with objective.state_size=0"
+        )
+    return objective
+
+
 def load_model(
     run: Path, step: int | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Model, RunConfig]:
@@ -80,17 +96,7 @@ def load_model(
         raise UsageError(f"{run} is no run's folder: it has no {FOLDER}")
     manifest = chosen_checkpoint(run, step)[1]
     config = RunConfig.model_validate(manifest["config"])
-    objective = config.objective
-    if not isinstance(objective, ActionLatentConfig):
-        raise UsageError(
-            f"{run} has objective.kind {objective.kind}: a rollout needs action_latent, which foresees the "
-            f"next frame from frames and actions (docs/objectives.md)"
-        )
-    if objective.state_size:
-        raise UsageError(
-            f"{run} was told states of {objective.state_size} numbers: those of frames to come are not known "
-            f"to a rollout; train it with objective.state_size=0"
-        )
+    objective = check_foresees(config, str(run))
     at_step: int = manifest["progress"]["step"]
     weights = run_weights(run, at_step)
     predictor = build_predictor(weights)

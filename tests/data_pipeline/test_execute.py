@@ -121,3 +121,19 @@ def test_nodes_with_other_libraries_are_named(ray_session: None, monkeypatch: py
     )
     with pytest.raises(UsageError, match=rf"has av {there['av']} \(here 1\.2\.3\)"):
         check_nodes()
+
+
+HEARD = """
+import os, signal
+from data_pipeline.config import RayConfig
+from data_pipeline.execute import cluster
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+with cluster(RayConfig(workers=1)):
+    pass
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_sigterm_is_heard_after_ray_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", HEARD], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr[-2000:]

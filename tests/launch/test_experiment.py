@@ -107,7 +107,7 @@ def test_quick_has_fewer_seeds_levels_videos_and_steps_and_a_folder_of_its_own(t
         ("weights_of: [first, fast]", "weights_of: [first, quick]", "quick"),
         ("axis: noise", "axis: null", "axis"),
         ("data: two", "data: four", "four"),
-        ("name: try", "name: Try this", "names a folder"),
+        ("name: try", "name: Try this", "a folder's name"),
         ("train.steps: 10, optim.warmup_steps: 1", "train.stepz: 10", "train.steps"),
     ],
 )  # fmt: skip

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from data_pipeline.errors import ConfigError, UsageError
+from launch import foresight
 from launch.cli import app
-from launch.foresight import PlanAsked, plan_with, world_of
+from launch.foresight import PlanAsked, RolloutAsked, plan_with, rollout_of, world_of
 from launch.train import run_train
 from pretrain.maps import Map, Maps, draw_maps
 from pretrain.rollout import load_model, measure_rollout
@@ -72,6 +73,28 @@ def test_a_world_has_the_runs_clock_and_size_unless_it_is_told_others(run: Path)
 def test_a_search_that_is_none_is_refused(run: Path) -> None:
     with pytest.raises(UsageError, match="need cem or mppi"):
         plan_with(run, PlanAsked(search="gradient"), None, "cpu", lambda *_: None)
+
+
+def test_what_cannot_be_written_or_done_is_told_before_any_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("checkpoints", "config.yaml"):
+        (tmp_path / name).symlink_to(run / name)
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("minutes of work for nothing")
+
+    monkeypatch.setattr(foresight, "measure_rollout", worked)
+    monkeypatch.setattr(foresight, "measure_planning", worked)
+    for name in ("rollout.json", "landscape.svg"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=r"rollout\.json cannot be written: Is a directory"):
+        rollout_of(tmp_path, RolloutAsked(), None, "cpu", lambda *_: None)
+    with pytest.raises(UsageError, match=r"landscape\.svg cannot be written: Is a directory"):
+        plan_with(tmp_path, PlanAsked(), None, "cpu", lambda *_: None)
+    for option in ("--steps", "--samples"):  # hours, or more memory than there is
+        ended = CliRunner().invoke(app, ["plan", str(run), option, "10000000000"])
+        assert ended.exit_code == 2 and option in ended.output
 
 
 def test_maps_are_the_same_bytes_each_time_and_say_where_they_are_least(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def test_what_does_not_fit_is_refused_by_name(run: Path) -> None:
 
 def test_a_run_of_other_actions_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = load_model(run)
+    objective = config.objective.model_copy(update={"action_size": 7})
+    config = config.model_copy(update={"objective": objective})
     monkeypatch.setattr(measure, "load_model", lambda *_: (replace(model, action_size=7), config))
     with pytest.raises(UsageError, match=r"actions of 7 numbers: those of a world have 2 \(ax, ay\)"):
         measure_planning(run, WORLD)

@@ -1,0 +1,205 @@
+"""What must fit together in an experiment's file, each rule that fails with the key it is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_pipeline.errors import ConfigError, Problem, UsageError
+from launch.config import flatten, shipped_config
+from launch.experiment.config import Arm, ExperimentConfig, Level, Stage
+from launch.experiment.summary import UNTRAINED
+from launch.sweep.axes import as_typed
+
+FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+FOLDER_NEED = "a folder's name: up to 40 lower letters, digits and `-`"
+WORDS_NEED = "words in a line without `|`, as it stands in a table"
+DATA_FOLDER = "data"  # beside the folders of stages
+MADE_OF_RUNS = ("name", "out", "seed", "data.shards")
+WEIGHTS = "init.weights"  # where weights_of says them
+MADE_OF_DATA = ("name", "out", "sources")
+
+
+def check_rules(experiment: ExperimentConfig) -> None:
+    """Raises: ConfigError with every rule that fails, in the order of the file."""
+    found = [
+        *_names(experiment),
+        *_data(experiment),
+        *_levels(experiment),
+        *(found for name in experiment.stages for found in _stage(experiment, name)),
+        *_tables(experiment),
+        *_plots(experiment),
+        *_quick(experiment),
+    ]
+    if found:
+        raise ConfigError.of(found)
+
+
+def _broken(key: str, got: object, need: str) -> Problem:
+    return Problem(key, need, got)
+
+
+def _names(experiment: ExperimentConfig) -> Iterator[Problem]:
+    if not FOLDER_NAME.fullmatch(experiment.name):
+        yield _broken("name", experiment.name, FOLDER_NEED)
+    for what, names in (("data", experiment.data), ("stages", experiment.stages)):
+        for each in names:
+            if not FOLDER_NAME.fullmatch(each):
+                yield _broken(f"{what}.{each}", None, FOLDER_NEED)
+    if DATA_FOLDER in experiment.stages:
+        yield _broken(
+            f"stages.{DATA_FOLDER}", None, "another name: videos and shards lie in a folder of this one"
+        )
+    if not _is_in_a_table("x" if experiment.axis is None else experiment.axis):
+        yield _broken("axis", experiment.axis, WORDS_NEED)
+
+
+def _is_in_a_table(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable() and "|" not in text
+
+
+def _known(key: str, got: str | None, known: Mapping[str, object], what: str) -> Iterator[Problem]:
+    if got is not None and got not in known:
+        yield _broken(key, got, f"one of the {what} {', '.join(known)}")
+
+
+def _data(experiment: ExperimentConfig) -> Iterator[Problem]:
+    for name, spec in experiment.data.items():
+        yield from _settings(f"data.{name}.shard", spec.shard, MADE_OF_DATA)
+        if spec.world is not None and spec.world.actions == "shuffled" and spec.videos < 2:
+            yield _broken(f"data.{name}.videos", spec.videos, "at least 2: actions are shuffled among them")
+
+
+def _levels(experiment: ExperimentConfig) -> Iterator[Problem]:
+    if experiment.levels and experiment.axis is None:
+        yield _broken("axis", None, "what the levels are levels of, in words")
+    values = [each.value for each in experiment.levels]
+    for number, level in enumerate(experiment.levels):
+        key = f"levels.{number}"
+        yield from _known(f"{key}.data", level.data, experiment.data, "data sets")
+        yield from _settings(f"{key}.settings", level.settings, MADE_OF_RUNS)
+        if level.value in values[:number]:
+            yield _broken(f"{key}.value", level.value, "another value than the levels before")
+        if (twin := _twin(level, experiment.levels[:number])) is not None:
+            yield _broken(key, None, f"data or settings that differ from those of level {twin.value:g}")
+
+
+def _twin(level: Level, before: Sequence[Level]) -> Level | None:
+    return next((each for each in before if (each.data, each.settings) == (level.data, level.settings)), None)
+
+
+def _stage(experiment: ExperimentConfig, name: str) -> Iterator[Problem]:
+    stage, key = experiment.stages[name], f"stages.{name}"
+    taken = MADE_OF_RUNS if stage.weights_of is None else (*MADE_OF_RUNS, WEIGHTS)
+    yield from _train(f"{key}.train", stage.train)
+    yield from _known(f"{key}.data", stage.data, experiment.data, "data sets")
+    yield from _settings(f"{key}.settings", stage.settings, taken)
+    yield from _weights(experiment, name, key, stage.weights_of)
+    before: list[str] = []
+    for called, arm in stage.arms.items():
+        own = f"{key}.arms.{called}"
+        if not _is_in_a_table(called):
+            yield _broken(own, None, WORDS_NEED)
+        if called == UNTRAINED:
+            yield _broken(own, None, "another name: it is that of a row of the table")
+        yield from _known(f"{own}.data", arm.data, experiment.data, "data sets")
+        yield from _settings(f"{own}.settings", arm.settings, (*taken, WEIGHTS) if arm.weights_of else taken)
+        yield from _weights(experiment, name, own, arm.weights_of)
+        if twins := [each for each in before if _is_same(stage, stage.arms[each], arm)]:
+            yield _broken(own, None, f"something that tells it from {twins[0]!r}: these are the same runs")
+        before.append(called)
+
+
+def _is_same(stage: Stage, one: Arm, two: Arm) -> bool:
+    def what(arm: Arm) -> tuple[object, ...]:
+        return {**stage.settings, **arm.settings}, arm.data, arm.weights_of or stage.weights_of
+
+    return what(one) == what(two)
+
+
+def _train(key: str, name: str) -> Iterator[Problem]:
+    """A config that is shipped: the same experiment is the same everywhere."""
+    folder = shipped_config("train/tiny-cpu.yaml").parent
+    if name not in {f"train/{each.name}" for each in folder.glob("*.yaml")}:
+        yield _broken(key, name, "a file of configs/train, such as train/tiny-cpu.yaml")
+
+
+def _weights(
+    experiment: ExperimentConfig, stage: str, key: str, weights_of: tuple[str, str] | None
+) -> Iterator[Problem]:
+    if weights_of is None:
+        return
+    names = list(experiment.stages)
+    earlier = names[: names.index(stage)]
+    if weights_of[0] not in earlier or weights_of[1] not in experiment.stages[weights_of[0]].arms:
+        known = [[each, arm] for each in earlier for arm in experiment.stages[each].arms]
+        need = f"[stage, arm] of an earlier stage, one of {known}" if known else "none in the first stage"
+        yield _broken(f"{key}.weights_of", list(weights_of), need)
+
+
+def _settings(key: str, settings: Mapping[str, Any], taken: Sequence[str]) -> Iterator[Problem]:
+    """What can be typed as KEY=VALUE, and is not what the experiment itself says of its runs or data."""
+    for name, value in settings.items():
+        if found := taken_by(name, value, taken):
+            yield _broken(f"{key}.{name}", None, f"it left out: the experiment sets {found} itself")
+        try:
+            as_typed(value)
+        except ValueError:
+            yield _broken(f"{key}.{name}", None, "finite numbers, text, lists and sections")
+
+
+def taken_by(name: str, value: Any, taken: Sequence[str]) -> str | None:
+    """Which of the keys that are taken a setting would change; None where it changes none."""
+    for key in flatten(value, name):
+        for each in taken:
+            if key == each or key.startswith(f"{each}.") or each.startswith(f"{key}."):
+                return each
+    return None
+
+
+def refuse_changes(changes: Sequence[str]) -> None:
+    """Raises: UsageError for KEY=VALUE of a command line that the experiment says itself."""
+    for change in changes:
+        if found := taken_by(change.partition("=")[0], None, MADE_OF_RUNS):
+            raise UsageError(f"{change}: an experiment sets {found} of its runs itself; leave it out")
+
+
+def _tables(experiment: ExperimentConfig) -> Iterator[Problem]:
+    yield from _known("against", experiment.against, experiment.last.arms, "arms")
+    names = [each.name for each in experiment.measures]
+    for number, name in enumerate(names):
+        if not _is_in_a_table(name):
+            yield _broken(f"measures.{number}.name", name, WORDS_NEED)
+        elif name in names[:number]:
+            yield _broken(f"measures.{number}.name", name, "another name than the measures before")
+    spec = experiment.data.get(experiment.last.data)
+    if experiment.evaluate == "planning" and spec is not None and spec.world is None:
+        yield _broken(f"data.{experiment.last.data}.world", None, "a world: planning acts in it")
+
+
+def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
+    measures = {each.name: each for each in experiment.measures}
+    for number, plot in enumerate(experiment.plots):
+        key = f"plots.{number}"
+        yield from _known(f"{key}.stage", plot.stage, experiment.stages, "stages")
+        stage = experiment.last if plot.stage is None else experiment.stages.get(plot.stage)
+        for arm in plot.arms:
+            yield from _known(f"{key}.arms", arm, {} if stage is None else stage.arms, "arms")
+        if len(set(plot.arms)) < len(plot.arms):
+            yield _broken(f"{key}.arms", list(plot.arms), "each arm once")
+        if plot.over != "levels":
+            continue
+        if not experiment.levels:
+            yield _broken(f"{key}.over", plot.over, "steps: this experiment has no levels")
+        if stage is not experiment.last:
+            yield _broken(f"{key}.stage", plot.stage, "the last one: measures over levels are of its runs")
+        for place, panel in enumerate(plot.panels):
+            yield from _known(f"{key}.panels.{place}.key", panel.key, measures, "measures")
+
+
+def _quick(experiment: ExperimentConfig) -> Iterator[Problem]:
+    yield from _settings("quick.settings", experiment.quick.settings, MADE_OF_RUNS)
+    kept, known = experiment.quick.levels, [each.value for each in experiment.levels]
+    if kept is not None and (not kept or any(each not in known for each in kept)):
+        yield _broken("quick.levels", list(kept), f"some of the levels {known}")
