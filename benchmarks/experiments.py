@@ -1,8 +1,8 @@
 """Keeps what experiments found: `python -m benchmarks.experiments runs/experiments/collapse …`.
 
 The folder's result.json becomes benchmarks/results/experiment_NAME.json, and `python -m benchmarks.tables`
-draws tables and figures of docs/ideas.md from there. A quick form, or one with settings changed by hand, is
-refused: a claim needs its seeds.
+draws tables and figures of docs/ideas.md from there. A quick form is refused, for a claim needs its seeds,
+and so is one of other settings than those that are shipped, changed by hand or since.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, device
-from launch.experiment.command import RESULT_FILE, shipped_experiments
+from launch.experiment.command import RESULT_FILE, Asked, read_experiment, shipped_experiments
+from launch.experiment.config import ExperimentConfig
 from launch.experiment.plots import draw_plots
 from launch.experiment.summary import Spread, markdown
 
@@ -35,6 +36,33 @@ def spreads_in(found: dict[str, Any]) -> list[Spread]:
     ]
 
 
+def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
+    """The settings on which its numbers depend: not words, figures, the number of seeds, the quick form."""
+    plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds"})
+    for stage in plain["stages"].values():
+        for arm in stage["arms"].values():
+            del arm["note"]
+    return plain
+
+
+def refusal(found: dict[str, Any]) -> str | None:
+    """Why a result is none that can be kept; None where it is."""
+    config = dict(found["config"])
+    name, changes = config["name"], config.pop("changes")
+    if name not in shipped_experiments():
+        return f"{name!r} is none of {', '.join(shipped_experiments())}"
+    if changes:
+        return f"settings were changed by hand ({' '.join(changes)})"
+    shipped = what_decides(read_experiment(Asked(name)))
+    own = what_decides(ExperimentConfig.model_validate(config))
+    if other := [key for key in shipped if own[key] != shipped[key]]:
+        return f"its {' and '.join(other)} are not those of configs/experiments/{name}.yaml: run it again"
+    fewest = min((row["n"] for row in found["rows"]), default=0)
+    if fewest < LEAST_SEEDS:
+        return f"{fewest} seeds of some arm; a claim needs {LEAST_SEEDS}"
+    return None
+
+
 def experiment_table(name: str) -> str:
     """Arms by measures, the figures below, and the facts that a reader needs to weigh them."""
     found = json.loads((RESULTS / f"experiment_{name}.json").read_text())
@@ -45,10 +73,11 @@ def experiment_table(name: str) -> str:
     star = (
         f"A star: differs from *{against}*, seed by seed, by more than its 95 % interval. " if against else ""
     )
+    commits = [f"{commit[:10]}{commit[40:]}" for commit in found["commits"]]
     lines.append(
         f"Mean ± standard deviation over {config['seeds']} seeds. {star}`foreframe experiment {name}`, "
-        f"{found['seconds'] / 60:.0f} minutes of training on {found['device']}. Commit "
-        f"{found['commit'][:10]}, {found['date']}."
+        f"{found['seconds'] / 60:.0f} minutes of training on {found['device']}. Code: "
+        f"{', '.join(commits) or 'not known'}. {found['date']}."
     )
     for number, plot in enumerate(found["plots"], start=1):
         lines += ["", f"![{plot['title']}](ideas/{name}-{number}.svg)", "", plot["caption"]]
@@ -69,15 +98,9 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="what `foreframe experiment` has made")
     for folder in parser.parse_args().folders:
         found = json.loads((folder / RESULT_FILE).read_text())
-        name, config = found["config"]["name"], found["config"]
-        if name not in shipped_experiments():
-            parser.error(f"{folder}: {name!r} is none of {', '.join(shipped_experiments())}")
-        if config["changes"]:
-            parser.error(f"{folder}: settings were changed by hand ({' '.join(config['changes'])})")
-        fewest = min(row["n"] for row in found["rows"])
-        if fewest < LEAST_SEEDS:
-            parser.error(f"{folder}: {fewest} seeds of some arm; a claim needs {LEAST_SEEDS}")
-        path = RESULTS / f"experiment_{name}.json"
+        if (why := refusal(found)) is not None:
+            parser.error(f"{folder}: {why}")
+        path = RESULTS / f"experiment_{found['config']['name']}.json"
         path.write_text(json.dumps(found | {"device": device()}, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {path}")
     draw_figures()

@@ -13,7 +13,8 @@ def experiment(
         str,
         typer.Argument(
             metavar="NAME",
-            help="One of configs/experiments: collapse; or a YAML file of that form.",
+            help="collapse, noise, chance, actions, planning, recipe; or a YAML file of their form "
+            "(configs/experiments).",
         ),
     ],
     changes: Annotated[

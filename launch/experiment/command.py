@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, UsageError, why
 from data_pipeline.storage import write_whole
@@ -18,7 +17,7 @@ from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS
-from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
+from launch.experiment.measured import commits_of, keep_evaluation, kept_evaluation, measured, seconds_of
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, stage_runs
 from launch.experiment.summary import markdown, rows_of, spreads_of
@@ -174,7 +173,10 @@ def conclude(
     changes: Sequence[str],
     say: Say,
 ) -> None:
-    """Write the result, its table and figures, of the runs that have finished, and print the table."""
+    """Write the result, its table and figures, of the runs that have finished, and print the table.
+
+    commit: of the code that put it together; commits: of the code that made the runs.
+    """
     metrics = {
         stage: {run.cell: read_metrics(run.element.run) for run in runs if _is_finished(run)}
         for stage, runs in made.items()
@@ -192,10 +194,13 @@ def conclude(
         "benchmark": f"experiment_{experiment.name}",
         "date": date.today().isoformat(),
         "commit": git("rev-parse", "HEAD"),
+        "commits": commits_of(
+            run.element.run for stage, runs in made.items() for run in runs if run.cell in metrics[stage]
+        ),
         "device": "CPU",
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
-        "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
+        "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "plots": plots,
     }
@@ -212,8 +217,3 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
-
-
-def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:
-    """Training time of all runs together, as they logged it."""
-    return sum(float(lines[-1].get("time_s", 0.0)) for lines in metrics.values() if lines)
