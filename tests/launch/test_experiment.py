@@ -21,6 +21,7 @@ from launch.experiment import command
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig, Measure
 from launch.experiment.data import shards_of
+from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.measured import (
     commits_of,
     keep_evaluation,
@@ -32,7 +33,9 @@ from launch.experiment.measured import (
 from launch.experiment.plots import together
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from pretrain import rollout
 from pretrain.flops import flops_a_clip
+from pretrain.rollout import Rollout
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
 ARMS = """
@@ -284,6 +287,32 @@ def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path
     assert kept_evaluation(tmp_path, "b") is None
     (tmp_path / "evaluated.json").write_text('{"digest": "a", "val')
     assert kept_evaluation(tmp_path, "a") is None
+
+
+@pytest.mark.parametrize("arm", ["true actions", "shuffled actions", "zero actions"])
+def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = read_experiment(Asked("actions"))
+    shards = shards_of(tmp_path, experiment.data)
+    runs = planned(experiment, tmp_path, shards, ())["predictors"]
+    run = next(each for each in runs if each.cell == Cell(arm, None, 3))
+    names = ("true actions", "shuffled actions", "zero actions", "copy of the last frame")
+    asked: list[str] = []
+
+    def measure(run: Path, data: str, **_: int) -> Rollout:
+        asked.append(data)
+        errors = {name: np.full(16, 10.0 * len(asked) + n) for n, name in enumerate(names)}
+        return Rollout(4, 60, 0, 2500, errors, {}, errors)
+
+    monkeypatch.setattr(rollout, "measure_rollout", measure)
+    found = EVALUATIONS["rollout"].ask(experiment, run, shards)
+    is_told_none = arm == "zero actions"
+    assert asked == [str(shards[name]) for name in ("pushed", *(["pushed-zero"] if is_told_none else []))]
+    assert found["rollout position 16: true actions"] == 10.0, "on true actions, whatever it was told"
+    assert found["rollout position 16: zero actions"] == 12.0
+    expected = 20.0 if is_told_none else 10.0
+    assert found["rollout position 16: as trained"] == found["rollout latent 1: as trained"] == expected
 
 
 def test_an_experiment_is_run_told_and_goes_on_where_it_was(
