@@ -1,8 +1,8 @@
 """Keeps what experiments found: `python -m benchmarks.experiments runs/experiments/collapse …`.
 
 The folder's result.json becomes benchmarks/results/experiment_NAME.json, and `python -m benchmarks.tables`
-draws tables and figures of docs/ideas.md from there. A quick form, or one with settings changed by hand, is
-refused: a claim needs its seeds.
+draws tables and figures of docs/ideas.md from there. A quick form is refused, for a claim needs its seeds,
+and so is one of other settings than those that are shipped, changed by hand or since.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, device
-from launch.experiment.command import RESULT_FILE, shipped_experiments
+from launch.experiment.command import RESULT_FILE, Asked, read_experiment, shipped_experiments
+from launch.experiment.config import ExperimentConfig
 from launch.experiment.plots import draw_plots
 from launch.experiment.summary import Spread, markdown
 
@@ -35,6 +36,15 @@ def spreads_in(found: dict[str, Any]) -> list[Spread]:
     ]
 
 
+def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
+    """The settings on which its numbers depend: not words, figures, the number of seeds, the quick form."""
+    plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds"})
+    for stage in plain["stages"].values():
+        for arm in stage["arms"].values():
+            del arm["note"]
+    return plain
+
+
 def experiment_table(name: str) -> str:
     """Arms by measures, the figures below, and the facts that a reader needs to weigh them."""
     found = json.loads((RESULTS / f"experiment_{name}.json").read_text())
@@ -45,10 +55,11 @@ def experiment_table(name: str) -> str:
     star = (
         f"A star: differs from *{against}*, seed by seed, by more than its 95 % interval. " if against else ""
     )
+    commits = [f"{commit[:10]}{commit[40:]}" for commit in found["commits"]]
     lines.append(
         f"Mean ± standard deviation over {config['seeds']} seeds. {star}`foreframe experiment {name}`, "
-        f"{found['seconds'] / 60:.0f} minutes of training on {found['device']}. Commit "
-        f"{found['commit'][:10]}, {found['date']}."
+        f"{found['seconds'] / 60:.0f} minutes of training on {found['device']}. Code: "
+        f"{', '.join(commits) or 'not known'}. {found['date']}."
     )
     for number, plot in enumerate(found["plots"], start=1):
         lines += ["", f"![{plot['title']}](ideas/{name}-{number}.svg)", "", plot["caption"]]
@@ -74,36 +85,30 @@ def read_result(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): run the same experiment again") from error
     try:
-        fault = fault_of(found)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        fault = refusal(found)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no result of an experiment: {error!r}") from error
     if fault is not None:
         raise ValueError(f"{folder}: {fault}")
     return found
 
 
-def fault_of(found: dict[str, Any]) -> str | None:
-    """Why a result is no claim; None for one that is."""
-    name, config = found["config"]["name"], found["config"]
+def refusal(found: dict[str, Any]) -> str | None:
+    """Why a result is none that can be kept; None where it is."""
+    config = dict(found["config"])
+    name, changes = config["name"], config.pop("changes")
     if name not in shipped_experiments():
         return f"{name!r} is none of {', '.join(shipped_experiments())}"
-    if config["changes"]:
-        return f"settings were changed by hand ({' '.join(config['changes'])})"
+    if changes:
+        return f"settings were changed by hand ({' '.join(changes)})"
+    shipped = what_decides(read_experiment(Asked(name)))
+    own = what_decides(ExperimentConfig.model_validate(config))
+    if other := [key for key in shipped if own[key] != shipped[key]]:
+        return f"its {' and '.join(other)} are not those of configs/experiments/{name}.yaml: run it again"
     if config["seeds"] < LEAST_SEEDS:
         return f"{config['seeds']} seeds of each arm; a claim needs {LEAST_SEEDS}"
-    if "missing" in found:
-        return f"did not finish: {'; '.join(found['missing'])}" if found["missing"] else None
-    counts: dict[tuple[str, float | None], int] = {}
-    for row in found["rows"]:
-        place = row["arm"], row["level"]
-        counts[place] = min(row["n"], counts.get(place, row["n"]))
-    levels = [each["value"] for each in config["levels"]] or [None]
-    for arm in list(config["stages"].values())[-1]["arms"]:
-        for level in levels:
-            seeds = counts.get((arm, level), 0)
-            if seeds < config["seeds"]:
-                at = "" if level is None else f" at {config['axis']} {level:g}"
-                return f"{seeds} of {config['seeds']} seeds of {arm!r}{at} have finished; run it to its end"
+    if found["missing"]:
+        return f"did not finish: {'; '.join(found['missing'])}"
     return None
 
 

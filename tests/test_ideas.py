@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.experiments import refusal
+from benchmarks.measuring import RESULTS
 from benchmarks.tables import ROOT
 from launch.experiment.command import shipped_experiments
 
@@ -35,6 +38,14 @@ def test_both_languages_name_the_same_files_functions_and_tables() -> None:
 def test_every_experiment_is_on_the_page() -> None:
     text = (ROOT / PAGES[0]).read_text()
     assert [name for name in shipped_experiments() if f"<!-- table: experiment_{name} -->" not in text] == []
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_what_is_kept_of_an_experiment_is_of_its_settings(name: str) -> None:
+    path = RESULTS / f"experiment_{name}.json"
+    if not path.exists():
+        pytest.skip(f"{name} was not measured yet")
+    assert refusal(json.loads(path.read_text())) is None
 
 
 @pytest.mark.parametrize("file", ["objective/base.py", "config/training.py"])

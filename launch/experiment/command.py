@@ -18,7 +18,7 @@ from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS, check_evaluation
-from launch.experiment.measured import keep_evaluation, kept_evaluation, measured
+from launch.experiment.measured import commits_of, keep_evaluation, kept_evaluation, measured, seconds_of
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
 from launch.experiment.runs import Cell, Run, cells_of, stage_runs
@@ -203,7 +203,10 @@ def conclude(
     changes: Sequence[str],
     say: Say,
 ) -> None:
-    """Write the result, its table and figures, and print the table. made: the runs that count, by stage."""
+    """Write the result, its table and figures, and print the table. made: the runs that count, by stage.
+
+    In the result, commit: of the code that put it together; commits: of the code that made the runs.
+    """
     metrics = {
         stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
     }
@@ -225,10 +228,13 @@ def conclude(
         "benchmark": f"experiment_{experiment.name}",
         "date": date.today().isoformat(),
         "commit": git("rev-parse", "HEAD"),
+        "commits": commits_of(
+            run.element.run for stage, runs in made.items() for run in runs if run.cell in metrics[stage]
+        ),
         "device": "CPU",
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
-        "seconds": round(sum(seconds_of(each) for each in metrics.values()), 1),
+        "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "missing": missing,
         "unmeasured": unmeasured,
@@ -286,8 +292,3 @@ def _told(experiment: ExperimentConfig, cells: Iterable[Cell]) -> list[str]:
         at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
         seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
     return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]
-
-
-def seconds_of(metrics: Mapping[Any, Sequence[Mapping[str, Any]]]) -> float:
-    """Training time of all runs together, as they logged it."""
-    return sum(float(lines[-1].get("time_s", 0.0)) for lines in metrics.values() if lines)

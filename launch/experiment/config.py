@@ -82,7 +82,7 @@ class Measure(Section):
 
 
 class Panel(Section):
-    """A set of axes: a key of metrics.jsonl over steps, or without levels' steps a measure over levels."""
+    """A set of axes. key: of metrics.jsonl in a plot over steps, a measure's name in one over levels."""
 
     unit: str
     key: str

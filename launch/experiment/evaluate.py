@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World
 from launch.experiment.config import DataSpec, ExperimentConfig
-from launch.experiment.runs import Run
+from launch.experiment.runs import Run, data_of
 
 if TYPE_CHECKING:
     from pretrain.planning.measure import PlanningSettings
 
 FEWEST_CLIPS = 8
+AS_TRAINED = "as trained"
 # Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
 STEPS, REPLAN, PUSH = 6, 3, 1.0
 
@@ -29,17 +30,30 @@ class Evaluation(NamedTuple):
 
 
 def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
-    """Errors of foreseen frames, on clips whose actions are the true ones whatever the run was told."""
+    """Errors of foreseen frames, on clips whose actions are the true ones whatever the run was told.
+
+    Beside each row of true actions one `as trained`: of a run that was told none, on the same clips without
+    any, those seen before too. What it would make of true ones nobody has taught it.
+    """
     from pretrain.rollout import measure_rollout
+    from pretrain.rollout.measure import TRUE
 
     probe = run.element.config.probe
-    found = measure_rollout(
-        run.element.run,
-        str(shards[experiment.last.data]),
-        clips=max(FEWEST_CLIPS, probe.eval_clips),
-        train_clips=max(FEWEST_CLIPS, probe.train_clips),
-    )
-    return found.measures()
+
+    def on(data: str) -> dict[str, float]:
+        return measure_rollout(
+            run.element.run,
+            str(shards[data]),
+            clips=max(FEWEST_CLIPS, probe.eval_clips),
+            train_clips=max(FEWEST_CLIPS, probe.train_clips),
+        ).measures()
+
+    found = on(experiment.last.data)
+    own = data_of(experiment, list(experiment.stages)[-1], run.cell)
+    world = experiment.data[own].world
+    told = on(own) if world is not None and world.actions == "zero" else found
+    rows = {name.removesuffix(TRUE): value for name, value in told.items() if name.endswith(f": {TRUE}")}
+    return found | {f"{name}{AS_TRAINED}": value for name, value in rows.items()}
 
 
 def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
@@ -96,7 +110,11 @@ def _world_of(experiment: ExperimentConfig) -> World:
 def _told(experiment: ExperimentConfig) -> str:
     spec = experiment.data[experiment.last.data]
     return json.dumps(
-        [spec.model_dump(mode="json"), experiment.evaluate, experiment.episodes, STEPS, REPLAN, PUSH],
+        [
+            spec.model_dump(mode="json"),
+            experiment.evaluate,
+            [experiment.episodes, STEPS, REPLAN, PUSH] if experiment.evaluate == "planning" else AS_TRAINED,
+        ],
         sort_keys=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 from data_pipeline.storage import write_whole
 from launch.experiment.config import Measure
+from launch.provenance import PROVENANCE_FILE
 
 EVALUATED = "evaluated.json"
+NOT_COMMITTED = " with changes"
 Series = list[tuple[int, float]]
 
 
@@ -60,6 +63,29 @@ def measured(
         elif (before := value_of(series_of(metrics, each.untrained), "first")) is not None:
             untrained[each.name] = before
     return own, untrained
+
+
+def seconds_of(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Training time of a run, as it logged it: `time_s` counts from where it was begun or last resumed."""
+    times = [value for _, value in series_of(metrics, "time_s")]
+    ends = [now for now, later in itertools.pairwise([*times, 0.0]) if later < now]
+    return sum(ends)
+
+
+def commits_of(runs: Iterable[Path]) -> list[str]:
+    """What code made these runs: the commits, each once; those with changes that were not committed say so.
+
+    A run that tells none, as of a folder without git, adds nothing.
+    """
+    found = set()
+    for run in runs:
+        try:
+            facts = json.loads((run / PROVENANCE_FILE).read_bytes())
+            if facts["commit"] is not None:
+                found.add(f"{facts['commit']}{NOT_COMMITTED if facts['patch'] else ''}")
+        except (OSError, ValueError, KeyError, TypeError):  # none, or half of one
+            continue
+    return sorted(found)
 
 
 def kept_evaluation(run: Path, digest: str) -> dict[str, float] | None:

@@ -38,6 +38,13 @@ def cells_of(experiment: ExperimentConfig, stage: str) -> Iterator[tuple[Cell, L
                 yield Cell(arm, None if level is None else level.value, seed), level
 
 
+def data_of(experiment: ExperimentConfig, stage: str, cell: Cell) -> str:
+    """The data set that a run is trained on: its arm's, or its level's, or the stage's."""
+    found = experiment.stages[stage]
+    of_level = next((each.data for each in experiment.levels if each.value == cell.level), None)
+    return found.arms[cell.arm].data or of_level or found.data
+
+
 def stage_runs(
     experiment: ExperimentConfig,
     stage: str,
@@ -59,7 +66,7 @@ def stage_runs(
     for cell, level in cells_of(experiment, stage):
         arm = found.arms[cell.arm]
         settings: Settings = {**({} if level is None else level.settings), **arm.settings, "seed": cell.seed}
-        if own_data := arm.data or (None if level is None else level.data):
+        if (own_data := data_of(experiment, stage, cell)) != found.data:
             settings["data.shards"] = str(data[own_data])
         if weights_of := arm.weights_of or found.weights_of:
             start = _run_of(earlier, *weights_of, cell)

@@ -12,9 +12,8 @@ from launch.experiment.runs import Cell
 
 Values = Mapping[Cell, Mapping[str, float]]
 UNTRAINED = "untrained encoder"
-# Student's t, two-sided 95 %, by degrees of freedom (any table of it); normal beyond.
+# Student's t, two-sided 95 %, by degrees of freedom (any table of it). Beyond, the last: a little too wide.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-T_95_MORE, NORMAL_95 = 2.145, 1.960
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def compared(own: Mapping[int, float], other: Mapping[int, float]) -> tuple[floa
     differences = [own[seed] - other[seed] for seed in own if seed in other]
     if len(differences) < 2:
         return None, None
-    freedom = len(differences) - 1
-    t = T_95[freedom - 1] if freedom <= len(T_95) else T_95_MORE if freedom < 30 else NORMAL_95
+    t = T_95[min(len(differences) - 1, len(T_95)) - 1]
     return statistics.fmean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
 
 

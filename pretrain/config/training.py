@@ -258,7 +258,12 @@ class ProbeConfig(Section):
     batch: PositiveInt = Field(16, description="clips a forward")
     every: PositiveInt | None = Field(
         2000,
-        description="steps between probes while training, of the moving average on fixed clips; null: none",
+        description="steps between probes while training, on fixed clips; null: none",
+    )
+    encoder: Literal["auto", "context"] = Field(
+        "auto",
+        description="what is probed while training; auto: the moving average where there is one; context: "
+        "what gradients move, so that runs with and without an average are alike",
     )
     online_clips: PositiveInt = Field(
         256, description="clips of each split, at most, that are probed while training"

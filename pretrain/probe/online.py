@@ -157,11 +157,12 @@ class OnlineProbe:
             )
 
     def _encoder(self) -> Encoder:
-        """The moving average; the context encoder where that is what learns."""
-        engine = self._engine
-        if engine.ema is None or engine.target is None or self._config.learns_in_context:
-            assert engine.objective.encoder is not None, "without a target it is trained"
-            return engine.objective.encoder
+        """The moving average; the context encoder where that is what learns, or is asked for."""
+        engine, context = self._engine, self._engine.objective.encoder
+        wants_context = self._config.learns_in_context or self._config.probe.encoder == "context"
+        if engine.ema is None or engine.target is None or (wants_context and context is not None):
+            assert context is not None, "without a target it is trained"
+            return context
         engine.ema.ready()
         return engine.target
 

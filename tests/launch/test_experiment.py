@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from benchmarks import experiments
+from benchmarks.experiments import refusal
 from data_pipeline.errors import ConfigError, UsageError
 from launch.cli import app
 from launch.config import read_config
@@ -18,11 +21,21 @@ from launch.experiment import command
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig, Measure
 from launch.experiment.data import shards_of
-from launch.experiment.measured import keep_evaluation, kept_evaluation, measured, value_of
+from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.measured import (
+    commits_of,
+    keep_evaluation,
+    kept_evaluation,
+    measured,
+    seconds_of,
+    value_of,
+)
 from launch.experiment.plots import together
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from pretrain import rollout
 from pretrain.flops import flops_a_clip
+from pretrain.rollout import Rollout
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
 ARMS = """
@@ -46,6 +59,8 @@ measures: [{name: loss, key: loss}]
 quick: {seeds: 1, videos: 2, levels: [0.8], shorter: 2, settings: {train.log_every: 1}}
 """
 
+EQUAL_FLOPS = ("noise", "chance")  # what their pages say; the ceiling is cheaper
+
 
 def read(path: Path, text: str) -> ExperimentConfig:
     path.write_text(text)
@@ -63,12 +78,19 @@ def test_every_shipped_experiment_has_runs_whose_configs_are_valid(
     for stage, runs in found.items():
         arms = experiment.stages[stage].arms
         assert len(runs) == experiment.seeds * len(arms) * max(1, len(experiment.levels))
-        trains = [run.element.config.train for run in runs]
+        one_each = [run for run in runs if run.cell.seed == 0 and run.cell.level == runs[0].cell.level]
+        trains = [run.element.config.train for run in one_each]
         clips = [train.steps * train.global_batch for train in trains]
-        flops = [n * flops_a_clip(run.element.config).model for n, run in zip(clips, runs, strict=True)]
-        for run, n, own in zip(runs, clips, flops, strict=True):
+        flops = [n * flops_a_clip(run.element.config).model for n, run in zip(clips, one_each, strict=True)]
+        for run, n, own in zip(one_each, clips, flops, strict=True):
             is_as_long = n == clips[0]
             assert is_as_long or own == pytest.approx(flops[0], rel=0.02), f"{run.cell} has another budget"
+            if name in EQUAL_FLOPS and "supervised" not in run.cell.arm:
+                assert own == pytest.approx(flops[0], rel=0.05), f"{run.cell} has other FLOPs"
+        others = [run.element.config.train for run in runs]
+        assert {(each.steps, each.global_batch) for each in others} == {
+            (each.steps, each.global_batch) for each in trains
+        }, "an arm has one budget at every level and seed"
 
 
 def test_runs_are_arms_by_levels_by_seeds_each_on_its_data_and_from_its_weights(tmp_path: Path) -> None:
@@ -128,6 +150,11 @@ def test_a_name_that_is_no_experiment_is_refused_with_those_that_are() -> None:
     assert "collapse-planted" not in shipped_experiments()
 
 
+def test_help_names_every_experiment() -> None:
+    said = CliRunner().invoke(app, ["experiment", "--help"], env={"COLUMNS": "200"}).output
+    assert [name for name in shipped_experiments() if name not in said] == []
+
+
 def test_a_measure_is_the_last_first_lowest_or_share() -> None:
     lines = [
         {"step": 1, "loss": 4.0},
@@ -169,6 +196,17 @@ def test_mean_spread_and_difference_are_those_of_numpy_and_of_the_t_table() -> N
     assert rows["b"]["reference"] == pytest.approx(a.mean()) and rows["b"]["n"] == 5
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10, 15, 16, 31, 60])
+def test_an_interval_is_never_narrower_than_students(seeds: int) -> None:
+    """Of differences 1, 0, 1, 0, … so that none is read from a table that it is itself made of."""
+    scipy = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    differences = [float(n % 2) for n in range(seeds)]
+    _, half = compared(dict(enumerate(differences)), dict.fromkeys(range(seeds), 0.0))
+    student = scipy.t.ppf(0.975, seeds - 1) * np.std(differences, ddof=1) / math.sqrt(seeds)
+    assert half is not None
+    assert student * (1 - 1e-3) <= half < 1.1 * student
+
+
 def test_only_seeds_that_both_have_are_compared() -> None:
     assert compared({0: 1.0, 1: 2.0, 2: 9.0}, {0: 0.0, 1: 0.0}) == (
         1.5,
@@ -201,6 +239,47 @@ def test_curves_of_seeds_are_put_together_at_the_steps_that_all_have() -> None:
     assert long is not None and len(long["x"]) == 120 and (long["x"][0], long["x"][-1]) == (0, 999)
 
 
+def test_training_time_is_that_of_all_attempts() -> None:
+    """time_s counts from where a run was resumed: 30 s, then 12 s, then 5 s."""
+    times = [10.0, 20.0, 30.0, 6.0, 12.0, 5.0]
+    lines: list[dict[str, float]] = [{"step": n, "time_s": value} for n, value in enumerate(times)]
+    assert seconds_of(lines) == 47.0
+    assert seconds_of([]) == 0.0 and seconds_of([{"step": 1}]) == 0.0
+
+
+def test_the_code_of_runs_is_that_which_made_them(tmp_path: Path) -> None:
+    facts = [{"commit": "b" * 40, "patch": None}, {"commit": "a" * 40, "patch": "+x"}, {"commit": None}]
+    for name, each in zip("xyz", [*facts[:2], facts[0]], strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "provenance.json").write_text(json.dumps(each))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/provenance.json").write_text('{"commit": "c')
+    runs = [tmp_path / name for name in ("x", "y", "z", "half", "none")]
+    assert commits_of(runs) == [f"{'a' * 40} with changes", "b" * 40]
+
+
+def kept(experiment: ExperimentConfig, seeds: int = 5) -> dict[str, Any]:
+    config = json.loads(json.dumps(experiment.model_dump(mode="json") | {"changes": [], "seeds": seeds}))
+    return {"config": config, "rows": [], "missing": []}
+
+
+def test_a_result_is_kept_of_the_settings_that_are_shipped_alone() -> None:
+    shipped = read_experiment(Asked("collapse"))
+    assert refusal(kept(shipped)) is None
+    assert refusal(kept(shipped.model_copy(update={"question": "Why?", "plots": (), "seeds": 9}), 9)) is None
+    assert "4 seeds" in str(refusal(kept(shipped, 4)))
+    assert "is none of" in str(refusal(kept(shipped.made_quick())))
+    by_hand = kept(shipped)
+    by_hand["config"]["changes"] = ["optim.lr=1"]
+    assert "optim.lr=1" in str(refusal(by_hand))
+    edited = kept(shipped)  # a copy of the file, of the same name
+    edited["config"]["stages"]["runs"]["settings"]["optim.lr"] = 0.01
+    assert str(refusal(edited)).startswith("its stages are not those of configs/experiments/collapse.yaml")
+    edited = kept(shipped)
+    edited["config"]["data"]["demo"]["videos"] = 100
+    assert str(refusal(edited)).startswith("its data are not those")
+
+
 def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path) -> None:
     assert kept_evaluation(tmp_path, "a") is None
     keep_evaluation(tmp_path, "a", {"x": 1.5})
@@ -208,6 +287,32 @@ def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path
     assert kept_evaluation(tmp_path, "b") is None
     (tmp_path / "evaluated.json").write_text('{"digest": "a", "val')
     assert kept_evaluation(tmp_path, "a") is None
+
+
+@pytest.mark.parametrize("arm", ["true actions", "shuffled actions", "zero actions"])
+def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = read_experiment(Asked("actions"))
+    shards = shards_of(tmp_path, experiment.data)
+    runs = planned(experiment, tmp_path, shards, ())["predictors"]
+    run = next(each for each in runs if each.cell == Cell(arm, None, 3))
+    names = ("true actions", "shuffled actions", "zero actions", "copy of the last frame")
+    asked: list[str] = []
+
+    def measure(run: Path, data: str, **_: int) -> Rollout:
+        asked.append(data)
+        errors = {name: np.full(16, 10.0 * len(asked) + n) for n, name in enumerate(names)}
+        return Rollout(4, 60, 0, 2500, errors, {}, errors)
+
+    monkeypatch.setattr(rollout, "measure_rollout", measure)
+    found = EVALUATIONS["rollout"].ask(experiment, run, shards)
+    is_told_none = arm == "zero actions"
+    assert asked == [str(shards[name]) for name in ("pushed", *(["pushed-zero"] if is_told_none else []))]
+    assert found["rollout position 16: true actions"] == 10.0, "on true actions, whatever it was told"
+    assert found["rollout position 16: zero actions"] == 12.0
+    expected = 20.0 if is_told_none else 10.0
+    assert found["rollout position 16: as trained"] == found["rollout latent 1: as trained"] == expected
 
 
 def test_an_experiment_is_run_told_and_goes_on_where_it_was(
@@ -243,6 +348,11 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert "| fast | 1.00 ± 0.71* | 2 |" in Path("out/try/table.md").read_text()
     starts = sorted(Path("out/try/first").glob("0*/starts"))
     assert len(starts) == 8
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    Path("experiment_try.json").write_text(json.dumps(result))
+    page = experiments.experiment_table("try")
+    assert Path("out/try/table.md").read_text().partition("\n\n")[2].strip() in page
+    assert "over 2 seeds" in page and "![t](ideas/try-2.svg)" in page
 
     assert run_experiment(asked, said.append) == 0
     assert all(len(path.read_text().splitlines()) == 1 for path in starts), "nothing was run twice"

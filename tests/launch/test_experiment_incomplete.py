@@ -17,7 +17,7 @@ from data_pipeline.errors import CheckpointError, UsageError
 from launch.config import read_config
 from launch.console import Stages, make_console
 from launch.experiment import command, data
-from launch.experiment.command import Asked, run_experiment, unmeasured_cells
+from launch.experiment.command import Asked, read_experiment, run_experiment, unmeasured_cells
 from launch.experiment.config import DataSpec, ExperimentConfig, Measure
 from launch.experiment.data import folder_of, make_data
 from launch.experiment.evaluate import Evaluation
@@ -194,15 +194,6 @@ def test_a_run_that_diverged_is_not_told_by_what_it_was_before(tmp_path: Path) -
     assert found == {"loss": ["fast, noise 0.8: seed 1"]}, "a run that never has a loss did not diverge"
 
 
-def whole_result() -> dict[str, Any]:
-    rows = [{"arm": arm, "level": None, "metric": "loss", "n": 5} for arm in ("a", "b")]
-    config = {
-        "name": "collapse", "changes": [], "seeds": 5, "levels": [], "axis": None,
-        "stages": {"runs": {"arms": {"a": {}, "b": {}}}},
-    }  # fmt: skip
-    return {"config": config, "rows": rows}
-
-
 def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
     def told(text: str) -> str:
         (tmp_path / "result.json").write_text(text)
@@ -212,16 +203,14 @@ def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="cannot be read"):
         read_result(tmp_path)
-    whole = whole_result()
+    shipped = read_experiment(Asked("collapse")).model_dump(mode="json")
+    whole: dict[str, Any] = {"config": shipped | {"changes": []}, "rows": [], "missing": []}
     (tmp_path / "result.json").write_text(json.dumps(whole))
     assert read_result(tmp_path) == whole
     assert "is damaged" in told(json.dumps(whole)[:-9])
     assert "no result of an experiment" in told("[]")
-    assert "0 of 5 seeds of 'b' have finished" in told(json.dumps(whole | {"rows": whole["rows"][:1]}))
-    whole["rows"][1]["n"] = 4
-    assert "4 of 5 seeds of 'b' have finished" in told(json.dumps(whole))
-    (tmp_path / "result.json").write_text(json.dumps(whole | {"missing": []}))
-    assert read_result(tmp_path), "all have finished, one without a finite number at the end: a finding"
+    assert "no result of an experiment" in told(json.dumps({"config": whole["config"]}))
+    assert "no result of an experiment" in told(json.dumps(whole | {"config": whole["config"] | {"odd": 1}}))
     assert "b: seed 3" in told(json.dumps(whole | {"missing": ["b: seed 3"]}))
     whole["config"]["seeds"] = 2
     assert "2 seeds of each arm" in told(json.dumps(whole))

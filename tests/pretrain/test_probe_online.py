@@ -107,6 +107,16 @@ def test_the_scores_are_those_of_the_offline_probe_of_the_same_step(
     assert [line["step"] for line in stalls] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("encoder", ["auto", "context"])
+def test_what_is_probed_is_the_average_or_what_gradients_move(
+    encoder: str, probed_set: Path, tmp_path: Path
+) -> None:
+    target = {"momentum": {"start": 1.0, "end": 1.0}}  # an average that stays where it began
+    config = config_of(probed_set, tmp_path, target=target, probe={"encoder": encoder})
+    last = lines_of(run_train(config, quiet=True).run / "probes.jsonl")[-1]
+    assert (last["scores"] == pytest.approx(last["untrained"], nan_ok=True)) == (encoder == "auto")
+
+
 def test_one_place_is_the_mean_token_of_a_tubelet() -> None:
     tokens_BND = torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(0))
     found = place_features(tokens_BND, (2, 3, 4), 1)
