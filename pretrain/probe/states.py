@@ -28,6 +28,9 @@ STATE_GROUPS = {
     "wx": "walls",
     "wy": "walls",
 }
+# Waves over the whole picture: features pooled over places do not tell where they stand.
+OF_ALL_PLACES = ("background waves",)
+FEWER = 4  # rows and columns of places that those are read from, at most
 # Where the background stands says nothing without a map of it; how fast it moves does.
 DRIFT_OF = {"bx": "background drift", "by": "background drift"}
 
@@ -103,6 +106,17 @@ def pooled(tokens: Halves, weights: Floats | None, places_P2: Floats) -> Floats:
     return np.stack(rows)
 
 
+def side_by_side(tokens: Halves, places_P2: Floats) -> Floats:
+    """One row of features for each tubelet: those of all places side by side (C, t, P' D), 4 x 4 at most."""
+    columns = len(np.unique(places_P2[:, 0]))
+    rows = len(places_P2) // columns
+    high, wide = -(-rows // FEWER), -(-columns // FEWER)
+    x_CtRWD = tokens.astype(np.float64).reshape(*tokens.shape[:2], rows, columns, -1)
+    strips = [x_CtRWD[:, :, at : at + high].mean(2) for at in range(0, rows, high)]
+    cells = [strip[:, :, at : at + wide].mean(2) for strip in strips for at in range(0, columns, wide)]
+    return np.concatenate(cells, -1)
+
+
 @dataclass(frozen=True)
 class Target:
     """One thing to read out: values of each clip's tubelets (C, t, S); classes are one-hot columns."""
@@ -161,6 +175,10 @@ def score_states(
         guess = ridge_predictions(x_nD, y_nS, clips_n, x_mD)
         edges = np.cumsum([t.train.shape[-1] for t in targets])[:-1]
         parts = np.split(guess, edges, axis=1)
+        for number, target in enumerate(targets):
+            if target.name in OF_ALL_PLACES:
+                sides = [_flat(side_by_side(tokens, at)) for tokens in (train, evaluation)]
+                parts[number] = ridge_predictions(sides[0], _flat(target.train), clips_n, sides[1])
         rows.append(row(encoder, {t.name: t.score(part) for t, part in zip(targets, parts, strict=True)}))
     constant = {
         t.name: t.score(np.tile(_flat(t.train).mean(0), (len(_flat(t.evaluation)), 1))) for t in targets

@@ -354,3 +354,24 @@ def test_raw_pixels_keep_their_place() -> None:
     assert features[0, 0].max() == 0
     np.testing.assert_array_equal(np.flatnonzero(features[0, 1].sum(-1)), [8 + 2])
     np.testing.assert_array_equal(features[0, 1, 10], 1)
+
+
+def test_waves_over_the_picture_are_read_from_all_places_and_not_from_their_mean() -> None:
+    """Tokens that hold their patch of a wave: nothing of where it stands is in the mean over places."""
+    rng, at = np.random.default_rng(0), states.places(4, 4)
+    x, y = 2 * np.pi * at.T
+    waves_4P = np.stack([np.cos(x), -np.sin(x), np.cos(y), -np.sin(y)])
+
+    def seen(count: int) -> tuple[np.ndarray, np.ndarray]:
+        b_Ct4 = rng.normal(size=(count, 2, 4))
+        tokens = (b_Ct4 @ waves_4P)[..., None] * [1.0, -2.0, 0.5] + 0.1 * rng.normal(size=(count, 2, 16, 3))
+        return tokens.astype(np.float16), b_Ct4
+
+    (train, known), (test, truth) = seen(60), seen(30)
+    scores = {}
+    for name in ("background waves", "another"):
+        target = states.Target(name, False, known, truth)
+        row = states.score_states({"x": (train, test)}, [target], {"x": at})[0]
+        scores[name] = next(iter(row["scores"].values()))
+    assert scores["background waves"] > 0.9
+    assert scores["another"] < 0.1
