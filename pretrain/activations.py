@@ -260,7 +260,7 @@ def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks, how:
     past, future = sum(masks.kept_lengths), sum(masks.hidden_lengths)
     row = row_of(masks.kept_lengths)
     seen = row_of(masks.hidden_lengths if objective.target_sees == "future" else (tokens,) * clips)
-    frame = tokens // moments + (1 if objective.action_size else 0)
+    frame = tokens // moments + _told(config, objective.action_size)
     whole = row_of((moments * frame,) * clips, frame)
     rounded = FLOAT if w != FLOAT else 0
     predictor = saved(inner, whole, how) + clips * tokens * (outer.width + inner.width) * w
@@ -285,11 +285,16 @@ def _future(config: RunConfig, objective: FutureLatentConfig, masks: Masks, how:
     )
 
 
+def _told(config: RunConfig, *sizes: int) -> int:
+    """Tokens of a moment beside its patches."""
+    return sum(size > 0 for size in sizes) if config.model.predictor.told == "tokens" else 0
+
+
 def _action(config: RunConfig, objective: ActionLatentConfig, clips: int, how: Pass) -> _Alive:
     """A frozen encoder over single frames; the predictor over all of them, and once for each guess."""
     outer, inner, w = encoder_stack(config), predictor_stack(config), how.width
     frames, patches = config.data.frames, math.prod(config.grid[1:])
-    frame = patches + 1 + (1 if objective.state_size else 0)
+    frame = patches + _told(config, objective.action_size, objective.state_size)
     pixels = 3 * config.data.size**2 * FLOAT  # frames are copied one by one
     single = row_of((patches,) * (clips * frames))
 

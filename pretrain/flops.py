@@ -287,7 +287,8 @@ def _moments(config: RunConfig, clips: int, moments: int, told: Iterable[int], e
         math.prod(config.grid[1:]),
     )
     sizes = [size for size in told if size]
-    length = moments * (patches + len(sizes))
+    tokens = len(sizes) if config.model.predictor.told == "tokens" else 0
+    length = moments * (patches + tokens)
     heads = linear(clips * moments * patches, width, stack.width, embed_times)
     for size in sizes:
         heads += linear(clips * moments, size, stack.width, 2)

@@ -24,14 +24,19 @@ def stream(seed: int, index: int, purpose: int, *coordinates: int) -> np.random.
 
 
 def move(
-    position: Doubles, velocity: Doubles, radius: Doubles | float, action: Doubles, dt: float
+    position: Doubles,
+    velocity: Doubles,
+    radius: Doubles | float,
+    action: Doubles,
+    dt: float,
+    drag: float = 0.0,
 ) -> tuple[Doubles, Doubles]:
     """Position and velocity `dt` seconds later, under an action held for that time.
 
-    position, velocity, action: (..., 2); radius: (...,). The object's centre stays `radius` away from the
-    borders; the speed is at most MAX_SPEED. Any number of objects at once, as a planner wants them.
+    position, velocity, action: (..., 2); radius: (...,). drag: rate at which velocity dies, 1/s. The
+    object's centre stays `radius` away from the borders; the speed is at most MAX_SPEED. Any number of objects at once, as a planner wants them.
     """
-    velocity = velocity + action * dt
+    velocity = velocity * np.exp(-drag * dt) + action * dt
     speed = np.hypot(velocity[..., 0], velocity[..., 1])[..., None]
     velocity = velocity * (MAX_SPEED / np.maximum(speed, MAX_SPEED))
     low = np.asarray(radius, np.float64)[..., None]

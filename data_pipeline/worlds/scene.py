@@ -79,7 +79,7 @@ def step(world: World, state: State, action: NDArray[np.floating]) -> State:
     The action pushes the object; leaves go their own way, the same for any action.
     """
     pushed = np.asarray(action, np.float64)
-    position, velocity = move(state.position, state.velocity, state.radius, pushed, world.dt)
+    position, velocity = move(state.position, state.velocity, state.radius, pushed, world.dt, world.drag)
     frame = state.frame + 1
     leaves = state.leaves
     if leaves is not None:

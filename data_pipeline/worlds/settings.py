@@ -15,7 +15,7 @@ MAX_WALLS = 0.6
 
 class World(Section):
     """A world of one object, the leaves behind it, and walls. Equal seeds move and colour the object alike
-    in all worlds of one clock and push, whatever their leaves, walls and recorded actions: worlds are
+    in all worlds of one clock, push and drag, whatever their leaves, walls and recorded actions: worlds are
     compared in pairs.
 
     leaves says how much of what changes in a picture is distraction. At each pixel and colour take the
@@ -68,6 +68,13 @@ class World(Section):
         ge=0,
         le=20,
         description="Standard deviation of an action, frame widths a second squared, by axis.",
+    )
+    drag: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Rate at which the object's velocity dies, 1/s; 0: none. From about 5 × fps on there is "
+        "no velocity to remember, and an action moves the object by its 1 / fps² in a frame.",
     )
     hold_s: float = Field(0.4, gt=0, le=3600, description="Seconds for which an action is held.")
     actions: Literal["true", "shuffled", "zero"] = Field(

@@ -97,6 +97,19 @@ class PredictorConfig(Section):
         le=1000,
         description="learned mask tokens, taken by mask kinds in turn; null: one for each kind",
     )
+    told: Literal["tokens", "added"] = Field(
+        "tokens",
+        description="how an action or a state reaches the patches of its moment; tokens: as a token beside "
+        "them, as published (V-JEPA 2-AC); added: to each of them, which few steps learn sooner",
+    )
+    says: Literal["features", "change"] = Field(
+        "features",
+        description="what is said of the next moment; features: as published; change: what is added to the "
+        "features of the moment before, so that training begins with a copy; for action_latent alone",
+    )
+    action_scale: float = Field(
+        1.0, gt=0, le=1e6, description="actions are divided by it: about their standard deviation"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -248,6 +248,21 @@ class RunConfig(Section):
             found.append(("augment.hflip", True, need, (False,)))
         return found
 
+    def _told_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """Rules of predictors that are told actions: others would take no heed of these settings."""
+        kind, predictor = self.objective.kind, self.model.predictor
+        found: list[tuple[str, object, str, tuple[object, ...]]] = []
+        if kind != "action_latent" and predictor.says != "features":
+            need = "features, or objective.kind action_latent: only there is the moment before known"
+            found.append(("model.predictor.says", predictor.says, need, ("features",)))
+        if kind not in ("action_latent", "future_latent"):
+            need = "left out, or objective.kind action_latent or future_latent, which are told actions"
+            if predictor.told != "tokens":
+                found.append(("model.predictor.told", predictor.told, need, ("tokens",)))
+            if predictor.action_scale != 1.0:
+                found.append(("model.predictor.action_scale", predictor.action_scale, need, (1.0,)))
+        return found
+
     def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
         """Rules about what is predicted, from what, by which encoder."""
         found: list[tuple[str, object, str, tuple[object, ...]]] = []
@@ -268,6 +283,7 @@ class RunConfig(Section):
             if self.model.predictor.mask_tokens is not None:
                 need = f"null with objective.kind {kind}, which has no mask kinds"
                 found.append(("model.predictor.mask_tokens", self.model.predictor.mask_tokens, need, (None,)))
+        found += self._told_problems()
         if kind == "states":
             found += self._states_problems()
         regularisers = getattr(self.objective, "regularisers", ())

@@ -115,5 +115,7 @@ def object_later(world: World, state: State, actions_NnA: Floats, stride: int) -
     radius = np.full(count, state.radius)
     for moment in range(actions_NnA.shape[1]):
         for _ in range(stride):
-            position, velocity = move(position, velocity, radius, actions_NnA[:, moment], world.dt)
+            position, velocity = move(
+                position, velocity, radius, actions_NnA[:, moment], world.dt, world.drag
+            )
     return position

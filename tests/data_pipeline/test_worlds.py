@@ -146,6 +146,16 @@ def test_the_object_moves_as_in_the_demo() -> None:
     np.testing.assert_allclose(ours[1], [v for _, v in kept], atol=1e-9)
 
 
+def test_with_much_drag_an_action_is_a_displacement() -> None:
+    world = World(size=32, fps=8.0, drag=100.0, leaves=0)
+    state, _ = begin(world, 0, 3)
+    middle = dataclasses.replace(state, position=np.array([0.5, 0.5]))
+    moved = step(world, step(world, middle, np.zeros(2)), np.array([4.0, -2.0]))
+    np.testing.assert_allclose(moved.position - 0.5, np.array([4.0, -2.0]) / 64, atol=1e-5)
+    slowly = move(np.full(2, 0.5), np.array([0.4, 0.0]), 0.1, np.zeros(2), 0.5, drag=2 * np.log(2))
+    np.testing.assert_allclose(slowly[1], [0.2, 0.0])
+
+
 def test_a_step_is_pure_and_leaves_do_not_heed_the_action() -> None:
     world = World(size=32)
     state, scene = begin(world, 0, 0)

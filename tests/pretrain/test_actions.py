@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +16,11 @@ ENCODER = EncoderConfig(preset="vit_tiny", width=48, depth=1, heads=2, patch=8)
 GRID = (4, 3, 3)
 
 
-def make(action_size: int = 3, state_size: int = 5, rope: str = "vjepa2") -> ActionPredictor:
+def make(action_size: int = 3, state_size: int = 5, rope: str = "vjepa2", **changes: Any) -> ActionPredictor:
     encoder = ENCODER.model_copy(update={"rope": rope})
-    config = PredictorConfig(depth=2, width=24, heads=2)
-    predictor = ActionPredictor(config, encoder, GRID, action_size, state_size, has_mask_token=True)
+    config = PredictorConfig(depth=2, width=24, heads=2, **changes)
+    knows_all = config.says == "change"
+    predictor = ActionPredictor(config, encoder, GRID, action_size, state_size, has_mask_token=not knows_all)
     for parameter in predictor.parameters():
         parameter.data.fill_(float("nan"))
     predictor.initialise(torch.Generator().manual_seed(0))
@@ -48,9 +51,12 @@ def said(predictor: ActionPredictor, x: dict[str, torch.Tensor]) -> torch.Tensor
     moment=st.integers(0, 3),
     clip=st.integers(0, 1),
     rope=st.sampled_from(["vjepa2", "interleaved", "none"]),
+    told=st.sampled_from(["tokens", "added"]),
 )
-def test_a_change_at_a_moment_changes_nothing_before_it(what: str, moment: int, clip: int, rope: str) -> None:
-    predictor, x = make(rope=rope), inputs()
+def test_a_change_at_a_moment_changes_nothing_before_it(
+    what: str, moment: int, clip: int, rope: str, told: str
+) -> None:
+    predictor, x = make(rope=rope, told=told), inputs()
     before = said(predictor, x)
     x[what][clip, moment] += 1.0
     change = (said(predictor, x) - before).abs().amax((2, 3))
@@ -83,3 +89,20 @@ def test_actions_and_states_may_be_absent(actions: int, states: int) -> None:
     assert out.shape == (2, 4, 9, 48)
     names = {name.split(".")[0] for name, _ in predictor.named_parameters()}
     assert ("embed_action" in names, "embed_state" in names) == (bool(actions), bool(states))
+
+
+def test_a_predictor_of_changes_begins_with_a_copy_and_adds_what_it_says() -> None:
+    config = PredictorConfig(depth=2, width=24, heads=2, says="change")
+    fresh = ActionPredictor(config, ENCODER, GRID, 3, 5)
+    fresh.initialise(torch.Generator().manual_seed(0))
+    x = inputs()
+    assert torch.equal(said(fresh, x), x["features"])
+    plain, changes = make(), make(says="change")
+    changes.load_state_dict({k: v for k, v in plain.state_dict().items() if k != "mask_token"})
+    torch.testing.assert_close(said(changes, x), x["features"] + said(plain, x))
+
+
+def test_actions_are_divided_by_their_scale() -> None:
+    x = inputs()
+    ten_times = x | {"actions": 10 * x["actions"]}
+    torch.testing.assert_close(said(make(action_scale=10.0), ten_times), said(make(), x))

@@ -37,6 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
         "objective": {"kind": "action_latent", "action_size": 3, "state_size": 5, "rollout_steps": 3},
         "target": FROZEN,
     },
+    "action, changes": {
+        "objective": {"kind": "action_latent", "action_size": 3, "state_size": 0},
+        "predictor": {"told": "added", "says": "change"},
+        "target": FROZEN,
+    },
     "states": {"objective": {"kind": "states"}},
 }
 
@@ -63,7 +68,7 @@ def config_of(
             "data": {"shards": "nowhere", "frames": frames, "size": size},
             "model": {
                 "encoder": {"preset": "vit_tiny", "depth": 3} | given.get("encoder", {}) | encoder,
-                "predictor": {"depth": 3, "width": 96, "heads": 2},
+                "predictor": {"depth": 3, "width": 96, "heads": 2} | given.get("predictor", {}),
             },
             "objective": given.get("objective", {"kind": "masked_latent"}),
             "target": given.get("target", {"kind": "ema"}),

@@ -97,6 +97,12 @@ def test_pictures_with_tokens_of_their_own(
     assert found == pytest.approx(counted(config, len(pictures), pictures, monkeypatch), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["action", "future"])
+def test_actions_that_are_no_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(kind, predictor={"told": "added"})
+    assert by_formula(config, 2, ()) == pytest.approx(counted(config, 2, (), monkeypatch), rel=1e-9)
+
+
 def test_a_rollout_of_more_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("action", objective={"rollout_steps": 3})
     assert by_formula(config, 2, ()) == pytest.approx(counted(config, 2, (), monkeypatch), rel=1e-9)

@@ -318,6 +318,12 @@ def test_regularisers_look_at_the_mean_of_each_clips_context() -> None:
             {"objective": {"kind": "pixel"}, "target": {"kind": "online", "stop_gradient": False}},
             "target.stop_gradient",
         ),
+        ({"objective": {"kind": "future_latent"}, "predictor": {"says": "change"}}, "model.predictor.says"),
+        ({"objective": {"kind": "pixel"}, "predictor": {"told": "added"}}, "model.predictor.told"),
+        (
+            {"objective": {"kind": "masked_latent"}, "predictor": {"action_scale": 2.0}},
+            "model.predictor.action_scale",
+        ),
         (
             {"objective": {"kind": "future_latent"}, "predictor": {"mask_tokens": 2}},
             "model.predictor.mask_tokens",

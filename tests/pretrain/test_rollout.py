@@ -70,6 +70,26 @@ def test_a_step_from_every_past_is_that_of_teacher_forcing() -> None:
     torch.testing.assert_close(torch.stack(errors).mean(), objective(batch, targets).parts["teacher_forcing"])
 
 
+def test_a_run_that_says_changes_is_read_as_it_was_trained(dataset: Path, tmp_path: Path) -> None:
+    predictor = {"depth": 1, "width": 24, "heads": 2, "told": "added", "says": "change", "action_scale": 3.0}
+    encoder = {"preset": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "patch": 8}
+    still = {"steps": 2, "checkpoint_every": 2}
+    config = tiny_config(
+        dataset,
+        tmp_path,
+        **ACTION | {"model": {"encoder": encoder, "predictor": predictor}, "train": still},
+        optim={"lr": 1e-12, "warmup_steps": 0, "weight_decay": 0.0},
+    )
+    model, _ = load_model(run_train(config, quiet=True).run)
+    past = torch.randn(1, 2, 16, 48)
+    past = torch.nn.functional.layer_norm(past, (48,))
+    said = model.roll(past, torch.full((1, 3, 2), 50.0))
+    (
+        torch.testing.assert_close(said, past[:, -1:].expand_as(said), atol=1e-4, rtol=0),
+        "nothing was learned: a copy",
+    )
+
+
 def test_of_more_moments_than_in_training_the_last_are_seen() -> None:
     model, _, targets, actions, _ = model_of(2)
     longer = torch.cat([targets, targets.flip(1)], 1)
