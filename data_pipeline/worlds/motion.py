@@ -33,8 +33,9 @@ def move(
 ) -> tuple[Doubles, Doubles]:
     """Position and velocity `dt` seconds later, under an action held for that time.
 
-    position, velocity, action: (..., 2); radius: (...,). drag: rate at which velocity dies, 1/s. The
-    object's centre stays `radius` away from the borders; the speed is at most MAX_SPEED. Any number of objects at once, as a planner wants them.
+    position, velocity, action: (..., 2); radius: (...,). drag: rate at which velocity dies, 1/s. The object's
+    centre stays `radius` away from the borders; the speed is at most MAX_SPEED. Any number of objects at
+    once, as a planner wants them.
     """
     velocity = velocity * np.exp(-drag * dt) + action * dt
     speed = np.hypot(velocity[..., 0], velocity[..., 1])[..., None]
