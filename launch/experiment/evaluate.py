@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
 
 
 def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
-    """Errors of foreseen frames, on clips whose actions are the true ones whatever the run was told.
+    """Errors of foreseen frames, on clips of the run's world with the true actions, whatever it was told.
 
     Beside each row of true actions one `as trained`: of a run that was told none, on the same clips without
     any, those seen before too. What it would make of true ones nobody has taught it.
@@ -48,12 +48,22 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
             train_clips=max(FEWEST_CLIPS, probe.train_clips),
         ).measures()
 
-    found = on(experiment.last.data)
     own = data_of(experiment, list(experiment.stages)[-1], run.cell)
+    found = on(_with_true_actions(experiment, own))
     world = experiment.data[own].world
     told = on(own) if world is not None and world.actions == "zero" else found
     rows = {name.removesuffix(TRUE): value for name, value in told.items() if name.endswith(f": {TRUE}")}
     return found | {f"{name}{AS_TRAINED}": value for name, value in rows.items()}
+
+
+def _with_true_actions(experiment: ExperimentConfig, name: str) -> str:
+    """The data set of the same videos whose recorded actions are the true ones; the last stage's for want of
+    one."""
+    spec = experiment.data[name]
+    if spec.world is None:
+        return name
+    wanted = spec.model_copy(update={"world": spec.world.model_copy(update={"actions": "true"})})
+    return next((each for each, other in experiment.data.items() if other == wanted), experiment.last.data)
 
 
 def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:

@@ -289,7 +289,7 @@ def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path
     assert kept_evaluation(tmp_path, "a") is None
 
 
-@pytest.mark.parametrize("arm", ["true actions", "shuffled actions", "zero actions"])
+@pytest.mark.parametrize("arm", ["true actions", "shuffled actions", "zero actions", "true actions, walls"])
 def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,8 @@ def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
     monkeypatch.setattr(rollout, "measure_rollout", measure)
     found = EVALUATIONS["rollout"].ask(experiment, run, shards)
     is_told_none = arm == "zero actions"
-    assert asked == [str(shards[name]) for name in ("pushed", *(["pushed-zero"] if is_told_none else []))]
+    world = "pushed-walls" if arm == "true actions, walls" else "pushed"
+    assert asked == [str(shards[name]) for name in (world, *(["pushed-zero"] if is_told_none else []))]
     assert found["rollout position 16: true actions"] == 10.0, "on true actions, whatever it was told"
     assert found["rollout position 16: zero actions"] == 12.0
     expected = 20.0 if is_told_none else 10.0
