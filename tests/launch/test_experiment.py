@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from launch.experiment.command import Asked, planned, read_experiment, run_exper
 from launch.experiment.config import ExperimentConfig, Measure
 from launch.experiment.data import shards_of
 from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
+    Evaluated,
     commits_of,
     keep_evaluation,
     kept_evaluation,
@@ -35,6 +38,7 @@ from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
 from pretrain import rollout
 from pretrain.flops import flops_a_clip
+from pretrain.maps import Map, Maps
 from pretrain.rollout import Rollout
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
@@ -282,8 +286,8 @@ def test_a_result_is_kept_of_the_settings_that_are_shipped_alone() -> None:
 
 def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path) -> None:
     assert kept_evaluation(tmp_path, "a") is None
-    keep_evaluation(tmp_path, "a", {"x": 1.5})
-    assert kept_evaluation(tmp_path, "a") == {"x": 1.5}
+    keep_evaluation(tmp_path, "a", Evaluated({"x": 1.5}))
+    assert kept_evaluation(tmp_path, "a") == Evaluated({"x": 1.5})
     assert kept_evaluation(tmp_path, "b") is None
     (tmp_path / "evaluated.json").write_text('{"digest": "a", "val')
     assert kept_evaluation(tmp_path, "a") is None
@@ -306,7 +310,7 @@ def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
         return Rollout(4, 60, 0, 2500, errors, {}, errors)
 
     monkeypatch.setattr(rollout, "measure_rollout", measure)
-    found = EVALUATIONS["rollout"].ask(experiment, run, shards)
+    found = EVALUATIONS["rollout"].ask(experiment, run, shards).numbers
     is_told_none = arm == "zero actions"
     assert asked == [str(shards[name]) for name in ("pushed", *(["pushed-zero"] if is_told_none else []))]
     assert found["rollout position 16: true actions"] == 10.0, "on true actions, whatever it was told"
@@ -377,3 +381,20 @@ def test_runs_that_fail_are_told_and_left_out(
     assert "2 of the 4 runs of first did not finish; the same command goes on" in said
     result = json.loads(Path("out/try/result.json").read_text())
     assert {row["arm"] for row in result["rows"]} == {"slow"}
+
+
+def test_maps_of_the_first_seed_of_each_arm_are_kept_drawn_and_shown(tmp_path: Path) -> None:
+    def of(value: float) -> dict[str, Any]:
+        at = np.array([0.0, 1.0])
+        each = Map("model", at, np.array([[value, 9.0], [9.0, 9.0]]), ((0.0, 0.0),), (), "L1")
+        return Maps("energy", "Energies", "One goal.", (each,), "ax", "ay", ring="least").plain()
+
+    cells = [Cell(arm, None, seed) for arm in ("a", "b") for seed in (1, 0)]
+    found = maps_of_arms({cell: of(cell.seed + 0.5) for cell in cells} | {Cell("c", None, 0): None}, None)
+    (kept,) = json.loads(json.dumps(found))
+    assert [each["name"] for each in kept["maps"]] == ["a, seed 0: model", "b, seed 0: model"]
+    assert {each["values"][0][0] for each in kept["maps"]} == {0.5}
+    (path,) = draw_all_maps([kept], "try", tmp_path)
+    words = "".join(ET.parse(path).getroot().itertext())
+    assert path.name == "try-energy.svg" and "b, seed 0: model" in words and "least" in words
+    assert maps_of_arms({cells[0]: None}, None) == []
