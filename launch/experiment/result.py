@@ -52,7 +52,7 @@ def conclude(
         return
     spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
     unmeasured = unmeasured_cells(experiment, values, metrics[last])
-    plots = plots_of(experiment, metrics, spreads)
+    plots = plots_of(experiment, metrics, spreads, numbers)
     maps = maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis)
     result = {
         "benchmark": f"experiment_{experiment.name}",
@@ -85,6 +85,8 @@ def conclude(
     for each in experiment.measures:
         if all(spread.measure != each.name for spread in spreads):
             say(f"\n{each.name!r} is in no row: no run told {each.key}")
+    for told in empty_panels(plots):
+        say(f"\n{told}")
     if experiment.against is not None and experiment.seeds > 1:
         say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
     for path in (folder / RESULT_FILE, folder / TABLE_FILE, *drawn):
@@ -92,6 +94,16 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def empty_panels(plots: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sets of axes that no run gave a curve for, in a sentence each."""
+    return [
+        f"{plot['title']!r} has no curve of {panel['unit']}: no run told such numbers"
+        for plot in plots
+        for panel in plot["panels"]
+        if not panel["curves"]
+    ]
 
 
 def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:

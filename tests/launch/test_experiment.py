@@ -20,7 +20,7 @@ from launch.cli import app
 from launch.config import read_config
 from launch.experiment import command
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
-from launch.experiment.config import ExperimentConfig, Measure
+from launch.experiment.config import ExperimentConfig, Measure, Panel, Plot
 from launch.experiment.data import shards_of
 from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.maps import draw_all_maps, maps_of_arms
@@ -33,7 +33,8 @@ from launch.experiment.measured import (
     seconds_of,
     value_of,
 )
-from launch.experiment.plots import together
+from launch.experiment.plots import figure_of, plots_of, together
+from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
 from pretrain import rollout
@@ -398,3 +399,33 @@ def test_maps_of_the_first_seed_of_each_arm_are_kept_drawn_and_shown(tmp_path: P
     words = "".join(ET.parse(path).getroot().itertext())
     assert path.name == "try-energy.svg" and "b, seed 0: model" in words and "least" in words
     assert maps_of_arms({cells[0]: None}, None) == []
+
+
+def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
+    plot = Plot(
+        title="Errors",
+        caption="c",
+        over="measures",
+        across="frames ahead",
+        at=(1, 4, 16),
+        panels=(Panel(unit="widths", key="error {}: model", beside={"copy": "error {}: copy"}),),
+    )
+    experiment = read_experiment(Asked("actions")).model_copy(update={"plots": (plot,)})
+    first, second = "true actions", "zero actions"
+    evaluated = {
+        Cell(arm, None, seed): {f"error {n}: {way}": base + n + seed for n in (1, 4) for way, base in ways}
+        for arm, ways in {first: (("model", 0.0), ("copy", 9.0)), second: (("model", 1.0),)}.items()
+        for seed in (0, 2)
+    }
+    (found,) = json.loads(json.dumps(plots_of(experiment, {"predictors": {}}, [], evaluated)))
+    assert found["across"] == "frames ahead"
+    curves = {each["name"]: each for each in found["panels"][0]["curves"]}
+    assert set(curves) == {first, second, "copy"}, "arms without a run have no curve"
+    assert curves[first]["x"] == [1, 4], "at 16 nothing was told"
+    assert (curves[first]["mean"], curves[first]["low"], curves[first]["high"]) == ([2, 5], [1, 4], [3, 6])
+    assert (curves[second]["mean"], curves["copy"]["mean"]) == ([3, 6], [11, 14])
+    drawn = {each.name: each.is_dashed for each in figure_of(found, "e").axes[0].curves}
+    assert drawn == {first: False, second: False, "copy": True}
+    assert empty_panels([found]) == []
+    (nothing,) = plots_of(experiment, {"predictors": {}}, [], {})
+    assert empty_panels([nothing]) == ["'Errors' has no curve of widths: no run told such numbers"]
