@@ -18,7 +18,7 @@ from launch.experiment.evaluate import EVALUATIONS, check_evaluation
 from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
 from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
-from launch.experiment.runs import Cell, Run, cells_of, stage_runs
+from launch.experiment.runs import Cell, Run, cells_of, stage_runs, told_of
 from launch.lock import lock_run
 from launch.processes import stops_at_once
 from launch.sweep.elements import shown
@@ -81,8 +81,7 @@ def run_experiment(asked: Asked, say: Say) -> int:
     if asked.is_dry:
         for name, runs in stages.items():
             for run in runs:
-                level = "" if run.cell.level is None else f", {experiment.axis} {run.cell.level:g}"
-                say(f"  {name}: {run.cell.arm}{level}, seed {run.cell.seed}")
+                say(f"  {name}: {told_of(run.cell, experiment.axis)}")
         say("dry run, nothing was started or written")
         return EXIT_OK
     try:
@@ -174,7 +173,7 @@ def _evaluate(
     for number, run in enumerate(whole[last], start=1):
         values = kept_evaluation(run.element.run, digest)
         if values is None:
-            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.name}"
+            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.called}"
             try:
                 values = evaluation.ask(experiment, run, shards)
             except (CheckpointError, DataError) as error:

@@ -38,6 +38,7 @@ from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
 from pretrain import rollout
+from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
 from pretrain.maps import Map, Maps
 from pretrain.rollout import Rollout
@@ -353,6 +354,17 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert "| fast | 1.00 ± 0.71* | 2 |" in Path("out/try/table.md").read_text()
     starts = sorted(Path("out/try/first").glob("0*/starts"))
     assert len(starts) == 8
+    ended = [line.split()[0] for line in said if " finished in " in line]
+    assert ended == [f"{number}/8" for number in range(1, 9)], "what has ended never goes back"
+    assert any("ended  fast, noise 0.8, seed 1  started, " in line for line in said)
+    called = [read_config(path.parent / "config.yaml", [], RunConfig) for path in starts]
+    assert {each.tracker.run_name for each in called} == {
+        f"{arm}, noise {level}, seed {seed}"
+        for arm in ("fast", "slow")
+        for level in (0.1, 0.8)
+        for seed in (0, 1)
+    }
+    assert all(each.name[:3].isdigit() for each in called), "and folders stay as they were"
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     Path("experiment_try.json").write_text(json.dumps(result))
     page = experiments.experiment_table("try")
