@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, device
-from launch.experiment.command import RESULT_FILE, Asked, read_experiment, shipped_experiments
+from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
+from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
+from launch.experiment.result import RESULT_FILE
 from launch.experiment.summary import Spread, markdown
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
@@ -63,6 +65,8 @@ def experiment_table(name: str) -> str:
     )
     for number, plot in enumerate(found["plots"], start=1):
         lines += ["", f"![{plot['title']}](ideas/{name}-{number}.svg)", "", plot["caption"]]
+    for maps in found.get("maps", []):
+        lines += ["", f"![{maps['title']}](ideas/{file_name(maps, name)})", "", maps["caption"]]
     return "\n".join(lines)
 
 
@@ -72,7 +76,9 @@ def draw_figures() -> None:
         path = RESULTS / f"experiment_{name}.json"
         if path.exists():
             FIGURES.mkdir(exist_ok=True)
-            draw_plots(json.loads(path.read_text())["plots"], name, FIGURES)
+            found = json.loads(path.read_text())
+            draw_plots(found["plots"], name, FIGURES)
+            draw_all_maps(found.get("maps", []), name, FIGURES)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -18,20 +18,9 @@ from launch.paths import is_folder
 from launch.yaml_file import Document
 from pretrain.config import RunConfig
 from pretrain.maps import draw_maps
-from pretrain.planning.energy import MODEL, ORACLE, RENDERED, Eye
-from pretrain.planning.landscape import landscape, maps_of
-from pretrain.planning.measure import (
-    FIRST_TASK,
-    NOTHING,
-    RANDOM,
-    Planning,
-    PlanningSettings,
-    bounds_of,
-    energies_of,
-    measure_planning,
-    stride_of,
-    task_of,
-)
+from pretrain.planning.agreement import landscapes
+from pretrain.planning.landscape import energy_maps, maps_of
+from pretrain.planning.measure import NOTHING, RANDOM, Planning, PlanningSettings, measure_planning
 from pretrain.planning.search import Cem, Mppi, Search
 from pretrain.probe.result import Progress
 from pretrain.probe.subject import device_of
@@ -171,15 +160,10 @@ def plan_with(
         "search": {"kind": asked.search, "samples": asked.samples, "turns": asked.turns},
         "ways": ways,
     }
-    task = task_of(world, config.seed, FIRST_TASK, settings, stride_of(world, config))
-    eye = Eye(model, config.data.size, settings.told)
-    energies = energies_of(eye, None)
-    seen = landscape(
-        task, {way: energies[way] for way in (MODEL, RENDERED, ORACLE)}, bounds_of(world, settings)
-    )
-    caption = f"Of each action, held for {settings.steps} frames; a ring is the least."
+    seen = landscapes(run, world, tasks=1, settings=settings, step=step, device=where)[0]
     drawn = run / LANDSCAPE_FILE
-    draw_maps(maps_of(seen, "landscape", "Energies of the first goal", caption), drawn)
+    title = "Energies of the first goal"
+    draw_maps(energy_maps("landscape", title, settings.steps, maps_of(seen)), drawn)
     return found, [_kept(run / PLANNING_FILE, plain | {"landscape": seen.plain()}), drawn]
 
 

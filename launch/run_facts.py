@@ -42,7 +42,8 @@ def run_facts(
     training = [data for data in datasets if data.context == "training"]
     weights = num_parameters(config)
     return RunFacts(
-        name=config.name if not config.seed else f"{config.name}, seed {config.seed}",
+        name=config.tracker.run_name
+        or (config.name if not config.seed else f"{config.name}, seed {config.seed}"),
         experiment=config.tracker.experiment or default_experiment(config, training),
         params=params_of(config)
         | {"data": names(training), "model.parameters": _millions(sum(weights.values()))},

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, CheckpointError, DataError, UsageError, why
-from data_pipeline.storage import check_takes, write_whole
+from data_pipeline.storage import check_takes
 from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS, check_evaluation
-from launch.experiment.measured import commits_of, keep_evaluation, kept_evaluation, measured, seconds_of
-from launch.experiment.plots import draw_plots, plots_of
+from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
+from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
-from launch.experiment.runs import Cell, Run, cells_of, stage_runs
-from launch.experiment.summary import markdown, rows_of, spreads_of
+from launch.experiment.runs import Cell, Run, cells_of, stage_runs, told_of
 from launch.lock import lock_run
 from launch.processes import stops_at_once
-from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
-from pretrain.tracking.jsonl import read_metrics
 
-RESULT_FILE, TABLE_FILE, LOCK = "result.json", "table.md", ".lock-experiment"
+LOCK = ".lock-experiment"
 OUT = Path("runs/experiments")
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # models of a laptop: the same numbers on every machine
 Say = Callable[[str], None]
@@ -87,8 +81,7 @@ def run_experiment(asked: Asked, say: Say) -> int:
     if asked.is_dry:
         for name, runs in stages.items():
             for run in runs:
-                level = "" if run.cell.level is None else f", {experiment.axis} {run.cell.level:g}"
-                say(f"  {name}: {run.cell.arm}{level}, seed {run.cell.seed}")
+                say(f"  {name}: {told_of(run.cell, experiment.axis)}")
         say("dry run, nothing was started or written")
         return EXIT_OK
     try:
@@ -163,7 +156,7 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluate(
     experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
-) -> tuple[int, dict[str, list[Run]], dict[Cell, dict[str, float]]]:
+) -> tuple[int, dict[str, list[Run]], dict[Cell, Evaluated]]:
     """What the last stage's finished runs are asked; what was found before is kept.
 
     Returns the exit code of the first that cannot be asked; the finished runs by stage, those left out; and
@@ -174,13 +167,13 @@ def _evaluate(
         return EXIT_OK, whole, {}
     evaluation = EVALUATIONS[experiment.evaluate]
     digest = hashlib.sha256(evaluation.settings(experiment).encode()).hexdigest()[:16]
-    found: dict[Cell, dict[str, float]] = {}
+    found: dict[Cell, Evaluated] = {}
     failed = EXIT_OK
     last = list(made)[-1]
     for number, run in enumerate(whole[last], start=1):
         values = kept_evaluation(run.element.run, digest)
         if values is None:
-            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.name}"
+            told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.called}"
             try:
                 values = evaluation.ask(experiment, run, shards)
             except (CheckpointError, DataError) as error:
@@ -193,102 +186,3 @@ def _evaluate(
             say(told)
         found[run.cell] = values
     return failed, {**whole, last: [run for run in whole[last] if run.cell in found]}, found
-
-
-def conclude(
-    experiment: ExperimentConfig,
-    folder: Path,
-    made: Mapping[str, Sequence[Run]],
-    evaluated: Mapping[Cell, Mapping[str, float]],
-    changes: Sequence[str],
-    say: Say,
-) -> None:
-    """Write the result, its table and figures, and print the table. made: the runs that count, by stage.
-
-    In the result, commit: of the code that put it together; commits: of the code that made the runs.
-    """
-    metrics = {
-        stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
-    }
-    last = list(made)[-1]
-    values, untrained = {}, {}
-    for run in made[last]:
-        if run.cell in metrics[last]:
-            own, before = measured(experiment.measures, metrics[last][run.cell], evaluated.get(run.cell, {}))
-            values[run.cell], untrained[run.cell] = own, before
-    names = {each.name: each.digits for each in experiment.measures}
-    missing = missing_cells(experiment, metrics[last])
-    if not metrics[last]:
-        say(f"none of the runs of {last} has finished: there is no table")
-        return
-    spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
-    unmeasured = unmeasured_cells(experiment, values, metrics[last])
-    plots = plots_of(experiment, metrics, spreads)
-    result = {
-        "benchmark": f"experiment_{experiment.name}",
-        "date": date.today().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "commits": commits_of(
-            run.element.run for stage, runs in made.items() for run in runs if run.cell in metrics[stage]
-        ),
-        "device": "CPU",
-        "versions": versions(),
-        "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
-        "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
-        "rows": rows_of(spreads, experiment.axis, experiment.against),
-        "missing": missing,
-        "unmeasured": unmeasured,
-        "plots": plots,
-    }
-    write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-    table = markdown(spreads, names, experiment.axis)
-    if missing:
-        table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
-    for name, cells in unmeasured.items():
-        table += f"\n\nWithout a finite {name} at the end: {'; '.join(cells)}."
-    write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
-    drawn = draw_plots(plots, experiment.name, folder)
-    say("")
-    say(table)
-    for each in experiment.measures:
-        if all(spread.measure != each.name for spread in spreads):
-            say(f"\n{each.name!r} is in no row: no run told {each.key}")
-    if experiment.against is not None and experiment.seeds > 1:
-        say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
-    for path in (folder / RESULT_FILE, folder / TABLE_FILE, *(path for path, _ in drawn)):
-        say(f"wrote  {shown(path)}")
-    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
-    if made[last][0].element.config.tracker.kind == "mlflow":
-        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
-
-
-def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:
-    """Runs of the last stage that a table of it leaves out, an arm at a level each."""
-    every = (cell for cell, _ in cells_of(experiment, list(experiment.stages)[-1]))
-    return _told(experiment, (cell for cell in every if cell not in finished))
-
-
-def unmeasured_cells(
-    experiment: ExperimentConfig,
-    values: Mapping[Cell, Mapping[str, float]],
-    metrics: Mapping[Cell, Sequence[Mapping[str, Any]]],
-) -> dict[str, list[str]]:
-    """By measure, the finished runs that logged it and have no finite number at the end: they diverged."""
-    found = {}
-    for measure in experiment.measures:
-        cells = [
-            cell
-            for cell, own in values.items()
-            if measure.name not in own and any(measure.key in line for line in metrics[cell])
-        ]
-        if cells:
-            found[measure.name] = _told(experiment, cells)
-    return found
-
-
-def _told(experiment: ExperimentConfig, cells: Iterable[Cell]) -> list[str]:
-    seeds: dict[str, list[str]] = {}
-    for cell in cells:
-        at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
-        seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
-    return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]

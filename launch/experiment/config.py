@@ -81,11 +81,21 @@ class Measure(Section):
     digits: int = Field(2, ge=0, le=6)
 
 
+PLACE = "{}"  # in a key of a plot over measures: where each of its values stands
+
+
 class Panel(Section):
-    """A set of axes. key: of metrics.jsonl in a plot over steps, a measure's name in one over levels."""
+    """A set of axes. key: of metrics.jsonl in a plot over steps, a measure's name in one over levels.
+
+    In a plot over measures it is that of many measures, whether they are in the table or not, with {} where
+    a number stands: `rollout position {}: true actions`.
+    """
 
     unit: str
     key: str
+    beside: dict[Name, str] = Field(
+        {}, description="over measures: dashed curves by name, each a key with {}, of the first arm drawn"
+    )
     log: bool = False
     percent: bool = False
     from_zero: bool = True
@@ -96,7 +106,9 @@ class Plot(Section):
 
     title: str
     caption: str
-    over: Literal["steps", "levels"] = "steps"
+    over: Literal["steps", "levels", "measures"] = "steps"
+    across: str | None = Field(None, description="over measures: what the numbers in `at` count, in words")
+    at: tuple[float, ...] = Field((), description="over measures: the numbers that stand for {}, ascending")
     stage: str | None = Field(None, description="null: the last")
     arms: tuple[Name, ...] = Field((), description="those that are drawn; none named: all")
     panels: tuple[Panel, ...] = Field(min_length=1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World
 from launch.experiment.config import DataSpec, ExperimentConfig
+from launch.experiment.measured import Evaluated
 from launch.experiment.runs import Run, data_of
 
 if TYPE_CHECKING:
@@ -20,16 +21,17 @@ FEWEST_CLIPS = 8
 AS_TRAINED = "as trained"
 # Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
 STEPS, REPLAN, PUSH = 6, 3, 1.0
+AGREE = 8  # first goals in which energies are compared with the true distance
 
 
 class Evaluation(NamedTuple):
-    """ask: numbers of a run. settings: of all that they depend on beside the run, in words."""
+    """ask: what a run gives. settings: of all that they depend on beside the run, in words."""
 
-    ask: Callable[[ExperimentConfig, Run, Mapping[str, Path]], dict[str, float]]
+    ask: Callable[[ExperimentConfig, Run, Mapping[str, Path]], Evaluated]
     settings: Callable[[ExperimentConfig], str]
 
 
-def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
+def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> Evaluated:
     """Errors of foreseen frames, on clips of the run's world with the true actions, whatever it was told.
 
     Beside each row of true actions one `as trained`: of a run that was told none, on the same clips without
@@ -53,7 +55,7 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
     world = experiment.data[own].world
     told = on(own) if world is not None and world.actions == "zero" else found
     rows = {name.removesuffix(TRUE): value for name, value in told.items() if name.endswith(f": {TRUE}")}
-    return found | {f"{name}{AS_TRAINED}": value for name, value in rows.items()}
+    return Evaluated(found | {f"{name}{AS_TRAINED}": value for name, value in rows.items()})
 
 
 def _with_true_actions(experiment: ExperimentConfig, name: str) -> str:
@@ -66,9 +68,14 @@ def _with_true_actions(experiment: ExperimentConfig, name: str) -> str:
     return next((each for each, other in experiment.data.items() if other == wanted), experiment.last.data)
 
 
-def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> dict[str, float]:
-    """Goals reached in the world of the stage's data set; of the model's own energy by both searches."""
+def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> Evaluated:
+    """Goals reached in the world of the stage's data set; of the model's own energy by both searches.
+
+    How far energies agree with the true distance is of the first goals; the landscape of the first is kept.
+    """
+    from pretrain.planning.agreement import agreements, landscapes
     from pretrain.planning.energy import MODEL
+    from pretrain.planning.landscape import energy_maps, maps_of
     from pretrain.planning.measure import WAYS, measure_planning
     from pretrain.planning.search import Mppi
 
@@ -84,7 +91,10 @@ def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]
     )
     found = acting(ways=WAYS).measures()
     other = acting(ways=(MODEL,), search=Mppi(std=world.push)).measures()
-    return found | {f"{name}, mppi": value for name, value in other.items()}
+    seen = landscapes(run.element.run, world, tasks=min(AGREE, experiment.episodes), settings=_planned())
+    maps = energy_maps("energy", "Energies of the first goal", STEPS, maps_of(seen[0]))
+    numbers = found | {f"{name}, mppi": value for name, value in other.items()} | agreements(seen)
+    return Evaluated(numbers, maps.plain())
 
 
 def _planned() -> PlanningSettings:
@@ -123,7 +133,9 @@ def _told(experiment: ExperimentConfig) -> str:
         [
             spec.model_dump(mode="json"),
             experiment.evaluate,
-            [experiment.episodes, STEPS, REPLAN, PUSH] if experiment.evaluate == "planning" else AS_TRAINED,
+            [experiment.episodes, STEPS, REPLAN, PUSH, AGREE]
+            if experiment.evaluate == "planning"
+            else AS_TRAINED,
         ],
         sort_keys=True,
     )

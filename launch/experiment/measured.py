@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.storage import write_whole
 from launch.experiment.config import Measure
 from launch.provenance import PROVENANCE_FILE
+from pretrain.maps import Maps
 
 EVALUATED = "evaluated.json"
 NOT_COMMITTED = " with changes"
@@ -88,16 +89,24 @@ def commits_of(runs: Iterable[Path]) -> list[str]:
     return sorted(found)
 
 
-def kept_evaluation(run: Path, digest: str) -> dict[str, float] | None:
+class Evaluated(NamedTuple):
+    """What a run gave when it was asked. maps: a figure of maps in plain numbers, if any."""
+
+    numbers: dict[str, float]
+    maps: dict[str, Any] | None = None
+
+
+def kept_evaluation(run: Path, digest: str) -> Evaluated | None:
     """What was found before of a run under the same settings of the evaluation; None: to be found."""
     try:
         found = json.loads((run / EVALUATED).read_bytes())
-        values = {str(name): float(value) for name, value in found["values"].items()}
+        numbers = {str(name): float(value) for name, value in found["values"].items()}
+        maps = None if found.get("maps") is None else Maps.of(found["maps"]).plain()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or half of one
         return None
-    return values if found["digest"] == digest else None
+    return Evaluated(numbers, maps) if found["digest"] == digest else None
 
 
-def keep_evaluation(run: Path, digest: str, values: Mapping[str, float]) -> None:
-    plain = {"digest": digest, "values": dict(values)}
-    write_whole(run / EVALUATED, (json.dumps(plain, indent=1) + "\n").encode())
+def keep_evaluation(run: Path, digest: str, found: Evaluated) -> None:
+    plain = {"digest": digest, "values": found.numbers, "maps": found.maps}
+    write_whole(run / EVALUATED, (json.dumps(plain) + "\n").encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.experiment.config import ExperimentConfig, Panel
+from launch.experiment.config import PLACE, ExperimentConfig, Panel
 from launch.experiment.measured import Series, series_of
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, Spread
@@ -17,26 +17,32 @@ from pretrain.figures import Axes, Curve, Figure
 
 MOST_POINTS = 120
 Metrics = Mapping[Cell, Sequence[Mapping[str, Any]]]
+KEYS = {"key", "beside"}  # of a panel: where its curves come from, which is not drawn
+PointsOf = list[tuple[float, float]]
 Drawn = dict[str, Any]
 """A figure as a results file keeps it: title, caption, across, panels of curves."""
 
 
 def plots_of(
-    experiment: ExperimentConfig, metrics: Mapping[str, Metrics], spreads: Sequence[Spread]
+    experiment: ExperimentConfig,
+    metrics: Mapping[str, Metrics],
+    spreads: Sequence[Spread],
+    evaluated: Mapping[Cell, Mapping[str, float]],
 ) -> list[Drawn]:
-    """What is drawn, in numbers. metrics: of the runs of each stage."""
+    """What is drawn, in numbers. metrics: of each stage's runs. evaluated: what the last's gave."""
     found = []
     last = list(experiment.stages)[-1]
     for plot in experiment.plots:
         arms = list(plot.arms or experiment.stages[plot.stage or last].arms)
-        by_steps = plot.over == "steps"
-        panels = [
-            _over_steps(panel, metrics[plot.stage or last], arms)
-            if by_steps
-            else _over_levels(panel, spreads, [*arms, UNTRAINED])
-            for panel in plot.panels
-        ]
-        across = "step" if by_steps else experiment.axis
+        if plot.over == "steps":
+            across: str | None = "step"
+            panels = [_over_steps(panel, metrics[plot.stage or last], arms) for panel in plot.panels]
+        elif plot.over == "levels":
+            across = experiment.axis
+            panels = [_over_levels(panel, spreads, [*arms, UNTRAINED]) for panel in plot.panels]
+        else:
+            across = plot.across
+            panels = [_over_measures(panel, plot.at, evaluated, arms) for panel in plot.panels]
         found.append({"title": plot.title, "caption": plot.caption, "across": across, "panels": panels})
     return found
 
@@ -47,14 +53,32 @@ def _over_steps(panel: Panel, metrics: Metrics, arms: Sequence[str]) -> Drawn:
         each = [series_of(lines, panel.key) for cell, lines in metrics.items() if cell.arm == arm]
         if curve := together(arm, [series for series in each if series]):
             curves.append(curve)
-    return {**panel.model_dump(exclude={"key"}), "curves": curves}
+    return {**panel.model_dump(exclude=KEYS), "curves": curves}
 
 
-def together(name: str, each: Sequence[Series]) -> Drawn | None:
-    """The mean, lowest and highest of several series, at the steps that all of them have."""
+def _over_measures(
+    panel: Panel, at: Sequence[float], evaluated: Mapping[Cell, Mapping[str, float]], arms: Sequence[str]
+) -> Drawn:
+    """A curve an arm, and those beside, of all its runs; at the numbers of which a run gave something."""
+
+    def points(arm: str, pattern: str) -> list[PointsOf]:
+        every = [own for cell, own in evaluated.items() if cell.arm == arm]
+        named = {number: pattern.replace(PLACE, f"{number:g}") for number in at}
+        each = [[(number, own[key]) for number, key in named.items() if key in own] for own in every]
+        return [found for found in each if found]
+
+    curves = [together(arm, points(arm, panel.key)) for arm in arms]
+    for name, pattern in panel.beside.items():
+        curve = together(name, points(arms[0], pattern))
+        curves.append(None if curve is None else {**curve, "is_beside": True})
+    return {**panel.model_dump(exclude=KEYS), "curves": [each for each in curves if each is not None]}
+
+
+def together(name: str, each: Sequence[Series] | Sequence[PointsOf]) -> Drawn | None:
+    """The mean, lowest and highest of several series, at the steps or numbers that all of them have."""
     if not each:
         return None
-    shared = sorted(set.intersection(*({step for step, _ in series} for series in each)))
+    shared: list[float] = sorted(set.intersection(*({step for step, _ in series} for series in each)))
     if not shared:
         return None
     if len(shared) > MOST_POINTS:
@@ -73,7 +97,7 @@ def _over_levels(panel: Panel, spreads: Sequence[Spread], arms: Sequence[str]) -
             levels = [level for level, _ in points]
             rows = [(each.mean, min(each.values), max(each.values)) for _, each in points]
             curves.append(_curve(arm, levels, *zip(*rows, strict=True)))
-    return {**panel.model_dump(exclude={"key"}), "curves": curves}
+    return {**panel.model_dump(exclude=KEYS), "curves": curves}
 
 
 def _curve(name: str, x: Sequence[float], *lines: Sequence[float]) -> Drawn:
@@ -110,5 +134,11 @@ def _drawn(curve: Drawn, number: int) -> Curve:
     is_floor = curve["name"] == UNTRAINED
     x, mean, low, high = (np.array(curve[key], dtype=float) for key in ("x", "mean", "low", "high"))
     return Curve(
-        curve["name"], x, mean, colour=None if is_floor else number, is_dashed=is_floor, low=low, high=high
+        curve["name"],
+        x,
+        mean,
+        colour=None if is_floor else number,
+        is_dashed=is_floor or curve.get("is_beside", False),
+        low=low,
+        high=high,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from launch.config import flatten, shipped_config
-from launch.experiment.config import Arm, ExperimentConfig, Level, Stage
+from launch.experiment.config import PLACE, Arm, ExperimentConfig, Level, Plot, Stage
 from launch.experiment.summary import UNTRAINED
 from launch.sweep.axes import as_typed
 
@@ -188,6 +189,7 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield from _known(f"{key}.arms", arm, {} if stage is None else stage.arms, "arms")
         if len(set(plot.arms)) < len(plot.arms):
             yield _broken(f"{key}.arms", list(plot.arms), "each arm once")
+        yield from _over_measures(key, plot, stage is experiment.last)
         if plot.over != "levels":
             continue
         if not experiment.levels:
@@ -196,6 +198,31 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield _broken(f"{key}.stage", plot.stage, "the last one: measures over levels are of its runs")
         for place, panel in enumerate(plot.panels):
             yield from _known(f"{key}.panels.{place}.key", panel.key, measures, "measures")
+
+
+def _over_measures(key: str, plot: Plot, is_last: bool) -> Iterator[Problem]:
+    if plot.over != "measures":
+        has_beside = any(panel.beside for panel in plot.panels)
+        for name, is_there in (("across", plot.across), ("at", plot.at), ("beside", has_beside)):
+            if is_there:
+                yield _broken(f"{key}.{name}", None, "it left out: it is of plots with `over: measures`")
+        return
+    if not is_last:
+        yield _broken(f"{key}.stage", plot.stage, "the last one: measures are of its runs")
+    if not plot.across:
+        yield _broken(f"{key}.across", plot.across, "what the numbers in `at` count, in words")
+    if len(plot.at) < 2 or any(one >= two for one, two in pairwise(plot.at)):
+        yield _broken(f"{key}.at", list(plot.at), "at least two numbers, ascending")
+    for place, panel in enumerate(plot.panels):
+        named = {"key": panel.key, **{f"beside.{name}": each for name, each in panel.beside.items()}}
+        for name, pattern in named.items():
+            if pattern.count(PLACE) != 1:
+                yield _broken(f"{key}.panels.{place}.{name}", pattern, f"one {PLACE}, where a number stands")
+        for name in panel.beside:
+            if name in plot.arms or name == UNTRAINED:
+                yield _broken(
+                    f"{key}.panels.{place}.beside.{name}", None, "another name than the curves have"
+                )
 
 
 def _quick(experiment: ExperimentConfig) -> Iterator[Problem]:

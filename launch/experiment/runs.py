@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
@@ -89,7 +89,19 @@ def stage_runs(
         shares_store=True,
     )
     pairs = zip(cells, sweep.elements, strict=True)
-    return sweep, [Run(cell, element) for cell, element in pairs]
+    runs = [Run(cell, _called(element, told_of(cell, experiment.axis))) for cell, element in pairs]
+    return replace(sweep, elements=tuple(run.element for run in runs)), runs
+
+
+def told_of(cell: Cell, axis: str | None) -> str:
+    """A run in words: `latent, noise 0.8, seed 3`."""
+    return f"{cell.arm}{'' if cell.level is None else f', {axis} {cell.level:g}'}, seed {cell.seed}"
+
+
+def _called(element: Element, name: str) -> Element:
+    """Where it is shown by that name, and lies in the folder that it has: names of folders stay."""
+    tracker = element.config.tracker.model_copy(update={"run_name": name})
+    return replace(element, config=element.config.model_copy(update={"tracker": tracker}))
 
 
 def _run_of(earlier: Mapping[str, Sequence[Run]], stage: str, arm: str, cell: Cell) -> Path | None:

@@ -37,6 +37,11 @@ class Element:
         return Path(self.config.out) / self.name
 
     @property
+    def called(self) -> str:
+        """What it is called where it is told of: `tracker.run_name`, or the name of its folder."""
+        return self.config.tracker.run_name or self.name
+
+    @property
     def told(self) -> str:
         return " ".join(f"{key}={value}" for key, value in self.settings) or "(nothing differs)"
 

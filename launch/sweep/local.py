@@ -169,6 +169,7 @@ class _Run:
         self._running: list[Started] = []
         self._before: list[Before] = []
         self._codes: dict[str, int] = {}
+        self._ended = 0
         self._looked_s = 0.0
         states = [
             (each, state_of(each)) for each in sweep.elements
@@ -196,10 +197,11 @@ class _Run:
                 each.process.wait()
         return self._codes
 
-    def _tell(self, element: Element, told: str) -> None:
+    def _tell(self, element: Element, told: str, *, has_ended: bool = False) -> None:
+        """With how many have ended by now, which never goes back."""
+        self._ended += has_ended
         count = str(len(self._sweep.elements))
-        number = next(at for at, each in enumerate(self._sweep.elements, 1) if each.name == element.name)
-        self._say(f"{number:>{len(count)}}/{count}  {element.name}  {told}")
+        self._say(f"{self._ended:>{len(count)}}/{count} ended  {element.called}  {told}")
 
     def _place(self, element: Element, status: Status | None) -> None:
         """Among what is left, what runs already, or what needs nothing."""
@@ -207,7 +209,7 @@ class _Run:
         if status is None or word not in ("finished", "running", "hung", "silent"):
             self._left.append(element)
         elif word == "finished":
-            self._tell(element, "finished before, left as it is")
+            self._tell(element, "finished before, left as it is", has_ended=True)
         elif word == "silent":  # its own lock refuses a second process, should the first one live
             self._tell(element, f"silent, {status.state.known_by}: run again")
             self._left.append(element)
@@ -238,7 +240,7 @@ class _Run:
         try:
             process = self._start(element, log, self._devices[slot])
         except OSError as error:
-            self._tell(element, f"failed, could not be started: {why(error)}")
+            self._tell(element, f"failed, could not be started: {why(error)}", has_ended=True)
             self._codes[element.name] = EXIT_FAILED
             return
         self._running.append(Started(element, process, slot, time.monotonic()))
@@ -264,7 +266,7 @@ class _Run:
             self._running.remove(each)
             code = each.process.returncode
             self._codes[each.element.name] = code if code >= 0 else EXIT_FAILED
-            self._tell(each.element, _told(each, self._sweep))
+            self._tell(each.element, _told(each, self._sweep), has_ended=True)
         if not self._before or time.monotonic() < self._looked_s + LOOK_S:
             return
         self._looked_s = time.monotonic()
@@ -275,7 +277,8 @@ class _Run:
                 self._before.remove(one)
                 is_over = found.word in ("finished", "failed")
                 self._codes[one.element.name] = _code_of(found) if is_over else EXIT_PREEMPTED
-                self._tell(one.element, f"{found.word}{f': {found.reason}' if found.reason else ''}")
+                reason = f": {found.reason}" if found.reason else ""
+                self._tell(one.element, f"{found.word}{reason}", has_ended=True)
 
 
 def _code_of(state: State) -> int:

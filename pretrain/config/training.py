@@ -290,4 +290,11 @@ class TrackerConfig(Section):
         max_length=200,
         description="runs of one group lie below one run of that name, as those of a sweep do; null: none",
     )
+    run_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="what the run is called in MLflow, in reports and where a sweep tells of it; null: its "
+        "`name`, in MLflow with the seed",
+    )
     uri: str | None = Field(None, description="MLflow address; null: mlflow.db in the run's folder")

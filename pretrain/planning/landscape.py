@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from pretrain.maps import Map, Maps
-from pretrain.planning.energy import EnergyOf
+from pretrain.planning.energy import DECODED, ORACLE, EnergyOf
 from pretrain.planning.search import Bounds, Floats
 from pretrain.planning.task import Task
+
+ACROSS = ("ax, widths/s²", "ay, widths/s²")
+DISTANCE, FEATURES = "distance, widths", "of features, L1"  # what the colours of a panel tell
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,21 @@ class Landscape:
         return float(self.actions[column]), float(self.actions[row])
 
     def agreement(self, way: str, other: str) -> float:
-        """Rank correlation of two landscapes (Spearman): 1 where they put all actions in the same order."""
-        one, two = (
-            np.argsort(np.argsort(self.energies[each].ravel())).astype(np.float64) for each in (way, other)
-        )
+        """Rank correlation of two landscapes (Spearman): 1 where they put all actions in the same order.
+
+        0 where one of them is flat: it tells no action from another.
+        """
+        one, two = (_ranks(self.energies[each].ravel()) for each in (way, other))
+        if one.std() == 0 or two.std() == 0:
+            return 0.0
         return float(np.corrcoef(one, two)[0, 1])
+
+
+def _ranks(values: Floats) -> Floats:
+    """The place of each among all; equal ones share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    found: Floats = (np.cumsum(counts) - (counts - 1) / 2)[which]
+    return found
 
 
 def landscape(
@@ -62,15 +75,31 @@ def landscape(
     return Landscape(actions, found)
 
 
-def maps_of(found: Landscape, name: str, title: str, caption: str) -> Maps:
-    """The landscape to be drawn, with its least places ringed."""
-    return Maps(
-        name,
-        title,
-        caption,
-        tuple(
-            Map(way, found.actions, energies, (found.least(way),)) for way, energies in found.energies.items()
-        ),
-        "ax, widths/s²",
-        "ay, widths/s²",
+def maps_of(found: Landscape, of: str = "") -> tuple[Map, ...]:
+    """The landscape to be drawn: where each is least has a ring, the action that truly ends nearest a cross.
+
+    of: whose, in words.
+    """
+    best = (found.least(ORACLE),) if ORACLE in found.energies else ()
+    return tuple(
+        Map(
+            f"{of}: {way}" if of else way,
+            found.actions,
+            energies,
+            (found.least(way),),
+            best,
+            DISTANCE if way in (ORACLE, DECODED) else FEATURES,
+        )
+        for way, energies in found.energies.items()
     )
+
+
+def energy_maps(name: str, title: str, moments: int, maps: tuple[Map, ...]) -> Maps:
+    """A figure of landscapes. moments: for how long each action is held, which is until the goal's time."""
+    caption = (
+        f"One goal. Each place of a panel is an action, held for the {moments} frames until the goal's time; "
+        "its colour is how far from the goal that ends, by what the panel's name says. Dark is near. Each "
+        "panel has a scale of its own, below it. A ring: the action that the panel takes for the best. A "
+        "cross: the one that truly ends nearest. A good energy is dark where the oracle's is."
+    )
+    return Maps(name, title, caption, maps, *ACROSS, ring="least here", cross="truly nearest")

@@ -84,14 +84,38 @@ class Planning:
         """Median time of a search."""
         return statistics.median(ms for each in self.episodes[way] for ms in each.plan_ms)
 
+    def nearer_and_farther(self, way: str) -> tuple[float, float] | None:
+        """Shares reached of the half of the goals that were nearer at the start, and of the rest.
+
+        None of fewer than two episodes.
+        """
+        episodes = sorted(self.episodes[way], key=lambda each: each.distances[0])
+        half = len(episodes) // 2
+        if not half:
+            return None
+        near, far = (
+            statistics.fmean(each.final <= self.settings.reach for each in part)
+            for part in (episodes[:half], episodes[half:])
+        )
+        return near, far
+
     def measures(self) -> dict[str, float]:
-        """One number a name, such as `planning success: model`."""
+        """One number a name, such as `planning reached: model`, in the words of `foreframe plan`'s table.
+
+        `planning distance 0: model` is that at the start, `planning distance 1: model` after one moment.
+        """
         found: dict[str, float] = {}
         for way in self.episodes:
-            found[f"planning success: {way}"] = self.success(way)
-            found[f"planning final distance: {way}"] = float(self.distance(way)[-1])
+            found[f"planning reached: {way}"] = self.success(way)
+            if (halves := self.nearer_and_farther(way)) is not None:
+                found[f"planning reached, nearer goals: {way}"] = halves[0]
+                found[f"planning reached, farther goals: {way}"] = halves[1]
+            distances = self.distance(way).tolist()
+            found[f"planning distance at the end: {way}"] = distances[-1]
+            for moment, distance in enumerate(distances):
+                found[f"planning distance {moment}: {way}"] = distance
             if way not in (RANDOM, NOTHING):
-                found[f"planning ms: {way}"] = self.plan_ms(way)
+                found[f"planning ms a search: {way}"] = self.plan_ms(way)
         return found
 
 

@@ -23,6 +23,7 @@ OWN = (
     "out",
     "seed",
     "tracker.uri",
+    "tracker.run_name",
     "tracker.experiment",
     "tracker.kind",
 )  # of one run, whatever it learns
@@ -75,7 +76,7 @@ def names_of(stories: Sequence[Story]) -> list[str]:
         names = []
         for story in stories:
             folders = story.run.resolve().parts[-1 - depth : -1] if depth else ()
-            names.append("/".join([*folders, story.config.name]))
+            names.append("/".join([*folders, story.config.tracker.run_name or story.config.name]))
         if len(set(names)) == len(names):
             return names
     return [str(story.run) for story in stories]
@@ -84,7 +85,8 @@ def names_of(stories: Sequence[Story]) -> list[str]:
 def settings_that_differ(stories: Sequence[Story]) -> dict[str, list[str]]:
     """Dotted keys whose values are not the same in all runs, in the order of the config; "–" where absent."""
     flats = [flatten(story.config.model_dump(mode="json")) for story in stories]
-    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if key not in ("name", "out")]
+    called = ("name", "out", "tracker.run_name")
+    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if key not in called]
     as_typed = {"True": "true", "False": "false"}
     values = {key: [as_typed.get(flat.get(key, "–"), flat.get(key, "–")) for flat in flats] for key in keys}
     return {key: each for key, each in values.items() if len(set(each)) > 1}
@@ -156,7 +158,7 @@ def _common(names: object) -> str:
         if len(set(letters)) > 1:
             break
         shared += letters[0]
-    cut = shared.rstrip("-_/ .0123456789").removesuffix("seed").rstrip("-_/ .")
+    cut = shared.rstrip("-_/ .,0123456789").removesuffix("seed").rstrip("-_/ .,")
     return cut or str(every[0])
 
 

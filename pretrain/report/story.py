@@ -115,7 +115,7 @@ def tell(run: Path, progress: Progress | None = None, *, with_pictures: bool = T
         records=records,
         config=config,
         config_text=_config_text(run, config),
-        title=run_title(run, config.name),
+        title=config.tracker.run_name or run_title(run, config.name),
         start=start,
         health=health,
         stretches=timeline(metrics),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from launch.cli import app
 from launch.config import read_config
 from launch.experiment import command
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
-from launch.experiment.config import ExperimentConfig, Measure
+from launch.experiment.config import ExperimentConfig, Measure, Panel, Plot
 from launch.experiment.data import shards_of
 from launch.experiment.evaluate import EVALUATIONS
+from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
+    Evaluated,
     commits_of,
     keep_evaluation,
     kept_evaluation,
@@ -30,11 +33,14 @@ from launch.experiment.measured import (
     seconds_of,
     value_of,
 )
-from launch.experiment.plots import together
+from launch.experiment.plots import figure_of, plots_of, together
+from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
 from pretrain import rollout
+from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
+from pretrain.maps import Map, Maps
 from pretrain.rollout import Rollout
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
@@ -282,8 +288,8 @@ def test_a_result_is_kept_of_the_settings_that_are_shipped_alone() -> None:
 
 def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path) -> None:
     assert kept_evaluation(tmp_path, "a") is None
-    keep_evaluation(tmp_path, "a", {"x": 1.5})
-    assert kept_evaluation(tmp_path, "a") == {"x": 1.5}
+    keep_evaluation(tmp_path, "a", Evaluated({"x": 1.5}))
+    assert kept_evaluation(tmp_path, "a") == Evaluated({"x": 1.5})
     assert kept_evaluation(tmp_path, "b") is None
     (tmp_path / "evaluated.json").write_text('{"digest": "a", "val')
     assert kept_evaluation(tmp_path, "a") is None
@@ -306,7 +312,7 @@ def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
         return Rollout(4, 60, 0, 2500, errors, {}, errors)
 
     monkeypatch.setattr(rollout, "measure_rollout", measure)
-    found = EVALUATIONS["rollout"].ask(experiment, run, shards)
+    found = EVALUATIONS["rollout"].ask(experiment, run, shards).numbers
     is_told_none = arm == "zero actions"
     world = "pushed-walls" if arm == "true actions, walls" else "pushed"
     assert asked == [str(shards[name]) for name in (world, *(["pushed-zero"] if is_told_none else []))]
@@ -349,6 +355,17 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert "| fast | 1.00 ± 0.71* | 2 |" in Path("out/try/table.md").read_text()
     starts = sorted(Path("out/try/first").glob("0*/starts"))
     assert len(starts) == 8
+    ended = [line.split()[0] for line in said if " finished in " in line]
+    assert ended == [f"{number}/8" for number in range(1, 9)], "what has ended never goes back"
+    assert any("ended  fast, noise 0.8, seed 1  started, " in line for line in said)
+    called = [read_config(path.parent / "config.yaml", [], RunConfig) for path in starts]
+    assert {each.tracker.run_name for each in called} == {
+        f"{arm}, noise {level}, seed {seed}"
+        for arm in ("fast", "slow")
+        for level in (0.1, 0.8)
+        for seed in (0, 1)
+    }
+    assert all(each.name[:3].isdigit() for each in called), "and folders stay as they were"
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     Path("experiment_try.json").write_text(json.dumps(result))
     page = experiments.experiment_table("try")
@@ -378,3 +395,50 @@ def test_runs_that_fail_are_told_and_left_out(
     assert "2 of the 4 runs of first did not finish; the same command goes on" in said
     result = json.loads(Path("out/try/result.json").read_text())
     assert {row["arm"] for row in result["rows"]} == {"slow"}
+
+
+def test_maps_of_the_first_seed_of_each_arm_are_kept_drawn_and_shown(tmp_path: Path) -> None:
+    def of(value: float) -> dict[str, Any]:
+        at = np.array([0.0, 1.0])
+        each = Map("model", at, np.array([[value, 9.0], [9.0, 9.0]]), ((0.0, 0.0),), (), "L1")
+        return Maps("energy", "Energies", "One goal.", (each,), "ax", "ay", ring="least").plain()
+
+    cells = [Cell(arm, None, seed) for arm in ("a", "b") for seed in (1, 0)]
+    found = maps_of_arms({cell: of(cell.seed + 0.5) for cell in cells} | {Cell("c", None, 0): None}, None)
+    (kept,) = json.loads(json.dumps(found))
+    assert [each["name"] for each in kept["maps"]] == ["a, seed 0: model", "b, seed 0: model"]
+    assert {each["values"][0][0] for each in kept["maps"]} == {0.5}
+    (path,) = draw_all_maps([kept], "try", tmp_path)
+    words = "".join(ET.parse(path).getroot().itertext())
+    assert path.name == "try-energy.svg" and "b, seed 0: model" in words and "least" in words
+    assert maps_of_arms({cells[0]: None}, None) == []
+
+
+def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
+    plot = Plot(
+        title="Errors",
+        caption="c",
+        over="measures",
+        across="frames ahead",
+        at=(1, 4, 16),
+        panels=(Panel(unit="widths", key="error {}: model", beside={"copy": "error {}: copy"}),),
+    )
+    experiment = read_experiment(Asked("actions")).model_copy(update={"plots": (plot,)})
+    first, second = "true actions", "zero actions"
+    evaluated = {
+        Cell(arm, None, seed): {f"error {n}: {way}": base + n + seed for n in (1, 4) for way, base in ways}
+        for arm, ways in {first: (("model", 0.0), ("copy", 9.0)), second: (("model", 1.0),)}.items()
+        for seed in (0, 2)
+    }
+    (found,) = json.loads(json.dumps(plots_of(experiment, {"predictors": {}}, [], evaluated)))
+    assert found["across"] == "frames ahead"
+    curves = {each["name"]: each for each in found["panels"][0]["curves"]}
+    assert set(curves) == {first, second, "copy"}, "arms without a run have no curve"
+    assert curves[first]["x"] == [1, 4], "at 16 nothing was told"
+    assert (curves[first]["mean"], curves[first]["low"], curves[first]["high"]) == ([2, 5], [1, 4], [3, 6])
+    assert (curves[second]["mean"], curves["copy"]["mean"]) == ([3, 6], [11, 14])
+    drawn = {each.name: each.is_dashed for each in figure_of(found, "e").axes[0].curves}
+    assert drawn == {first: False, second: False, "copy": True}
+    assert empty_panels([found]) == []
+    (nothing,) = plots_of(experiment, {"predictors": {}}, [], {})
+    assert empty_panels([nothing]) == ["'Errors' has no curve of widths: no run told such numbers"]

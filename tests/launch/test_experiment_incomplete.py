@@ -17,11 +17,12 @@ from data_pipeline.errors import CheckpointError, UsageError
 from launch.config import read_config
 from launch.console import Stages, make_console
 from launch.experiment import command, data
-from launch.experiment.command import Asked, read_experiment, run_experiment, unmeasured_cells
+from launch.experiment.command import Asked, read_experiment, run_experiment
 from launch.experiment.config import DataSpec, ExperimentConfig, Measure
 from launch.experiment.data import folder_of, make_data
 from launch.experiment.evaluate import Evaluation
-from launch.experiment.measured import measured
+from launch.experiment.measured import Evaluated, measured
+from launch.experiment.result import unmeasured_cells
 from launch.experiment.runs import Cell, Run
 from launch.experiment.summary import markdown, spreads_of
 from launch.sweep import local
@@ -121,10 +122,10 @@ def test_one_that_is_asked_to_stop_says_so_and_not_that_runs_failed(
 def test_a_run_that_cannot_be_asked_is_left_out_and_stops_no_other(
     tried: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(experiment: object, run: Run, shards: object) -> dict[str, float]:
+    def ask(experiment: object, run: Run, shards: object) -> Evaluated:
         if run.cell.seed == 0:
             raise CheckpointError("no whole checkpoint")
-        return {"asked": 7.0}
+        return Evaluated({"asked": 7.0})
 
     def change(plain: dict[str, Any]) -> None:
         del plain["stages"]["second"]

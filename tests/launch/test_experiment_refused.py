@@ -20,6 +20,7 @@ ACTS = {
     "objective.state_size": 0,
     "target.kind": "frozen",
 }
+OVER = {"over": "measures", "across": "frames", "at": [1, 4], "panels": [{"unit": "u", "key": "x {}"}]}
 WORLD = {"size": 32, "fps": 8.0, "band": [1, 6]}
 
 
@@ -80,6 +81,20 @@ def test_each_is_told_by_its_key_and_line(
     [
         ({"over": "levels", "panels": [{"unit": "u", "key": "lozz"}]}, "plots.0.panels.0.key is 'lozz'"),
         ({"over": "levels", "stage": "first", "panels": [{"unit": "u", "key": "loss"}]}, "need the last one"),
+        ({**OVER, "stage": "first"}, "plots.0.stage is 'first': need the last one"),
+        ({**OVER, "across": None}, "plots.0.across: need what the numbers in `at` count"),
+        ({**OVER, "at": [4, 1]}, "plots.0.at is [4.0, 1.0]: need at least two numbers, ascending"),
+        ({**OVER, "panels": [{"unit": "u", "key": "x 1"}]}, "plots.0.panels.0.key is 'x 1': need one {}"),
+        (
+            {**OVER, "panels": [{"unit": "u", "key": "x {}", "beside": {"b": "y"}}]},
+            "panels.0.beside.b is 'y': need one {}",
+        ),
+        (
+            {**OVER, "arms": ["only"], "panels": [{"unit": "u", "key": "x {}", "beside": {"only": "{}"}}]},
+            "panels.0.beside.only: need another name",
+        ),
+        ({"at": [1, 2], "panels": [{"unit": "u", "key": "loss"}]}, "plots.0.at: need it left out"),
+        ({"panels": [{"unit": "u", "key": "x", "beside": {"b": "{}"}}]}, "plots.0.beside: need it left out"),
         ({"arms": ["fast"], "panels": [{"unit": "u", "key": "loss"}]}, "need one of the arms only"),
     ],
 )

@@ -58,7 +58,7 @@ def test_planning_is_shown_drawn_and_kept(run: Path) -> None:
     assert energies.shape == (15, 15)
     assert len(kept["landscape"]["actions"]) == 15
     words = "".join(ET.parse(run / "landscape.svg").getroot().itertext())
-    assert "oracle" in words
+    assert all(word in words for word in ("oracle", "least here", "truly nearest", "of features, L1"))
     assert "ax, widths/s²" in words
 
 
@@ -112,4 +112,5 @@ def test_maps_are_the_same_bytes_each_time_and_say_where_they_are_least(tmp_path
         drawn.append(path.read_bytes())
     assert drawn[0] == drawn[1]
     words = "".join(ET.fromstring(drawn[0]).itertext())
-    assert all(word in words for word in ("one", "two", "x", "y"))
+    assert all(word in words for word in ("one", "two", "x", "y", "dark: low", "least"))
+    assert Maps.of(json.loads(json.dumps(maps.plain()))).plain() == maps.plain()

@@ -14,9 +14,29 @@ from data_pipeline.worlds import World, render
 from launch.train import run_train
 from pretrain.data.augment import eval_view
 from pretrain.planning import measure
-from pretrain.planning.control import Searching, act, at_random
-from pretrain.planning.energy import DECODED, MODEL, ORACLE, RENDERED, Eye, model_energy, rendered_energy
-from pretrain.planning.measure import NOTHING, RANDOM, WAYS, PlanningSettings, measure_planning, stride_of
+from pretrain.planning.agreement import agreements, landscapes
+from pretrain.planning.control import Episode, Searching, act, at_random
+from pretrain.planning.energy import (
+    DECODED,
+    MODEL,
+    ORACLE,
+    RENDERED,
+    Eye,
+    model_energy,
+    oracle_energy,
+    rendered_energy,
+)
+from pretrain.planning.landscape import Landscape
+from pretrain.planning.measure import (
+    FIRST_TASK,
+    NOTHING,
+    RANDOM,
+    WAYS,
+    Planning,
+    PlanningSettings,
+    measure_planning,
+    stride_of,
+)
 from pretrain.planning.search import Bounds, Cem
 from pretrain.planning.task import make_task, moments_later
 from pretrain.rng import stream
@@ -93,11 +113,54 @@ def test_every_way_meets_the_same_tasks_and_equal_seeds_give_equal_numbers(run: 
     assert one.episodes == two.episodes
     assert one.distance(MODEL).shape == (5,)
     names = one.measures()
-    assert names[f"planning final distance: {NOTHING}"] >= settings.far
-    assert names[f"planning success: {NOTHING}"] == 0
-    assert names[f"planning final distance: {ORACLE}"] < names[f"planning final distance: {NOTHING}"]
-    assert f"planning ms: {RANDOM}" not in names
-    assert {f"planning ms: {way}" for way in (MODEL, DECODED, RENDERED, ORACLE)} <= set(names)
+    assert names[f"planning distance at the end: {NOTHING}"] >= settings.far
+    assert names[f"planning reached: {NOTHING}"] == 0
+    assert (
+        names[f"planning distance at the end: {ORACLE}"] < names[f"planning distance at the end: {NOTHING}"]
+    )
+    assert f"planning ms a search: {RANDOM}" not in names
+    assert {f"planning ms a search: {way}" for way in (MODEL, DECODED, RENDERED, ORACLE)} <= set(names)
+
+    for way in WAYS:
+        told = [names[f"planning distance {moment}: {way}"] for moment in range(5)]
+        assert told == pytest.approx(np.mean([each.distances for each in one.episodes[way]], axis=0))
+
+
+def test_goals_are_told_by_how_far_they_were() -> None:
+    """Two of five within reach, and of those nearer at the start one of two."""
+    pairs = [(0.2, 0.05), (0.9, 0.5), (0.5, 0.05), (0.3, 0.4), (0.6, 0.3)]
+    found = Planning(PlanningSettings(), {MODEL: tuple(Episode(each, ()) for each in pairs)})
+    assert found.success(MODEL) == pytest.approx(2 / 5)
+    assert found.nearer_and_farther(MODEL) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
+    one = Planning(PlanningSettings(), {NOTHING: (Episode((0.5, 0.5), ()),)})
+    assert one.nearer_and_farther(NOTHING) is None
+    assert set(one.measures()) == {
+        f"planning {name}: {NOTHING}"
+        for name in ("reached", "distance at the end", "distance 0", "distance 1")
+    }
+
+
+def test_energies_are_compared_with_the_true_distance_in_each_of_the_first_goals(run: Path) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    settings = PlanningSettings(steps=3)
+    found = landscapes(run, WORLD, tasks=2, settings=settings)
+    each = []
+    for number, seen in enumerate(found):
+        task = make_task(WORLD, 0, FIRST_TASK + number, told=4, steps=3)
+        truth = oracle_energy()(task.begin, task, 3, 3)
+        ax, ay = np.meshgrid(seen.actions, seen.actions)
+        expected = truth(np.stack([ax.ravel(), ay.ravel()], 1)[:, None])
+        np.testing.assert_allclose(seen.energies[ORACLE].ravel(), expected)
+        each.append(stats.spearmanr(seen.energies[MODEL].ravel(), expected).statistic)
+    told = agreements(found)
+    assert told["planning agreement: model"] == pytest.approx(np.mean(each))
+    assert set(told) == {"planning agreement: model", "planning agreement: true world, latent"}
+
+
+def test_a_flat_landscape_agrees_with_none() -> None:
+    flat = Landscape(np.arange(3.0), {"flat": np.ones((3, 3)), "some": np.arange(9.0).reshape(3, 3)})
+    assert flat.agreement("flat", "some") == 0.0
+    assert flat.agreement("some", "some") == pytest.approx(1.0)
 
 
 def test_a_way_that_is_not_asked_for_costs_nothing(run: Path) -> None:

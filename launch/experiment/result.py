@@ -1,0 +1,138 @@
+"""What an experiment came to: its result as a file, its table and its figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.storage import write_whole
+from launch.experiment.config import ExperimentConfig
+from launch.experiment.maps import draw_all_maps, maps_of_arms
+from launch.experiment.measured import Evaluated, commits_of, measured, seconds_of
+from launch.experiment.plots import draw_plots, plots_of
+from launch.experiment.runs import Cell, Run, cells_of
+from launch.experiment.summary import markdown, rows_of, spreads_of
+from launch.provenance import git, versions
+from launch.sweep.elements import shown
+from pretrain.tracking.jsonl import read_metrics
+
+RESULT_FILE, TABLE_FILE = "result.json", "table.md"
+Say = Callable[[str], None]
+
+
+def conclude(
+    experiment: ExperimentConfig,
+    folder: Path,
+    made: Mapping[str, Sequence[Run]],
+    evaluated: Mapping[Cell, Evaluated],
+    changes: Sequence[str],
+    say: Say,
+) -> None:
+    """Write the result, its table and figures, and print the table. made: the runs that count, by stage.
+
+    In the result, commit: of the code that put it together; commits: of the code that made the runs.
+    """
+    metrics = {
+        stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
+    }
+    last = list(made)[-1]
+    numbers = {cell: each.numbers for cell, each in evaluated.items()}
+    values, untrained = {}, {}
+    for run in made[last]:
+        if run.cell in metrics[last]:
+            own, before = measured(experiment.measures, metrics[last][run.cell], numbers.get(run.cell, {}))
+            values[run.cell], untrained[run.cell] = own, before
+    names = {each.name: each.digits for each in experiment.measures}
+    missing = missing_cells(experiment, metrics[last])
+    if not metrics[last]:
+        say(f"none of the runs of {last} has finished: there is no table")
+        return
+    spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
+    unmeasured = unmeasured_cells(experiment, values, metrics[last])
+    plots = plots_of(experiment, metrics, spreads, numbers)
+    maps = maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis)
+    result = {
+        "benchmark": f"experiment_{experiment.name}",
+        "date": date.today().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "commits": commits_of(
+            run.element.run for stage, runs in made.items() for run in runs if run.cell in metrics[stage]
+        ),
+        "device": "CPU",
+        "versions": versions(),
+        "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
+        "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
+        "rows": rows_of(spreads, experiment.axis, experiment.against),
+        "missing": missing,
+        "unmeasured": unmeasured,
+        "plots": plots,
+        "maps": maps,
+    }
+    write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    table = markdown(spreads, names, experiment.axis)
+    if missing:
+        table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
+    for name, cells in unmeasured.items():
+        table += f"\n\nWithout a finite {name} at the end: {'; '.join(cells)}."
+    write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
+    drawn = [path for path, _ in draw_plots(plots, experiment.name, folder)]
+    drawn += draw_all_maps(maps, experiment.name, folder)
+    say("")
+    say(table)
+    for each in experiment.measures:
+        if all(spread.measure != each.name for spread in spreads):
+            say(f"\n{each.name!r} is in no row: no run told {each.key}")
+    for told in empty_panels(plots):
+        say(f"\n{told}")
+    if experiment.against is not None and experiment.seeds > 1:
+        say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
+    for path in (folder / RESULT_FILE, folder / TABLE_FILE, *drawn):
+        say(f"wrote  {shown(path)}")
+    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
+    if made[last][0].element.config.tracker.kind == "mlflow":
+        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def empty_panels(plots: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sets of axes that no run gave a curve for, in a sentence each."""
+    return [
+        f"{plot['title']!r} has no curve of {panel['unit']}: no run told such numbers"
+        for plot in plots
+        for panel in plot["panels"]
+        if not panel["curves"]
+    ]
+
+
+def missing_cells(experiment: ExperimentConfig, finished: Container[Cell]) -> list[str]:
+    """Runs of the last stage that a table of it leaves out, an arm at a level each."""
+    every = (cell for cell, _ in cells_of(experiment, list(experiment.stages)[-1]))
+    return _told(experiment, (cell for cell in every if cell not in finished))
+
+
+def unmeasured_cells(
+    experiment: ExperimentConfig,
+    values: Mapping[Cell, Mapping[str, float]],
+    metrics: Mapping[Cell, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[str]]:
+    """By measure, the finished runs that logged it and have no finite number at the end: they diverged."""
+    found = {}
+    for measure in experiment.measures:
+        cells = [
+            cell
+            for cell, own in values.items()
+            if measure.name not in own and any(measure.key in line for line in metrics[cell])
+        ]
+        if cells:
+            found[measure.name] = _told(experiment, cells)
+    return found
+
+
+def _told(experiment: ExperimentConfig, cells: Iterable[Cell]) -> list[str]:
+    seeds: dict[str, list[str]] = {}
+    for cell in cells:
+        at = "" if cell.level is None else f", {experiment.axis} {cell.level:g}"
+        seeds.setdefault(f"{cell.arm}{at}", []).append(str(cell.seed))
+    return [f"{arm}: seed {', '.join(each)}" for arm, each in seeds.items()]
