@@ -23,10 +23,11 @@ from typing import Any
 from PIL import Image
 
 from pretrain.curves import INK, draw
+from pretrain.recent import recent_loss
 from pretrain.report import write_comparison, write_report
 from pretrain.report.compare import overlaid, tell_all
 from pretrain.report.story import Story
-from pretrain.report.verdicts import recent_loss, spread_share
+from pretrain.report.verdicts import spread_share
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "gallery"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 from collections import Counter
@@ -252,9 +253,11 @@ def _check_kept(config: DataConfig, found: Index, clips: Sequence[Clip]) -> None
         return
     if not any(clip.phash for clip in clips):
         longest = max(video.duration_s for video in found.usable)
+        shorter = math.floor(10 * longest) / 10 or longest  # to the tenth of a second that is in all of it
         raise DataError(
             f"no video is as long as one clip: cut.length_s is {config.cut.length_s:g}, "
-            f"the longest video {longest:.2f} s"
+            f"the longest video {longest:.2f} s: shorter clips are cut with cut.length_s={shorter:g} "
+            f"cut.stride_s={shorter:g}"
         )
     reasons = Counter(clip.reason.split(":")[0] for clip in clips if clip.status == "filtered")
     listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())

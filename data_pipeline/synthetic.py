@@ -255,9 +255,14 @@ def in_processes(
                 done += finished.result()
                 report("render", done, num_videos, "")
         except BrokenProcessPool as error:
+            where = (
+                '; in a script of your own, the call belongs under `if __name__ == "__main__":`'
+                if not done
+                else ""
+            )
             raise WorkerError(
                 f"a process that renders was killed, {done} of {num_videos} are done (out of memory?): "
-                f"the same command goes on"
+                f"the same command goes on{where}"
             ) from error
         except BaseException:  # Ctrl-C too: without this all that was asked for would be rendered first
             pool.shutdown(wait=False, cancel_futures=True)

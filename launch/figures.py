@@ -9,11 +9,11 @@ from typing import Any
 
 from launch.attempts import duration
 from launch.run_files import finite
+from pretrain.recent import RECENT, recent_loss
 
 Line = Mapping[str, Any]
 """One of metrics.jsonl: `step`, and values by key."""
 
-RECENT = 10  # lines whose mean is told, as one jumps
 KEPT = 2 * RECENT  # lines to keep for the trend
 SURE = 2.0  # standard errors that a change must exceed to be called one
 
@@ -22,9 +22,9 @@ SURE = 2.0  # standard errors that a change must exceed to be called one
 class Figures:
     """Of a run at its last logged step; None where no line says it.
 
-    loss: mean of the last lines. loss_change: relative to the lines before those; 0 where it is within their
-    noise. left_s: until the last step, at the pace of the last lines. gpu_memory_bytes, host_memory_bytes: of
-    the rank that takes most, the host's with its loader's workers.
+    loss: see `recent_loss`. loss_change: of the last ten lines against the ten before; 0 within their noise.
+    left_s: until the last step, at the pace of the last lines, or until the limit. gpu_memory_bytes,
+    host_memory_bytes: of the rank that takes most, the host's with its loader's workers.
     """
 
     step: int = 0
@@ -44,8 +44,11 @@ class Figures:
     bad_samples: int = 0
 
     @classmethod
-    def of(cls, lines: Sequence[Line], steps: int | None) -> Figures:
-        """lines: the last ones, oldest first; others than those of training may be among them."""
+    def of(cls, lines: Sequence[Line], steps: int | None, limit_s: float | None = None) -> Figures:
+        """lines: the last ones, oldest first; others than those of training may be among them.
+
+        limit_s: of `train.time_limit_s`, after which a start of the run ends.
+        """
         trained = [line for line in lines if number(line, "perf/clips_per_s") is not None]
         if not trained:
             return cls(step=int(lines[-1]["step"]) if lines else 0)
@@ -54,14 +57,14 @@ class Figures:
         host = number(last, "system/host_memory_bytes")
         return cls(
             step=int(last["step"]),
-            loss=_mean(losses[-RECENT:]),
+            loss=recent_loss(trained),
             loss_change=change_of(losses),
             clips_per_s=number(last, "perf/clips_per_s"),
             # the first line of a start counts the start of the workers
             wait_share=number(last, "data/wait_share") if len(paced) > 1 else None,
             tflops=number(last, "perf/tflops"),
             mfu=number(last, "perf/mfu"),
-            left_s=seconds_left(paced, steps),
+            left_s=seconds_left(paced, steps, limit_s),
             gpu_memory_bytes=number(last, "system/gpu_memory_bytes"),
             gpu_memory_share=number(last, "system/gpu_memory_share"),
             host_memory_bytes=None
@@ -94,8 +97,11 @@ def since_start(lines: Sequence[Line]) -> Sequence[Line]:
     return lines
 
 
-def seconds_left(paced: Sequence[Line], steps: int | None) -> float | None:
-    """At the pace of the last lines of one start, saves and looks included; None before there is one."""
+def seconds_left(paced: Sequence[Line], steps: int | None, limit_s: float | None = None) -> float | None:
+    """At the pace of the last lines of one start, saves and looks included; None before there is one.
+
+    limit_s: seconds that a start may take in all; what is left of them, where they are over before the steps.
+    """
     if steps is None:
         return None
     recent = paced[-RECENT - 1 :]
@@ -104,7 +110,8 @@ def seconds_left(paced: Sequence[Line], steps: int | None) -> float | None:
     taken = int(last["step"]) - int(first["step"])
     if begin_s is None or end_s is None or taken <= 0:
         return None
-    return max(0, steps - int(last["step"])) * (end_s - begin_s) / taken
+    left_s = max(0, steps - int(last["step"])) * (end_s - begin_s) / taken
+    return left_s if limit_s is None else min(left_s, max(0.0, limit_s - end_s))
 
 
 def change_of(losses: Sequence[float]) -> float | None:
@@ -122,10 +129,6 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
     return mean, math.sqrt(variance / len(values))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
 
 
 def in_bytes(count: float) -> str:

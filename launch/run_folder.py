@@ -75,7 +75,7 @@ OPERATIONAL = (
 class TrainResult:
     """How a run ended.
 
-    loss: mean of the last finite ones logged. clips_per_s: of the last line. None when none was.
+    loss: see `recent_loss`. clips_per_s: of the last line. None when none was.
     bad_samples: different ones that could not be read.
     seconds: since the run was begun or last resumed. stopped: why before its last step, or None.
     is_new: False when the run had ended before, and this is what it left.

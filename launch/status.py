@@ -96,7 +96,8 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
     hang_s = None if config is None else config.train.hang_s
     state = state_of(reader, lines, folder.attempts, hang_s, submission=submission, now_s=now_s)
     steps = None if config is None else config.train.steps
-    figures = Figures.of(lines, steps)
+    limit_s = None if config is None else config.train.time_limit_s
+    figures = Figures.of(lines, steps, limit_s)
     if not state.is_alive:
         figures = replace(figures, left_s=None)
     told = [*folder.responses, *lines]  # of a long time without a look, health.jsonl has the last change

@@ -79,6 +79,11 @@ class StopRequests(Asked):
         self._deadline_s = time.monotonic() + time_limit_s if time_limit_s else None
 
     @property
+    def left_s(self) -> float | None:
+        """Until the run's time is over; None without a limit."""
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
+
+    @property
     def is_asked(self) -> bool:
         return self.number is not None or self._is_alone
 
@@ -270,7 +275,12 @@ def _train(
     world.together(check_and_open)
     begin_s = time.perf_counter()
 
-    display = TrainDisplay(enabled=world.is_first and not options.quiet, run=run, steps=laid_out.steps)
+    display = TrainDisplay(
+        enabled=world.is_first and not options.quiet,
+        run=run,
+        steps=laid_out.steps,
+        limit_s=stops.left_s,
+    )
     batches = world.own(lambda: Batches(laid_out, world.rank, device))
     store = config.train.checkpoint_store
     takes_init = config.init.weights is not None and not any(
@@ -339,6 +349,7 @@ def _train(
             progress = train(laid_out, engine, batches, checkpoints, watch, stops, progress, profile)
             profile.end()
             ended = progress.step >= laid_out.steps
+            display.end(None if ended else stops.reason or "another rank was asked to stop")
             patiently(world, lambda _: watch.wait())
             watch.finish()
         except BaseException:  # however it ended, the tracker is told; the error goes on

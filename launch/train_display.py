@@ -35,7 +35,8 @@ SLOW_PLACES = ("starting", "checkpoint", "ending")
 class TrainDisplay:
     """Shows logged steps; sentences go above the panel. Silent when not enabled.
 
-    run, steps: the run's folder, and how many steps it takes, for a panel.
+    run, steps: the run's folder, and how many steps it takes, for a panel. limit_s: seconds from now after
+    which it is ended, which may be before its last step; None for no limit.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class TrainDisplay:
         enabled: bool,
         run: Path | None = None,
         steps: int | None = None,
+        limit_s: float | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,7 +54,9 @@ class TrainDisplay:
         self._said_s: float | None = None
         self._said, self._word = "", "healthy"
         self._lines: tuple[Mapping[str, Any], ...] = ()
-        self._panel = LivePanel(run, steps) if enabled and takes_panel(self._console) else None
+        self._deadline_s = None if limit_s is None else clock() + limit_s
+        draws = enabled and takes_panel(self._console)
+        self._panel = LivePanel(run, steps, clock, self._deadline_s) if draws else None
         self._live: LinesLive | None = None
 
     def __enter__(self) -> Self:
@@ -73,6 +77,11 @@ class TrainDisplay:
             self._panel.take(line)
         elif self._enabled:
             self._print(line)
+
+    def end(self, stopped: str | None) -> None:
+        """The panel says that no step follows, and why there are fewer than planned; None: all were taken."""
+        if self._panel is not None:
+            self._panel.end(stopped)
 
     def say(self, sentence: str) -> None:
         if self._enabled:
@@ -98,20 +107,40 @@ class TrainDisplay:
             *([f"{percent(line.wait_share)} waiting for data"] if is_warm else []),
             *work(figures),
             *memory(figures),
-            *([left(figures)] if figures.left_s else []),
+            *([left_words(figures, self._deadline_s, now_s)] if figures.left_s else []),
             *troubles(figures),
             *([word + (f": {reason}" if is_new else "")] if word != "healthy" or is_new else []),
         ]
         self._console.print(f"  train     step {line.step}/{line.steps}: {', '.join(told)}", markup=False)
 
 
+def limited(left_s: float, deadline_s: float | None, now_s: float) -> bool:
+    """Whether the run's time is over before its steps are."""
+    return deadline_s is not None and deadline_s - now_s < left_s
+
+
+def left_words(figures: Figures, deadline_s: float | None, now_s: float) -> str:
+    """Until the last step; or until the limit `train.time_limit_s`, where that comes first."""
+    left_s = figures.left_s
+    if left_s is None or deadline_s is None or not limited(left_s, deadline_s, now_s):
+        return left(figures)
+    within_s = max(0.0, deadline_s - now_s)
+    return f"{duration(within_s)} left (train.time_limit_s)"
+
+
 class LivePanel:
     """What a panel shows, set by the loop and by a thread that looks into the run's folder."""
 
     def __init__(
-        self, run: Path | None, steps: int | None, clock: Callable[[], float] = time.monotonic
+        self,
+        run: Path | None,
+        steps: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        deadline_s: float | None = None,
     ) -> None:
-        self._run, self._steps, self._clock = run, steps, clock
+        """deadline_s: by the clock, when the run's time is over; None for no limit."""
+        self._run, self._steps, self._clock, self._deadline_s = run, steps, clock, deadline_s
+        self._ending: str | None = None
         self._folder = Folder()
         self._lines: tuple[Mapping[str, Any], ...] = ()
         self._figures, self._figures_s = Figures(), clock()
@@ -137,6 +166,9 @@ class LivePanel:
         self._verdict = (line.verdict.word, line.verdict.reason)
         self._figures, self._figures_s = replace(figures, loss=line.loss), self._clock()
 
+    def end(self, stopped: str | None) -> None:
+        self._ending = "done" if stopped is None else f"stopped: {stopped}"
+
     def draw(self, width: int) -> Group:
         """Called by the drawing thread."""
         return Group(*panel_lines(self.view(), width))
@@ -155,11 +187,13 @@ class LivePanel:
         if left_s is not None:
             left_s = max(0.0, left_s - (now_s - self._figures_s))
         pace = "" if self._lines else "starting"
-        if step == self._steps:
-            left_s = None
+        if self._ending is not None or step == self._steps:
+            pace, left_s = self._ending or pace, None
         elif not self._stopped.is_set() and (place in SLOW_PLACES or still_s > STILL_S) and place:
             pace = f"{place} {duration(still_s)}" if still_s > STILL_S else place
             left_s = None
+        if left_s is not None and limited(left_s, self._deadline_s, now_s):
+            pace, left_s = left_words(replace(figures, left_s=left_s), self._deadline_s, now_s), None
         return View(
             run=str(self._run) if self._run is not None else "",
             figures=replace(figures, step=step, left_s=left_s),

@@ -25,6 +25,7 @@ from pretrain.objective.base import Batch, Output
 from pretrain.parts import WATCH, marked
 from pretrain.probe.online import OnlineProbe
 from pretrain.progress import Progress
+from pretrain.recent import RECENT, recent_loss
 from pretrain.schedule import Knobs
 from pretrain.sentinel import Verdict
 from pretrain.skipped import FILE, SkippedSteps
@@ -33,16 +34,14 @@ from pretrain.step_pictures import StepPictures
 from pretrain.strategy.base import Engine, Update
 from pretrain.tracking.base import Tracker, Value
 
-RECENT_LINES = 10
-
 
 @dataclass(frozen=True)
 class Line:
-    """What the terminal shows of a step. values: what was logged of it."""
+    """What the terminal shows of a step. loss: see `recent_loss`. values: what was logged of it."""
 
     step: int
     steps: int
-    loss: float | None  # mean of the last lines, as one jumps; of those that are finite, None of none
+    loss: float | None
     clips_per_s: float
     wait_share: float
     verdict: Verdict
@@ -80,7 +79,7 @@ class Watch:
         self._looks = Looks(run, plan, engine, progress, say)
         self._losses: list[Tensor] = []
         self._parts: tuple[str, ...] = ()
-        self._recent: deque[float] = deque(maxlen=RECENT_LINES)
+        self._recent: deque[dict[str, float]] = deque(maxlen=RECENT)
         self._digest = 0
         self._recompiles = Recompiles() if engine.compiles else None
         self._begin_s = time.perf_counter()
@@ -250,8 +249,9 @@ class Watch:
         }
         self._tracker.log_metrics(progress.step, values)
         if math.isfinite(loss):  # a skipped step's would be all that is seen for as many lines
-            self._recent.append(loss)
-        mean_loss = sum(self._recent) / len(self._recent) if self._recent else None
+            self._recent.append({"step": progress.step, "loss": loss})
         verdict, steps = self._looks.verdict, self._plan.steps
-        self.line = Line(progress.step, steps, mean_loss, clips_per_s, wait_share, verdict, values)
+        self.line = Line(
+            progress.step, steps, recent_loss(self._recent), clips_per_s, wait_share, verdict, values
+        )
         self._show(self.line)

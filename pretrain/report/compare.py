@@ -10,11 +10,12 @@ import numpy as np
 
 from pretrain.envelope import MOST_POINTS, SPANS, Floats, in_spans, smoothed
 from pretrain.figures import Axes, Curve, Figure, curve_of, points, said_of_spans
+from pretrain.recent import recent_loss
 from pretrain.report.learned import MOST_SCORES, probe_tables
 from pretrain.report.records import last_number, numbers
 from pretrain.report.spent import median
 from pretrain.report.story import Progress, Story, datasets_of, is_trained_on, tell, trained_on
-from pretrain.report.verdicts import recent_loss, spread_share
+from pretrain.report.verdicts import spread_share
 from pretrain.tracking.base import flatten
 
 FEWEST_SEEDS = 3  # from which runs that differ in nothing else are shown as mean and range

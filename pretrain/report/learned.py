@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.figures import Axes, Curve, Figure, Metrics
+from pretrain.recent import recent_loss
 from pretrain.report.records import Record, is_finite, scores_of
-from pretrain.report.verdicts import recent_loss
 
 LEARNED = 0.05  # a probe's gain over the untrained encoder from which the report may call it one
 MOST_SCORES = 12  # that get a figure of their own

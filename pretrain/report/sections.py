@@ -8,6 +8,7 @@ from collections import Counter
 
 from pretrain.curves import COLOURS
 from pretrain.figures import THREE
+from pretrain.recent import recent_loss
 from pretrain.report.markup import Cell, chip, esc, facts, listed, number, paragraph, table, tone
 from pretrain.report.records import is_finite, numbers
 from pretrain.report.spent import Spent, duration, memory_and_load
@@ -17,10 +18,10 @@ from pretrain.report.verdicts import (
     OF_FEATURES,
     Measure,
     Stretch,
+    Trivial,
     beside_trivial,
     measure,
     num_rollbacks,
-    recent_loss,
     say_change,
     spread_share,
 )
@@ -34,6 +35,9 @@ PART_COLOURS = tuple(f"--c{number + 1}" for number in range(len(COLOURS)))
 def header(story: Story) -> str:
     """Title, verdict, what was run and learned, and the figures one asks for first."""
     state = "" if story.is_finished else chip("unfinished", "fair")
+    trivial = beside_trivial(story.metrics)
+    if trivial is not None and not trivial.is_beaten:  # features may be healthy all the same
+        state = chip("no better than a trivial answer", "fair") + state
     return (
         f"<header><h1>{esc(story.title)} {chip(story.health.word)}{state}</h1>"
         f"{paragraph(story.what, 'lead')}{paragraph(story.learned, 'lead')}"
@@ -178,13 +182,23 @@ def health(story: Story) -> str:
     body = f"<p>{word} {esc(reason.rstrip('.'))}.</p>"
     trivial = beside_trivial(story.metrics)
     if trivial is not None:
-        below = "below" if trivial.share < 1 else "not below"
-        body += paragraph(
-            f"The loss, {trivial.loss:.3f}, is {trivial.share:.0%} of that of the better trivial answer "
-            f"({trivial.name}: {trivial.answer:.3f}), {below} it."
-        )
+        body += beside(trivial)
     body += verdict_strip(story.stretches, story.last_step) + _changes(story)
     return body + _measures(story)
+
+
+def beside(trivial: Trivial) -> str:
+    """The predictions' loss beside the better trivial answer; coloured as a warning where it is no lower."""
+    said = (
+        f"The predictions' loss at the last look, {trivial.loss:.3f}, is {trivial.share:.0%} of that of the "
+        f"better trivial answer ({trivial.name}: {trivial.answer:.3f})"
+    )
+    if trivial.is_beaten:
+        return paragraph(f"{said}, below it.")
+    return (
+        f'<p><b class="fair">Predictions have learned nothing yet.</b> {esc(said)}, not below it. '
+        "The verdict above is on the features alone: whether they keep their spread and rank.</p>"
+    )
 
 
 def _measures(story: Story) -> str:

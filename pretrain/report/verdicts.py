@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.figures import Metrics, judged_features, value_at_start
+from pretrain.recent import recent_loss
 from pretrain.report.records import Record, is_finite, last_number, numbers
-
-RECENT, RECENT_SHARE = 10, 0.1  # logged steps that the loss is averaged over; of a single step it jumps
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,6 @@ def spread_share(metrics: Metrics, *, is_frozen: bool = False) -> float | None:
     return values[-1] / max(value_at_start(metrics, key) or values[0], 1e-12)
 
 
-def recent_loss(metrics: Metrics, until: float | None = None) -> float | None:
-    """Mean of the last logged losses that are finite; until: no later step than this counts.
-
-    Of the last ten, or of the last tenth where there are fewer than a hundred.
-    """
-    lines = metrics if until is None else [line for line in metrics if line["step"] <= until]
-    count = max(1, min(RECENT, int(RECENT_SHARE * len(lines))))
-    losses = [float(line["loss"]) for line in lines[-count:] if is_finite(line.get("loss"))]
-    return sum(losses) / len(losses) if losses else None
-
-
 @dataclass(frozen=True)
 class Trivial:
     """The loss beside that of an answer that needs no learning; names it."""
@@ -140,6 +128,11 @@ class Trivial:
     @property
     def share(self) -> float:
         return self.loss / max(self.answer, 1e-12)
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the predictions are better than it, and so have learned anything."""
+        return self.loss < self.answer
 
 
 def beside_trivial(metrics: Metrics) -> Trivial | None:

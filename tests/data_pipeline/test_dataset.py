@@ -218,7 +218,9 @@ def test_a_twin_from_a_second_source_is_no_second_video(
 def test_videos_shorter_than_a_clip_are_a_sentence(
     videos: Path, make_config: MakeConfig, ray_session: None
 ) -> None:
-    with pytest.raises(DataError, match=r"as long as one clip.*longest video 2\.50 s"):
+    with pytest.raises(
+        DataError, match=r"as long as one clip.*longest video 2\.50 s.*cut\.length_s=2\.5 cut\.stride_s=2\.5"
+    ):
         shard(make_config(videos, cut={"length_s": 60.0, "stride_s": 60.0}), quiet)
 
 

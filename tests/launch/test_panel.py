@@ -128,6 +128,8 @@ def test_time_left_is_that_of_the_last_lines_of_this_start() -> None:
     assert Figures.of(lines[:1], 100).left_s is None
     assert Figures.of(lines, None).left_s is None
     assert Figures.of(lines, 80).left_s == 0
+    assert Figures.of(lines, 100, limit_s=26.0).left_s == pytest.approx(2.0), "24 s of 26 are over"
+    assert Figures.of(lines, 100, limit_s=90.0).left_s == pytest.approx(20 * 0.3)
 
 
 def test_the_first_line_of_a_start_says_nothing_of_waiting() -> None:
@@ -138,7 +140,7 @@ def test_the_first_line_of_a_start_says_nothing_of_waiting() -> None:
 def test_lines_that_are_no_steps_and_values_that_are_no_numbers_are_left_out() -> None:
     lines = [*lines_of([2.0, 1.0]), {"step": 25, "probe/trained/shape": 0.5}]
     found = Figures.of(lines, 100)
-    assert (found.step, found.loss) == (20, 1.5)
+    assert (found.step, found.loss) == (20, 1.0)
     odd = Figures.of(
         [{"step": 3, "perf/clips_per_s": 4.0, "loss": None, "optim/lr": "x", "time_s": 10**400}], 9
     )

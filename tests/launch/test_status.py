@@ -172,7 +172,7 @@ def test_figures_checkpoints_and_probes_are_those_of_the_folder(tmp_path: Path) 
     )
     found = plain(read_status(run))
     assert (found["step"], found["steps"], found["clips_per_s"]) == (100, STEPS, 4.0)
-    assert found["loss"] == pytest.approx(sum(1 / step for step in range(10, 101, 10)) / 10)
+    assert found["loss"] == 1 / 100, "the last tenth of the steps is one line"
     assert found["host_memory_bytes"] == 3e9
     assert (found["verdict"], found["verdict_reason"], found["verdict_step"]) == (
         "warning",

@@ -210,3 +210,37 @@ def test_what_was_killed_while_it_drew_leaves_a_cursor_and_a_line_of_its_own(
         monkeypatch.setenv("TERM", "xterm")
         mend_terminal(is_torn=is_torn)
         assert stream.getvalue() == left
+
+
+def test_time_left_is_that_of_the_limit_where_it_comes_first() -> None:
+    clock, sink = Clock(), io.StringIO()
+    with TrainDisplay(
+        enabled=True, limit_s=40.0, console=Console(file=sink, width=200, soft_wrap=True), clock=clock
+    ) as display:
+        for step in (1, 11, 21):
+            clock.now_s = float(step - 1)
+            display.show(at(step, time_s=clock.now_s))
+    assert sink.getvalue().splitlines()[-1].endswith(", 20 s left (train.time_limit_s)")
+
+    panel = LivePanel(None, 90, clock, deadline_s=40.0)
+    panel.take(at(10, time_s=10.0))
+    panel.take(at(20, time_s=20.0))
+    view = panel.view()
+    assert (view.figures.left_s, view.pace) == (None, "20 s left (train.time_limit_s)")
+    patient = LivePanel(None, 90, clock, deadline_s=400.0)
+    patient.take(at(10, time_s=10.0))
+    patient.take(at(20, time_s=20.0))
+    assert patient.view().figures.left_s == pytest.approx(70.0)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [(None, "done"), ("train.time_limit_s is over", "stopped: train.time_limit_s is over")],
+)
+def test_the_panel_of_a_run_that_ended_says_so_and_no_time_left(stopped: str | None, said: str) -> None:
+    panel = LivePanel(None, 90)
+    panel.take(at(10, time_s=1.0))
+    panel.take(at(20, time_s=2.0))
+    panel.end(stopped)
+    view = panel.view()
+    assert (view.figures.left_s, view.pace) == (None, said)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pretrain import report
+from pretrain.recent import recent_loss
 from pretrain.report import one, story
 from pretrain.report.learned import probings_of, say_learned, say_tables
-from pretrain.report.sections import verdict_strip
-from pretrain.report.verdicts import Stretch, recent_loss
+from pretrain.report.sections import beside, verdict_strip
+from pretrain.report.verdicts import Stretch, beside_trivial
 from pretrain.report.write import figures_of_run
 from tests.report_runs import probe, write_lines, write_run, write_troubles
 
@@ -145,3 +146,23 @@ def test_the_recent_loss_of_a_short_run_is_not_that_of_its_begin() -> None:
     assert recent_loss(lines) == pytest.approx(195.5)
     assert recent_loss(lines, until=20) == pytest.approx(19.5)
     assert recent_loss([{"step": 1, "loss": None}]) is None
+    seldom = [{"step": step, "loss": float(step)} for step in (1, 50, 100, 150, 200, 250, 300, 312)]
+    assert recent_loss(seldom) == pytest.approx(306.0), "of the last tenth of the steps, not of all lines"
+    lost = [*seldom, {"step": 312, "probe/shape": 0.5}, {"step": 313, "loss": math.nan}, {"step": 10**400}]
+    assert recent_loss(lost) == pytest.approx(306.0), "a line without a finite loss does not count"
+
+
+@pytest.mark.parametrize(("loss", "is_beaten"), [(0.99, True), (1.0, False), (1.32, False)])
+def test_predictions_no_better_than_a_trivial_answer_are_a_warning_beside_the_verdict(
+    loss: float, is_beaten: bool
+) -> None:
+    line = _line(10) | {
+        "health/loss_prediction": loss,
+        "health/loss_mean_token": 1.0,
+        "health/loss_copy": 1.5,
+    }
+    found = beside_trivial([line])
+    assert found is not None and found.is_beaten == is_beaten
+    said = beside(found)
+    assert ('<b class="fair">Predictions have learned nothing yet.</b>' in said) is not is_beaten
+    assert f"is {loss:.0%} of that of the better trivial answer (the mean token: 1.000)" in said
