@@ -112,7 +112,7 @@ def steps_of(experiment: ExperimentConfig) -> int | None:
     return total
 
 
-def forecast(stages: Mapping[str, Sequence[Run]], results: Iterable[Path], parallel: int) -> str:
+def forecast(stages: Mapping[str, Sequence[Run]], results: Sequence[Path], parallel: int) -> str:
     """How long training will take by the first result that is there; else how many steps there are.
 
     results: of this experiment and of its quick form, of this machine.
@@ -130,4 +130,5 @@ def forecast(stages: Mapping[str, Sequence[Run]], results: Iterable[Path], paral
                 f"{total:,} steps in all: about {duration(seconds / steps * total / parallel)} of training "
                 f"at the pace of {path}"
             )
-    return f"{total:,} steps in all; nobody knows yet how long they take here: --quick tells the pace"
+    folders = " or ".join(str(path.parent) for path in results)
+    return f"{total:,} steps in all; no result in {folders} tells yet how long they take here"

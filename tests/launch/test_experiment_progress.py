@@ -87,7 +87,7 @@ def test_how_long_it_takes_is_told_by_a_result_that_is_there(
     assert steps_of(experiment) == total
     path = tmp_path / "result.json"
     unknown = forecast(stages, [path], 2)
-    assert unknown.startswith(f"{total:,} steps in all; nobody knows")
+    assert unknown.startswith(f"{total:,} steps in all; no result in {tmp_path} tells")
     quick = experiment.made_quick()
     seconds = 10.0 * (steps_of(quick) or 0)  # ten seconds a step, of runs one after another
     result = {"config": quick.model_dump(mode="json") | {"changes": []}, "seconds": seconds, "missing": []}
