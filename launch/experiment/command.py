@@ -143,6 +143,7 @@ def _train(
                 f"{left_out} of the {count} runs of {name} left out: what they start from did not finish"
             )
         check_elements(sweep)
+        watch.say(f"{name}: {len(runs)} runs")
         code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=watch.say, look=watch.look)
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code, made
