@@ -17,7 +17,7 @@ from launch.experiment.command import Asked, read_experiment, shipped_experiment
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
-from launch.experiment.result import RESULT_FILE
+from launch.experiment.result import RESULT_FILE, notes_of
 from launch.experiment.summary import Spread, markdown
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
@@ -57,10 +57,11 @@ def experiment_table(name: str) -> str:
     star = (
         f"A star: differs from *{against}*, seed by seed, by more than its 95 % interval. " if against else ""
     )
+    notes = "".join(f"{note} " for note in notes_of(config))
     commits = [f"{commit[:10]}{commit[40:]}" for commit in found["commits"]]
     lines.append(
-        f"Mean ± standard deviation over {config['seeds']} seeds. {star}`foreframe experiment {name}`, "
-        f"{found['seconds'] / 60:.0f} minutes of training on {found['device']}. Code: "
+        f"Mean ± standard deviation over {config['seeds']} seeds. {notes}{star}`foreframe experiment "
+        f"{name}`, {found['seconds'] / 60:.0f} minutes of training on {found['device']}. Code: "
         f"{', '.join(commits) or 'not known'}. {found['date']}."
     )
     for number, plot in enumerate(found["plots"], start=1):

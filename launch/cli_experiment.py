@@ -25,7 +25,7 @@ def experiment(
         int | None, typer.Option("--seeds", min=1, max=1000, help="Runs of each arm; 5 as shipped.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two seeds and few steps: to see it go, not to claim anything.")
+        bool, typer.Option("--quick", help="Few seeds and steps: to see it go, not to claim anything.")
     ] = False,
     parallel: Annotated[
         int | None, typer.Option("--parallel", min=1, help="Runs at a time; as many as there are cores.")
@@ -33,7 +33,9 @@ def experiment(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where OUT/NAME is made.")] = Path(
         "runs/experiments"
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and how long they take, start nothing.")
+    ] = False,
 ) -> None:
     """Try a claim: every arm with several seeds, a table with mean and spread, a figure.
 

@@ -10,7 +10,11 @@ import typer
 
 def status(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Folders of runs, such as runs/demo/run.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs, such as runs/demo/run; of a sweep or an experiment, all its runs.",
+        ),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="A JSON object a line and run, the same keys for each.")

@@ -32,6 +32,7 @@ from launch.unread import is_unread
 from pretrain.config import RunConfig
 
 EVERY_S = 2.0
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, as every stage of an experiment is
 WORDS = {"running": "green", "finished": "bold green", "hung": "bold red", "failed": "bold red"}
 MARKS = (
     CONFIG_FILE,
@@ -62,6 +63,12 @@ class Status:
     now_s: float
     job: Job | None = None
     has_begun: bool = True
+    run_name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its folder; of one that was given a name, as those of an experiment are, that and its group."""
+        return str(self.run) if self.run_name is None else f"{self.run.parent.name}: {self.run_name}"
 
     @property
     def following(self) -> str | None:
@@ -114,6 +121,7 @@ def read_status(run: Path, now_s: float | None = None) -> Status:
         now_s=now_s,
         job=job_of(run, state, submission),
         has_begun=has_begun,
+        run_name=None if config is None else config.tracker.run_name,
     )
 
 
@@ -279,7 +287,7 @@ def table(statuses: Sequence[Status]) -> Table:
         )
         rows.append(
             [
-                Text(printable(str(each.run))),
+                Text(printable(each.called)),
                 each.state.word,
                 of,
                 DASH if figures.loss is None else f"{figures.loss:.4f}",
@@ -293,12 +301,25 @@ def table(statuses: Sequence[Status]) -> Table:
     return make_table("", heads, rows)
 
 
-def read_all(runs: Sequence[Path]) -> tuple[list[Status], list[str]]:
+def runs_in(folder: Path) -> list[Path]:
+    """The runs of a sweep's or an experiment's folder that have begun; of any other the folder itself."""
+    try:
+        sweeps = sorted(path.parent for path in (*folder.glob(SWEEP_FILE), *folder.glob(f"*/{SWEEP_FILE}")))
+        runs = [path.parent for sweep in sweeps for path in sorted(sweep.glob(f"*/{CONFIG_FILE}"))]
+    except OSError:  # said where it is read
+        return [folder]
+    return runs or [folder]
+
+
+def read_all(folders: Sequence[Path]) -> tuple[list[Status], list[str]]:
     """Of several folders, as `runs/*` gives them, those of runs; and a sentence of each other.
+
+    Of a sweep or an experiment its runs.
 
     Raises: UsageError when none is a run's.
     """
     found, others = [], []
+    runs = [run for folder in folders for run in runs_in(folder)]
     for run in runs:
         try:
             found.append(read_status(run))
@@ -319,7 +340,7 @@ def show(runs: Sequence[Path], *, as_json: bool, watch: bool, console: Console) 
 
     def drawn(width: int) -> RenderableType:
         found, others = read_all(runs)
-        if len(runs) == 1:
+        if len(runs) == 1 and found[0].run == runs[0]:
             return Group(*block(found[0], width))
         return Group(table(found), *(Text(f"left out: {other}", "dim") for other in others))
 

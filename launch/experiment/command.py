@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import EXIT_OK, EXIT_PREEMPTED, CheckpointError, DataError, UsageError, why
@@ -16,6 +17,7 @@ from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS, check_evaluation
 from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
+from launch.experiment.progress import Watch, forecast
 from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
 from launch.experiment.runs import Cell, Run, cells_of, stage_runs, told_of
@@ -79,6 +81,8 @@ def run_experiment(asked: Asked, say: Say) -> int:
     say(f"{experiment.name}: {experiment.question}")
     say(f"{shown(folder)}: {count} runs, {min(parallel, count)} at a time, {experiment.seeds} seeds")
     if asked.is_dry:
+        known = [asked.out / name / RESULT_FILE for name in (experiment.name, f"{experiment.name}-quick")]
+        say(forecast(stages, known, min(parallel, count)))
         for name, runs in stages.items():
             for run in runs:
                 say(f"  {name}: {told_of(run.cell, experiment.axis)}")
@@ -93,11 +97,12 @@ def run_experiment(asked: Asked, say: Say) -> int:
     with lock_run(folder, LOCK, "tried", "--out"), stops_at_once(says=True):
         for name, spec in experiment.data.items():
             make_data(folder / DATA_FOLDER, name, spec, Stages(make_console()))
-        code, made = _train(experiment, folder, shards, asked.changes, parallel, say)
+        watch = Watch((run for runs in stages.values() for run in runs), say)
+        code, made = _train(experiment, folder, shards, asked.changes, parallel, watch)
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code
-        failed, whole, evaluated = _evaluate(experiment, made, shards, say)
-        conclude(experiment, folder, whole, evaluated, asked.changes, say)
+        failed, whole, evaluated = _evaluate(experiment, made, shards, watch)
+        conclude(experiment, folder, whole, evaluated, asked.changes, watch.say)
     return code or failed
 
 
@@ -120,7 +125,7 @@ def _train(
     shards: Mapping[str, Path],
     changes: Sequence[str],
     parallel: int,
-    say: Say,
+    watch: Watch,
 ) -> tuple[int, dict[str, list[Run]]]:
     """Stage after stage, each from what has finished of those before. The runs by stage.
 
@@ -134,9 +139,12 @@ def _train(
         count = len(list(cells_of(experiment, name)))
         if len(runs) < count:
             left_out = count - len(runs)
-            say(f"{left_out} of the {count} runs of {name} left out: what they start from did not finish")
+            watch.say(
+                f"{left_out} of the {count} runs of {name} left out: what they start from did not finish"
+            )
         check_elements(sweep)
-        code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=say)
+        watch.say(f"{name}: {len(runs)} runs")
+        code, named = run_here(sweep, nproc=1, parallel=parallel, env=ON_CPU, say=watch.say, look=watch.look)
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code, made
         pairs = zip(runs, named.elements, strict=True)
@@ -144,7 +152,7 @@ def _train(
         whole[name] = [each for each in made[name] if _is_finished(each)]
         if code != EXIT_OK:
             left = len(runs) - len(whole[name])
-            say(f"{left} of the {len(runs)} runs of {name} did not finish; the same command goes on")
+            watch.say(f"{left} of the {len(runs)} runs of {name} did not finish; the same command goes on")
         ended = ended or code
     return ended, made
 
@@ -155,7 +163,7 @@ def _is_finished(run: Run) -> bool:
 
 
 def _evaluate(
-    experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], say: Say
+    experiment: ExperimentConfig, made: Mapping[str, Sequence[Run]], shards: Mapping[str, Path], watch: Watch
 ) -> tuple[int, dict[str, list[Run]], dict[Cell, Evaluated]]:
     """What the last stage's finished runs are asked; what was found before is kept.
 
@@ -175,14 +183,14 @@ def _evaluate(
         if values is None:
             told = f"{experiment.evaluate} {number}/{len(whole[last])}  {run.element.called}"
             try:
-                values = evaluation.ask(experiment, run, shards)
+                values = evaluation.ask(experiment, run, shards, partial(watch.asked, told))
             except (CheckpointError, DataError) as error:
                 is_lost = isinstance(error, CheckpointError)
                 advice = f"; remove {shown(run.element.run)}, and the same command trains it anew"
-                say(f"{told}  failed: {error}{advice if is_lost else ''}")
+                watch.say(f"{told}  failed: {error}{advice if is_lost else ''}")
                 failed = failed or error.exit_code
                 continue
             keep_evaluation(run.element.run, digest, values)
-            say(told)
+            watch.say(told)
         found[run.cell] = values
     return failed, {**whole, last: [run for run in whole[last] if run.cell in found]}, found

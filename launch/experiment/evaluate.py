@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,8 @@ from launch.experiment.runs import Run, data_of
 if TYPE_CHECKING:
     from pretrain.planning.measure import PlanningSettings
 
+OnPart = Callable[[int, int], None]
+"""(parts done, parts in all), told as an evaluation goes."""
 FEWEST_CLIPS = 8
 AS_TRAINED = "as trained"
 # Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
@@ -27,11 +30,13 @@ AGREE = 8  # first goals in which energies are compared with the true distance
 class Evaluation(NamedTuple):
     """ask: what a run gives. settings: of all that they depend on beside the run, in words."""
 
-    ask: Callable[[ExperimentConfig, Run, Mapping[str, Path]], Evaluated]
+    ask: Callable[[ExperimentConfig, Run, Mapping[str, Path], OnPart], Evaluated]
     settings: Callable[[ExperimentConfig], str]
 
 
-def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> Evaluated:
+def _rollout(
+    experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path], on_part: OnPart
+) -> Evaluated:
     """Errors of foreseen frames, on clips of the run's world with the true actions, whatever it was told.
 
     Beside each row of true actions one `as trained`: of a run that was told none, on the same clips without
@@ -42,12 +47,15 @@ def _rollout(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path])
 
     probe = run.element.config.probe
 
+    clips, train_clips = max(FEWEST_CLIPS, probe.eval_clips), max(FEWEST_CLIPS, probe.train_clips)
+
     def on(data: str) -> dict[str, float]:
         return measure_rollout(
             run.element.run,
             str(shards[data]),
-            clips=max(FEWEST_CLIPS, probe.eval_clips),
-            train_clips=max(FEWEST_CLIPS, probe.train_clips),
+            clips=clips,
+            train_clips=train_clips,
+            on_clip=_counted(clips + train_clips, on_part),
         ).measures()
 
     own = data_of(experiment, list(experiment.stages)[-1], run.cell)
@@ -68,7 +76,9 @@ def _with_true_actions(experiment: ExperimentConfig, name: str) -> str:
     return next((each for each, other in experiment.data.items() if other == wanted), experiment.last.data)
 
 
-def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]) -> Evaluated:
+def _planning(
+    experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path], on_part: OnPart
+) -> Evaluated:
     """Goals reached in the world of the stage's data set; of the model's own energy by both searches.
 
     How far energies agree with the true distance is of the first goals; the landscape of the first is kept.
@@ -88,6 +98,7 @@ def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]
         episodes=experiment.episodes,
         settings=_planned(),
         train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
+        on_episode=_counted(2 * experiment.episodes, on_part),
     )
     found = acting(ways=WAYS).measures()
     other = acting(ways=(MODEL,), search=Mppi(std=world.push)).measures()
@@ -95,6 +106,12 @@ def _planning(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path]
     maps = energy_maps("energy", "Energies of the first goal", STEPS, maps_of(seen[0]))
     numbers = found | {f"{name}, mppi": value for name, value in other.items()} | agreements(seen)
     return Evaluated(numbers, maps.plain())
+
+
+def _counted(total: int, on_part: OnPart) -> Callable[[], None]:
+    """To be called after each part."""
+    done = itertools.count(1)
+    return lambda: on_part(next(done), total)
 
 
 def _planned() -> PlanningSettings:

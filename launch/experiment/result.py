@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.storage import write_whole
 from launch.experiment.config import ExperimentConfig
+from launch.experiment.drawn_table import drawn_table
 from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import Evaluated, commits_of, measured, seconds_of
 from launch.experiment.plots import draw_plots, plots_of
@@ -72,16 +73,19 @@ def conclude(
         "maps": maps,
     }
     write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-    table = markdown(spreads, names, experiment.axis)
+    below = notes_of(experiment.model_dump(mode="json"))
     if missing:
-        table += f"\n\nNot finished, and not in the table: {'; '.join(missing)}."
-    for name, cells in unmeasured.items():
-        table += f"\n\nWithout a finite {name} at the end: {'; '.join(cells)}."
-    write_whole(folder / TABLE_FILE, f"{experiment.question}\n\n{table}\n".encode())
+        below.append(f"Not finished, and not in the table: {'; '.join(missing)}.")
+    below += [
+        f"Without a finite {name} at the end: {'; '.join(cells)}." for name, cells in unmeasured.items()
+    ]
+    parts = [experiment.question, markdown(spreads, names, experiment.axis), *below]
+    write_whole(folder / TABLE_FILE, ("\n\n".join(parts) + "\n").encode())
     drawn = [path for path, _ in draw_plots(plots, experiment.name, folder)]
     drawn += draw_all_maps(maps, experiment.name, folder)
-    say("")
-    say(table)
+    say(f"\n{experiment.question}\n")
+    say(drawn_table(spreads, names, experiment.axis))
+    say(f"\nMean ± standard deviation over seeds. {' '.join(below)}".rstrip())
     for each in experiment.measures:
         if all(spread.measure != each.name for spread in spreads):
             say(f"\n{each.name!r} is in no row: no run told {each.key}")
@@ -94,6 +98,13 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+
+
+def notes_of(config: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of an experiment's numbers. config: as its result keeps it."""
+    if config["evaluate"] != "planning":
+        return []
+    return [f"Shares reached are of {config['episodes']} goals a run."]
 
 
 def empty_panels(plots: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -123,20 +123,30 @@ def markdown(spreads: Sequence[Spread], measures: Mapping[str, int], axis: str |
     measures: digits by name. A star: differs from the arm compared with by more than its 95 % interval.
     """
     lines: list[str] = []
-    shown = [name for name in measures if any(each.measure == name for each in spreads)]
-    by = {(each.level, each.arm, each.measure): each for each in spreads}
     for level in dict.fromkeys(each.level for each in spreads):
         if level is not None:
             lines += ["", f"{axis} {level:g}:", ""]
-        lines.append(f"| | {' | '.join(shown)} | seeds |")
-        lines.append("|---|" + "---:|" * (len(shown) + 1))
-        for arm in dict.fromkeys(each.arm for each in spreads if each.level == level):
-            own = [by.get((level, arm, name)) for name in shown]
-            cells = [cell(each, measures[name]) for name, each in zip(shown, own, strict=True)]
-            counts = sorted({len(each.values) for each in own if each is not None})
-            seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-            lines.append(f"| {arm} | {' | '.join(cells)} | {seeds} |")
+        head, rows = cells_of_level([each for each in spreads if each.level == level], measures, spreads)
+        lines += [f"| {' | '.join(head)} |".replace("|  |", "| |"), "|---|" + "---:|" * (len(head) - 1)]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines).strip()
+
+
+def cells_of_level(
+    spreads: Sequence[Spread], measures: Mapping[str, int], every: Sequence[Spread] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """The head of a level's table and a row an arm, of words. every: whose measures it has; None: its own."""
+    shown = [name for name in measures if any(each.measure == name for each in every or spreads)]
+    by = {(each.arm, each.measure): each for each in spreads}
+    rows = []
+    for arm in dict.fromkeys(each.arm for each in spreads):
+        own = [by.get((arm, name)) for name in shown]
+        counts = sorted({len(each.values) for each in own if each is not None})
+        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+        rows.append(
+            [arm, *(cell(each, measures[name]) for name, each in zip(shown, own, strict=True)), seeds]
+        )
+    return ["", *shown, "seeds"], rows
 
 
 def cell(spread: Spread | None, digits: int) -> str:

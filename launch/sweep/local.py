@@ -124,6 +124,7 @@ def run_here(
     env: Mapping[str, str],
     say: Callable[[str], None],
     python: str = sys.executable,
+    look: Callable[[], None] = lambda: None,
 ) -> tuple[int, Sweep]:
     """Until every element has ended.
 
@@ -131,6 +132,7 @@ def run_here(
     are called in the sweep's folder. 75 is also of those that run elsewhere, of which the same command tells
     more later.
     nproc: ranks of an element. parallel: elements at a time. env: variables of all of them.
+    look: called again and again until then.
     Raises: UsageError when another sweep runs in the folder, it holds another experiment's run, or GPUs do
     not suffice.
     """
@@ -142,7 +144,7 @@ def run_here(
                 (named.folder / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"{named.folder / folder} cannot be made: {why(error)}") from error
-        codes = _Run(named, python, nproc, env, devices, say).until_all_ended(asked)
+        codes = _Run(named, python, nproc, env, devices, say).until_all_ended(asked, look)
         if asked.number is not None:
             say(f"stopped by {asked.number.name}; the same command goes on")
             return EXIT_INTERRUPTED if asked.number == signal.SIGINT else EXIT_PREEMPTED, named
@@ -177,7 +179,7 @@ class _Run:
         for element, status in states:
             self._place(element, status)
 
-    def until_all_ended(self, asked: Asked) -> dict[str, int]:
+    def until_all_ended(self, asked: Asked, look: Callable[[], None]) -> dict[str, int]:
         """The exit code of each element that had not finished before, by name."""
         was_asked = False
         try:
@@ -190,6 +192,7 @@ class _Run:
                     for each in self._running:
                         send(each.process.pid, number_sent)
                 self._look()
+                look()
                 time.sleep(POLL_S)
         finally:  # also after a second Ctrl-C; what a supervisor started ends with it
             for each in self._running:

@@ -22,6 +22,7 @@ from launch.experiment import command
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig, Measure, Panel, Plot
 from launch.experiment.data import shards_of
+from launch.experiment.drawn_table import drawn_table
 from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
@@ -306,13 +307,13 @@ def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
     names = ("true actions", "shuffled actions", "zero actions", "copy of the last frame")
     asked: list[str] = []
 
-    def measure(run: Path, data: str, **_: int) -> Rollout:
+    def measure(run: Path, data: str, **_: object) -> Rollout:
         asked.append(data)
         errors = {name: np.full(16, 10.0 * len(asked) + n) for n, name in enumerate(names)}
         return Rollout(4, 60, 0, 2500, errors, {}, errors)
 
     monkeypatch.setattr(rollout, "measure_rollout", measure)
-    found = EVALUATIONS["rollout"].ask(experiment, run, shards).numbers
+    found = EVALUATIONS["rollout"].ask(experiment, run, shards, lambda *_: None).numbers
     is_told_none = arm == "zero actions"
     world = "pushed-walls" if arm == "true actions, walls" else "pushed"
     assert asked == [str(shards[name]) for name in (world, *(["pushed-zero"] if is_told_none else []))]
@@ -442,3 +443,23 @@ def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
     assert empty_panels([found]) == []
     (nothing,) = plots_of(experiment, {"predictors": {}}, [], {})
     assert empty_panels([nothing]) == ["'Errors' has no curve of widths: no run told such numbers"]
+
+
+@pytest.mark.parametrize(("arms", "measures"), [(2, 3), (2, 11), (11, 13)])
+def test_a_table_on_a_terminal_is_no_wider_than_it_and_leaves_nothing_out(arms: int, measures: int) -> None:
+    """As it stands, turned, and in parts."""
+    names = [f"measure {number}, of a name" for number in range(measures)]
+    values = {
+        Cell(f"arm {arm}", None, seed): {name: 100 * arm + at + seed for at, name in enumerate(names)}
+        for arm in range(arms)
+        for seed in range(2)
+    }
+    spreads = spreads_of(values, {}, [f"arm {arm}" for arm in range(arms)], names, None)
+    text = drawn_table(spreads, dict.fromkeys(names, 1), None)
+    assert all(len(line) <= 120 for line in text.splitlines())
+    words = " ".join(text.split())
+    for arm in range(arms):
+        for at in range(measures):
+            assert f"{100 * arm + at + 0.5:.1f} ± 0.7" in words
+    assert all(name in words for name in names)
+    assert ("seeds" in text.splitlines()[0]) == (measures == 3)

@@ -122,7 +122,7 @@ def test_one_that_is_asked_to_stop_says_so_and_not_that_runs_failed(
 def test_a_run_that_cannot_be_asked_is_left_out_and_stops_no_other(
     tried: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(experiment: object, run: Run, shards: object) -> Evaluated:
+    def ask(experiment: object, run: Run, shards: object, on_part: object) -> Evaluated:
         if run.cell.seed == 0:
             raise CheckpointError("no whole checkpoint")
         return Evaluated({"asked": 7.0})

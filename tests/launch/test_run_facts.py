@@ -103,3 +103,8 @@ def test_the_environment_names_packages_and_machine_without_addresses() -> None:
     found = hardware()
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 1 << 28
+
+
+def test_a_run_that_was_given_a_name_is_called_so(tmp_path: Path) -> None:
+    facts = facts_of(tiny_config(tmp_path, tmp_path, seed=3, tracker={"run_name": "latent, seed 3"}))
+    assert facts.name == "latent, seed 3"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from data_pipeline.errors import UsageError
@@ -22,7 +23,7 @@ from launch.cli import app
 from launch.config import dump_config
 from launch.lock import lock_run
 from launch.run_state import read_lock
-from launch.status import Status, block, plain, read_status
+from launch.status import Status, block, plain, read_all, read_status
 from tests.small_dataset import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +279,22 @@ def test_several_runs_are_a_table_and_json_is_an_object_a_line(tmp_path: Path) -
     found = [json.loads(line) for line in CliRunner().invoke(app, [*given, "--json"]).stdout.splitlines()]
     assert [each["state"] for each in found] == ["finished", "failed"]
     assert found[0].keys() == found[1].keys()
+
+
+def test_a_folder_of_an_experiment_or_a_sweep_is_all_its_runs(tmp_path: Path) -> None:
+    for stage, arms in {"encoders": ("latent", "pixel"), "predictors": ("latent",)}.items():
+        for arm in arms:
+            run = make_run(tmp_path / "try" / stage, arm)
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            config.setdefault("tracker", {})["run_name"] = f"{arm}, seed 0"
+            (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (tmp_path / "try" / stage / "sweep.json").write_text("{}")
+    (tmp_path / "try/result.json").write_text("{}")  # of the experiment, and no run's
+    told = {"encoders: latent, seed 0", "encoders: pixel, seed 0", "predictors: latent, seed 0"}
+    assert {each.called for each in read_all([tmp_path / "try"])[0]} == told
+    assert len(read_all([tmp_path / "try/encoders"])[0]) == 2
+    (one,) = read_all([tmp_path / "try/predictors"])[0]
+    assert one.run == tmp_path / "try/predictors/latent"
 
 
 def test_folders_among_several_that_are_no_runs_are_left_out_and_told(tmp_path: Path) -> None:

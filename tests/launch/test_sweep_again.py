@@ -166,7 +166,7 @@ def test_what_a_killed_sweep_left_running_counts_and_keeps_its_gpu(
         holder.kill()
         holder.wait()
     assert (code, starts(found)) == (0, [0, 1, 1])
-    words = [" ".join(line.split()[1:3]) for line in said]
+    words = [" ".join(line.split()[2:4]) for line in said]
     if parallel == 1:
         assert words.index("000-seed-0 finished") < words.index("001-seed-1 started,")
     else:

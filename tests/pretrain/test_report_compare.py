@@ -184,3 +184,16 @@ def test_many_long_runs_are_a_small_page(tmp_path: Path) -> None:
     assert "Drawn from 1,500 logged steps" in text
     assert text.count("class=again") == 8, "after six colours, lines are broken and the key says so"
     assert json.loads((made[0] / "config.yaml").read_text())["name"] == "run-0"
+
+
+def test_runs_that_were_given_names_are_called_so_and_do_not_differ_by_them(tmp_path: Path) -> None:
+    runs = [
+        write_run(
+            tmp_path / f"{n}", name=f"00{n}", seed=n, config={"tracker": {"run_name": f"latent, seed {n}"}}
+        )
+        for n in range(3)
+    ]
+    stories = tell_all(runs)
+    assert names_of(stories) == [f"latent, seed {n}" for n in range(3)]
+    assert list(settings_that_differ(stories)) == ["seed"]
+    assert [each.name for each in series_of(stories)] == ["latent × 3 seeds"]
