@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S
+from benchmarks.running import plain
 
 RESULTS = Path(__file__).with_name("results")
 META = "Meta's code"
@@ -30,7 +31,7 @@ def step_table(device: str) -> str:
 
 
 def _beside(row: dict[str, Any]) -> str:
-    return "" if row["reference"] is None else f"{row['reference']:.3g}, {row['reference_name']}"
+    return "" if row["reference"] is None else f"{plain(row['reference'], 3)}, {row['reference_name']}"
 
 
 def gains_table(device: str) -> str:
@@ -107,7 +108,7 @@ def limits_table() -> str:
 def _value(row: dict[str, Any]) -> str:
     if row["ours"] is None:
         return "–"
-    return f"{row['ours']:.3g}" + (f" {row['unit']}" if row["unit"] else "")
+    return plain(row["ours"], 3) + (f" {row['unit']}" if row["unit"] else "")
 
 
 def _share(rows: list[dict[str, Any]], case: str, who: str) -> float | None:
