@@ -221,7 +221,7 @@ def data_table() -> str:
     words = (
         f"\n\nFor {found.speed.clips_per_s:,.0f} clips/s. The {found.workers} workers of a rank could decode "
         f"{most.clips_per_s:,.0f} mp4 clips/s, and it takes {found.speed.clips_per_s / found.ranks:.1f}: "
-        f"{math.ceil(most.cores / found.ranks)} would do."
+        f"{math.ceil(most.cores / found.ranks)} would do on paper; a second takes the peaks."
     )
     return markdown([*heads, "read, a node"], rows) + words
 

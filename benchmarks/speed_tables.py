@@ -40,7 +40,7 @@ def gains_table(device: str) -> str:
     rows = found["rows"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("against ")))
-    lines = [f"| times as fast as with | {' | '.join(cases)} |", "|---|" + "---:|" * len(cases)]
+    lines = [f"| as it is, times as fast as with … | {' | '.join(cases)} |", "|---|" + "---:|" * len(cases)]
     for name in names:
         each = {row["case"]: _ratio(row) for row in rows if row["metric"] == name}
         told = " | ".join(each.get(case, "") for case in cases)
