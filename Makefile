@@ -31,6 +31,7 @@ help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make .venv with everything in it, and nothing else
+	@echo "done: $(VENV) holds all of foreframe; next: make demo, or $(BIN)/foreframe --help"
 
 demo: $(STAMP) ## Videos, shards, two ranks of training, a probe and a report in runs/demo
 	@$(BIN)/foreframe demo $(ARGS)

@@ -2,21 +2,35 @@
 
 Short forms of the benchmarks, on the smallest model where the size says little. Limits are about twice what a
 part takes on two cores that are its own, and more where others leave some time. Those that need the demo's
-data are left out where `make demo` was not run. benchmarks/results/cpu.json is written after every part, and
-keeps what earlier calls measured with the same code on the same device.
+data are left out where `make demo` was not run. Where others use the machine when it begins, limits are up
+to three times as long. runs/bench/cpu.json is written after every part, and keeps what earlier calls measured
+with the same code on the same device; with --keep it is benchmarks/results/cpu.json of the repository.
+The exit code is 1 where a part failed or was out of time.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measuring import RESULTS, device
-from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
+from benchmarks.measuring import RESULTS, busy_share, device, tell
+from benchmarks.running import (
+    ROOT,
+    Part,
+    busy_factor,
+    facts_of,
+    kept,
+    left_to_do,
+    run_parts,
+    table,
+    unfinished,
+)
 from launch.processes import stops_at_once
 
 TOTAL_S = 960.0
+OUT = Path("runs/bench/cpu.json")
 SMALL = "ViT-tiny, 8 frames of 64²"
 
 
@@ -47,9 +61,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="PART", help="one or several of the parts")
     parser.add_argument("--missing", action="store_true", help="only parts that are not done yet in --out")
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"))
-    parser.add_argument("--total-s", type=float, default=TOTAL_S, help="for all parts together")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--total-s", type=float, help="for all parts together; by default 960, more if busy")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"the results; by default {OUT}")
+    parser.add_argument("--keep", action="store_true", help="write to benchmarks/results/cpu.json instead")
     given = parser.parse_args()
+    if given.keep:
+        given.out = RESULTS / "cpu.json"
     parts = parts_of(given.peer, given.data.absolute())
     unknown = set(given.only or ()) - {part.name for part in parts}
     if unknown:
@@ -59,9 +76,18 @@ def main() -> None:
     if given.missing:
         wanted = left_to_do(wanted, kept(given.out, facts))
     order = [part.name for part in parts]
+    load = busy_share()
+    factor = busy_factor(load)
+    if factor > 1:
+        tell(f"others use {load:.0%} of the cores: limits are {factor:.1f} times as long, figures less sure")
+    wanted = [replace(part, limit_s=factor * part.limit_s) for part in wanted]
+    total_s = given.total_s or factor * TOTAL_S
+    tell(f"{len(wanted)} parts, five minutes on two quiet cores, at most {total_s / 60:.0f} min")
     with stops_at_once(says=True):  # what runs is ended with it
-        found = run_parts(wanted, given.out, given.total_s, sys.executable, facts, order)
+        found = run_parts(wanted, given.out, total_s, sys.executable, facts, order)
     print(f"\n{found['device']}, {found['seconds']:.0f} s\n{table(found)}\nwrote {given.out}")
+    if sentence := unfinished(wanted, found):
+        sys.exit(sentence)
 
 
 if __name__ == "__main__":

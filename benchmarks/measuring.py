@@ -48,6 +48,14 @@ class Quiet:
             self._left_s -= self._look_s
 
 
+def busy_share(seconds: float = LOOK_S) -> float:
+    """Share of all cores that others have taken, looked at for so long."""
+    before = _busy()
+    time.sleep(seconds)
+    after = _busy()
+    return (after[0] - before[0]) / max(1, after[1] - before[1])
+
+
 def row(
     case: str, metric: str, unit: str, ours: Sequence[float], reference: Sequence[float] = (), name: str = ""
 ) -> Row:

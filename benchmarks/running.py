@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import SO_FAR, tell
+from benchmarks.measuring import QUIET, SO_FAR, tell
 from launch.processes import descendants, send
 from launch.provenance import git, versions
 from launch.submit.freeze import code_digest
@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 TAIL = 4000  # characters of what one that failed has said last
 LEAST_S = 10.0  # a part with less time left is not begun
 STRETCH = 2.0  # times its limit, which a part may take of time that others have left
+BUSIEST = 3.0  # times its limit, at most, where others use the machine
+TIMES = "times: the median of the pairs' ratios, which need not be the quotient of the two medians"
 SAME = ("benchmark", "commit", "code", "device")  # of results that may stand in one file
 Found = dict[str, Any]
 
@@ -213,6 +215,7 @@ def run_parts(
     facts: of `facts_of`. order: names of all parts that the file may hold, as it then holds them.
     """
     began_s = clock()
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = kept(file, facts)
     found: Found = {**facts, "seconds": 0.0, "parts": list(known.values())}
     names = [*order, *(part.name for part in parts)]
@@ -234,8 +237,29 @@ def run_parts(
     return found
 
 
+def unfinished(parts: Sequence[Part], found: Found) -> str:
+    """A sentence of the parts that were asked for and are not measured; empty where all are."""
+    wanted = {part.name for part in parts}
+    ended = [
+        f"{part['name']} ({part.get('why') or part['ended']})"
+        for part in found["parts"]
+        if part["name"] in wanted and part["ended"] not in ("done", "left out")
+    ]
+    if not ended:
+        return ""
+    return (
+        f"not whole: {', '.join(ended)}. Where others use the machine, --total-s gives more time, and "
+        f"--missing measures these parts alone"
+    )
+
+
+def busy_factor(load: float) -> float:
+    """How much longer limits are where others take `load` of the cores: 1 to BUSIEST."""
+    return min(BUSIEST, 1 / max(1e-3, 1 - load)) if load > QUIET else 1.0
+
+
 def table(found: Found) -> str:
-    """Every row, and every part that has none with why."""
+    """Every row, case by case, and every part that has none with why; names are whole."""
     lines = []
     for part in found["parts"]:
         seconds = f", {part['seconds']:.0f} s" if "seconds" in part else ""
@@ -243,14 +267,36 @@ def table(found: Found) -> str:
         again = f"; later {part['again']}" if "again" in part else ""
         lines.append(f"{part['name']}: {part['ended']}{seconds}{why}{again}")
         said = part.get("said", "").strip().splitlines()
-        lines += [f"    {said[-1][:100]}"] if said else []
-        lines += [f"    {line[:100]}" for line in part.get("printed", "").splitlines() if line.strip()]
+        lines += [f"    {said[-1]}"] if said else []
+        lines += [f"    {line}" for line in part.get("printed", "").splitlines() if line.strip()]
+        case = None
         for row in part["rows"]:
-            ours, unit, ratio = row.get("ours"), row.get("unit", ""), row.get("ratio")
-            value = "–" if ours is None else f"{ours:g}"
-            line = f"    {row.get('case', '')[:40]:40}  {row.get('metric', '')[:44]:44}  {value:>9} {unit}"
-            if row.get("reference") is not None:
-                times = "" if ratio is None else f", {ratio:g} times"
-                line += f"  ({row.get('reference_name') or 'reference'} {row['reference']:g}{times})"
-            lines.append(line.rstrip())
+            if row.get("case") != case:
+                case = row.get("case")
+                lines += [f"  {case}"] if case else []
+            lines.append(f"    {row.get('metric', '')}: {_told(row)}".rstrip(": "))
+    if any(row.get("ratio") is not None for part in found["parts"] for row in part["rows"]):
+        lines.append(TIMES)
     return "\n".join(lines)
+
+
+def _told(row: Found) -> str:
+    """A value with its unit, and where there is one what it is held against; not of a thing beside itself."""
+    unit, ratio, name = row.get("unit", ""), row.get("ratio"), row.get("reference_name") or "reference"
+    of_unit = "" if unit == "1" else f" {unit}" if unit else ""
+    value = f"{plain(row.get('ours'))}{of_unit}"
+    is_itself = ratio == 1 and row.get("metric", "").startswith(f"{name}: ")
+    if row.get("reference") is None or is_itself:
+        return value
+    times = "" if ratio is None else f"; {ratio:g} times"
+    return f"{value} ({name} {plain(row['reference'])}{times})"
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    """A number with so many digits, thousands apart and never as a power of ten; a dash for none."""
+    if value is None:
+        return "–"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{float(f'{value:.{digits}g}'):,.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.{digits + 6}f}".rstrip("0") if "e" in text else text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S
+from benchmarks.running import plain
 
 RESULTS = Path(__file__).with_name("results")
 META = "Meta's code"
@@ -30,7 +31,7 @@ def step_table(device: str) -> str:
 
 
 def _beside(row: dict[str, Any]) -> str:
-    return "" if row["reference"] is None else f"{row['reference']:.3g}, {row['reference_name']}"
+    return "" if row["reference"] is None else f"{plain(row['reference'], 3)}, {row['reference_name']}"
 
 
 def gains_table(device: str) -> str:
@@ -39,7 +40,7 @@ def gains_table(device: str) -> str:
     rows = found["rows"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("against ")))
-    lines = [f"| times as fast as with | {' | '.join(cases)} |", "|---|" + "---:|" * len(cases)]
+    lines = [f"| as it is, times as fast as with … | {' | '.join(cases)} |", "|---|" + "---:|" * len(cases)]
     for name in names:
         each = {row["case"]: _ratio(row) for row in rows if row["metric"] == name}
         told = " | ".join(each.get(case, "") for case in cases)
@@ -107,7 +108,7 @@ def limits_table() -> str:
 def _value(row: dict[str, Any]) -> str:
     if row["ours"] is None:
         return "–"
-    return f"{row['ours']:.3g}" + (f" {row['unit']}" if row["unit"] else "")
+    return plain(row["ours"], 3) + (f" {row['unit']}" if row["unit"] else "")
 
 
 def _share(rows: list[dict[str, Any]], case: str, who: str) -> float | None:

@@ -118,8 +118,9 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
 def probe_table(found: dict[str, Any]) -> list[Table]:
     """What `run_probe` returned, an encoder a row; 1 is best, a dash where there is no score.
 
-    One table of what is true of each tubelet or video, and one of the labels of clips with a column an
-    encoder, as far as there are.
+    Under the name of each score stands its unit: R², or the share that is right. One table of
+    what is true of each tubelet or video, and one of the labels of clips with a column an encoder, as far as
+    there are.
     """
     names = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"]))
     tried = tuple(f"{kind} " for kind in found.get("tried", {}))
@@ -128,7 +129,7 @@ def probe_table(found: dict[str, Any]) -> list[Table]:
     where = "Frozen features" + ("" if found["step"] is None else f" at step {found['step']}")
     eval_clips, clips = found["num_eval_clips"], found["num_train_clips"] + found["num_eval_clips"]
     what = (
-        f"R² of true states, {eval_clips} eval clips"
+        f"true states, {eval_clips} eval clips"
         if found["kind"] == "states"
         else f"retrieval of clips of the same video, {clips} clips"
     )
@@ -152,7 +153,9 @@ def _scores_table(title: str, found: dict[str, Any], names: Sequence[str]) -> Ta
         for row in found["rows"]
         if any(name in row["scores"] for name in names)
     ]
-    return make_table(title, ["encoder", *names], rows)
+    units = found.get("units", {})  # probes of older versions wrote none
+    heads = [f"{name}\n{unit}" if (unit := units.get(name)) else name for name in names]
+    return make_table(title, ["encoder", *heads], rows)
 
 
 def print_error(error: ForeframeError) -> None:

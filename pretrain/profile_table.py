@@ -113,9 +113,11 @@ def _operators(found: Mapping[str, Any]) -> list[str]:
     return _aligned(["most GPU time in" if has_gpu else "most time in", "calls", "ms", "share"], rows)
 
 
-def _short(name: str, width: int = 46) -> str:
+def _short(name: str, width: int = 60) -> str:
+    """Cut in the middle: names tell forward from backward, and one size from another, at their ends."""
     name = name.removeprefix("void ")
-    return name if len(name) <= width else name[: width - 1] + "…"
+    end = width // 3
+    return name if len(name) <= width else f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def _number(value: float) -> str:

@@ -60,6 +60,9 @@ def test_what_is_done_stays_when_others_fail_hang_or_are_not_there(tmp_path: Pat
     text = table(found)
     assert "out of luck" in text
     assert "nowhere.py is not there" in text
+    said = running.unfinished(parts, found)
+    assert said.startswith("not whole: fails (code=1), hangs (ended after ")
+    assert running.unfinished(parts[:1], found) == ""
     facts = process_facts(int(pid.read_text()))
     assert facts is None or facts.state == "Z"  # what it had started is gone too
 
@@ -200,3 +203,35 @@ def test_a_part_that_cannot_be_started_at_all_is_one_that_failed() -> None:
 def test_a_record_does_not_tell_where_things_lie() -> None:
     words = ["-m", "benchmarks.x", "/home/me/data", "--peer", "theirs=/srv/code/theirs", "--case", "8 frames"]
     assert Part("x", words, 1.0).command == "-m benchmarks.x data --peer theirs=theirs --case 8 frames"
+
+
+def test_the_table_cuts_no_name_and_tells_what_a_ratio_is() -> None:
+    case = "a case whose name is longer than what a terminal of eighty columns has room for, as they are"
+    rows = [
+        {"case": case, "metric": "sdpa: calls", "unit": "1/s", "ours": 8137.0, "reference": 8137.0}
+        | {"reference_name": "sdpa", "ratio": 1.0},
+        {"case": case, "metric": "share", "unit": "1", "ours": 0.00044941},
+        {"case": case, "metric": "steps", "unit": "1/s", "ours": 2.594, "reference": 2.602}
+        | {"reference_name": "no tracker", "ratio": 1.079},
+        {"case": case, "metric": "parameters", "unit": "", "ours": 27080000.0},
+    ]
+    text = table({"parts": [{"name": "one", "ended": "done", "rows": rows}]})
+    assert text.count(case) == 1
+    assert "    sdpa: calls: 8,137 1/s\n" in text, "not beside itself"
+    assert "    share: 0.0004494\n" in text
+    assert "    steps: 2.594 1/s (no tracker 2.602; 1.079 times)\n" in text
+    assert "    parameters: 27,080,000\n" in text
+    assert text.endswith(running.TIMES)
+
+
+@pytest.mark.parametrize(("load", "factor"), [(0.0, 1.0), (0.1, 1.0), (0.5, 2.0), (0.9, 3.0), (1.0, 3.0)])
+def test_limits_are_longer_on_a_busy_machine(load: float, factor: float) -> None:
+    assert running.busy_factor(load) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "told"),
+    [(None, 4, "–"), (2123.0, 3, "2,120"), (999.6, 4, "999.6"), (1.5e-6, 3, "0.0000015"), (0.0, 3, "0")],
+)
+def test_numbers_are_written_without_powers_of_ten(value: float | None, digits: int, told: str) -> None:
+    assert running.plain(value, digits) == told

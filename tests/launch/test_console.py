@@ -47,3 +47,16 @@ def test_the_probe_table_has_a_row_an_encoder_and_a_dash_for_no_score() -> None:
     cells = [line.split() for line in sink.getvalue().splitlines()]
     assert ["trained", "0.912", "—"] in cells
     assert ["untrained", "0.400", "—"] in cells
+
+
+def test_the_probe_table_says_of_each_score_what_it_is() -> None:
+    rows = [{"encoder": "trained", "scores": {"position": 0.9, "shape": 0.4, "old": 0.1}}]
+    found = {"kind": "states", "step": 3, "num_train_clips": 9, "num_eval_clips": 5, "rows": rows}
+    sink = io.StringIO()
+    Console(file=sink, width=200).print(
+        *probe_table(found | {"units": {"position": "R²", "shape": "share right"}})
+    )
+    *title, names, units, _ = sink.getvalue().splitlines()
+    assert "R²" not in " ".join(title)
+    assert names.split() == ["position", "shape"]
+    assert units.split() == ["encoder", "R²", "share", "right", "old"]

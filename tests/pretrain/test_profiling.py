@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.errors import UsageError
 from launch.train import run_train
-from pretrain import flops, parts
+from pretrain import flops, parts, profile_table
 from pretrain.config import RunConfig, plan
 from pretrain.masks import sample_masks
 from pretrain.tracking.jsonl import read_metrics
@@ -142,3 +142,11 @@ def test_marks_put_nothing_around_a_call_unless_something_records() -> None:
     finally:
         parts.record_with(None)
     assert seen == ["work", "begin", "end"]
+
+
+def test_operators_whose_names_are_long_are_told_apart_by_their_ends() -> None:
+    name = "aten::_scaled_dot_product_flash_attention_for_a_device_of_a_long_name"
+    short = [profile_table._short(each) for each in (name, f"{name}_backward", "aten::mm")]
+    assert len(set(short)) == 3
+    assert all(len(each) <= 60 for each in short)
+    assert short[1].endswith("_backward")

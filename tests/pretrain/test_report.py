@@ -182,6 +182,16 @@ def test_a_run_that_has_just_begun_says_what_is_missing(run: Path) -> None:
         assert said in text
 
 
+@pytest.mark.parametrize(("loss", "is_warned"), [(0.5, False), (1.32, True)])
+def test_predictions_no_better_than_a_trivial_answer_stand_beside_the_verdict(
+    tmp_path: Path, loss: float, is_warned: bool
+) -> None:
+    beside = {"health/loss_prediction": loss, "health/loss_mean_token": 1.0, "health/loss_copy": 1.1}
+    told_of = told(write_run(tmp_path / "r", metrics=beside))
+    head = told_of[told_of.index("<header>") : told_of.index("</header>")]
+    assert ("no better than a trivial answer" in head) is is_warned
+
+
 def test_an_unfinished_run_is_told_how_to_go_on(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a run", done=20)
     with (run / "metrics.jsonl").open("a") as file:
