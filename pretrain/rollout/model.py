@@ -73,8 +73,8 @@ def check_foresees(config: RunConfig, who: str) -> ActionLatentConfig:
     objective = config.objective
     if not isinstance(objective, ActionLatentConfig):
         raise UsageError(
-            f"{who} has objective.kind {objective.kind}: a rollout needs action_latent, which foresees the "
-            f"next frame from frames and actions (docs/objectives.md)"
+            f"{who} has objective.kind {objective.kind}: rollouts and plans need action_latent, which "
+            f"foresees the next frame from frames and actions (docs/objectives.md)"
         )
     if objective.state_size:
         raise UsageError(

@@ -197,7 +197,7 @@ def test_positions_that_nobody_tells_leave_the_latent_errors(run: Path, tmp_path
 
 def test_other_runs_are_refused_by_name(dataset: Path, tmp_path: Path) -> None:
     plain = run_train(tiny_config(dataset, tmp_path, train={"steps": 1}), quiet=True).run
-    with pytest.raises(UsageError, match=r"objective\.kind masked_latent: a rollout needs action_latent"):
+    with pytest.raises(UsageError, match=r"kind masked_latent: rollouts and plans need action_latent"):
         load_model(plain)
     with pytest.raises(UsageError, match="nowhere is no run's folder"):
         load_model(tmp_path / "nowhere")
