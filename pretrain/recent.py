@@ -14,7 +14,7 @@ def recent_loss(lines: Sequence[Mapping[str, Any]], until: float | None = None) 
     """Mean of the last logged losses that are finite, ten at most, of the last tenth of the steps.
 
     Where steps are logged seldom it is the last one alone. lines: of metrics.jsonl, in order; those without a
-    loss do not count. until: no later step than this counts. None where no loss is finite.
+    loss do not count. until: no later step than this counts. None where no loss, or no mean, is finite.
     """
     logged = [
         (float(line["step"]), float(line["loss"]))
@@ -25,7 +25,10 @@ def recent_loss(lines: Sequence[Mapping[str, Any]], until: float | None = None) 
         return None
     begin = (1 - RECENT_SHARE) * logged[-1][0]
     losses = [loss for step, loss in logged[-RECENT:] if step > begin] or [logged[-1][1]]
-    return math.fsum(losses) / len(losses)
+    try:
+        return math.fsum(losses) / len(losses)
+    except OverflowError:  # losses that no run has, in a damaged file
+        return None
 
 
 def _is_finite(value: object) -> bool:
