@@ -67,7 +67,7 @@ class ActionPredictor(Transformer):
         assert (self.embed_action is None) == (actions_BtA is None), "told exactly when they are embedded"
         assert (self.embed_state is None) == (states_BtS is None), "told exactly when they are embedded"
         x_BtPE = self.embed(features_BtPD.to(self.embed.weight.dtype))
-        if actions_BtA is not None:
+        if actions_BtA is not None and self.action_scale != 1.0:
             actions_BtA = actions_BtA / self.action_scale
         batch, moments, patches, width = x_BtPE.shape
         if is_known_Bt is not None:

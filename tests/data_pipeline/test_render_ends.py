@@ -87,6 +87,7 @@ def test_workers_end_with_the_process_that_asked(rendering: subprocess.Popen[byt
     assert wait_until_gone(workers_of(tmp_path / "at")) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_before_all_is_rendered_and_no_worker_speaks_of_it(
     rendering: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
