@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -150,7 +151,7 @@ def _told(experiment: ExperimentConfig) -> str:
         [
             spec.model_dump(mode="json"),
             experiment.evaluate,
-            [experiment.episodes, STEPS, REPLAN, PUSH, AGREE]
+            [experiment.episodes, AGREE, asdict(_planned())]
             if experiment.evaluate == "planning"
             else AS_TRAINED,
         ],

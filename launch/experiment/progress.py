@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from launch.attempts import duration
+from launch.attempts import duration, last_logged
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.runs import Run, cells_of
-from pretrain.tracking.jsonl import METRICS_FILE
 
 LINE_EVERY_S, LOOK_EVERY_S = 180.0, 1.0  # without a terminal, and on one
-TAIL_BYTES = 65536  # of metrics.jsonl: more than a line
 STEPS = "train.steps"
 Say = Callable[[str], None]
 
@@ -62,7 +60,7 @@ class Watch:
         return words if gained <= 0 else f"{words}, {duration(passed * (total - done) / gained)} left"
 
     def _done(self) -> int:
-        return sum(min(steps, step_of(run)) for run, steps in self._steps.items())
+        return sum(min(steps, last_logged(run)) for run, steps in self._steps.items())
 
     def _is_due(self) -> bool:
         now = self._clock()
@@ -81,22 +79,6 @@ class Watch:
         sys.stdout.write(f"\r\x1b[K{words}")
         sys.stdout.flush()
         self._is_drawn = bool(words)
-
-
-def step_of(run: Path) -> int:
-    """The last step that a run has logged; 0 of one that has not begun."""
-    try:
-        with (run / METRICS_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # a line that is being written
-            continue
-    return 0
 
 
 def steps_of(experiment: ExperimentConfig) -> int | None:

@@ -8,23 +8,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.attempts import TAIL_BYTES, last_logged
 from launch.config import read_config
 from launch.experiment.command import Asked, planned, run_experiment
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import shards_of
-from launch.experiment.progress import TAIL_BYTES, Watch, forecast, step_of, steps_of
+from launch.experiment.progress import Watch, forecast, steps_of
 from launch.experiment.runs import Run
 from tests.launch.test_experiment import ARMS
 
 
 def test_the_last_whole_line_tells_the_step_however_long_the_file_is(tmp_path: Path) -> None:
-    assert step_of(tmp_path) == 0
+    assert last_logged(tmp_path) == 0
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "text": "x" * 200}) for step in range(1, 2 * TAIL_BYTES // 200)]
     path.write_text("\n".join(lines) + '\n{"step": 99')
-    assert step_of(tmp_path) == len(lines), "and not the half of one"
+    assert last_logged(tmp_path) == len(lines), "and not the half of one"
     path.write_text("")
-    assert step_of(tmp_path) == 0
+    assert last_logged(tmp_path) == 0
 
 
 @pytest.fixture
