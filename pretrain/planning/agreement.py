@@ -20,14 +20,13 @@ from pretrain.planning.measure import (
 from pretrain.rollout.model import load_model
 
 SEEN = (MODEL, RENDERED, ORACLE)  # ways of which a landscape is drawn
-TASKS = 8  # first goals that an agreement is a mean of
 
 
 def landscapes(
     run: Path,
     world: World,
     *,
-    tasks: int = TASKS,
+    tasks: int,
     settings: PlanningSettings | None = None,
     step: int | None = None,
     device: str = "cpu",
