@@ -67,7 +67,8 @@ class Stage(Section):
 class Measure(Section):
     """A number of each run, in the table under `name`.
 
-    key: of metrics.jsonl, or of what a stage's `evaluate` gives. at: which of its values.
+    key: of metrics.jsonl, or of what a stage's `evaluate` gives, or `training TFLOPs`: what all its steps
+    asked for. at: which of its values.
     """
 
     name: Name

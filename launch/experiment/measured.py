@@ -12,11 +12,23 @@ from typing import Any, NamedTuple
 from data_pipeline.storage import write_whole
 from launch.experiment.config import Measure
 from launch.provenance import PROVENANCE_FILE
+from pretrain.config import RunConfig
 from pretrain.maps import Maps
 
 EVALUATED = "evaluated.json"
+TRAINING_TFLOPS = "training TFLOPs"
+"""Key of what a run's training asked for, counted from its config: where arms cost different work a step."""
 NOT_COMMITTED = " with changes"
 Series = list[tuple[int, float]]
+
+
+def training_tflops(config: RunConfig) -> float:
+    """Model FLOPs of all the steps of a run, in units of 10^12; probes and health are not counted."""
+    from pretrain.flops import flops_a_clip
+
+    strategy = config.strategy.model_copy(update={"activation_checkpointing": False})  # of no model FLOP
+    counted = config.model_copy(update={"strategy": strategy})
+    return flops_a_clip(counted).model * config.train.steps * config.train.global_batch / 1e12
 
 
 def series_of(metrics: Iterable[Mapping[str, Any]], key: str) -> Series:

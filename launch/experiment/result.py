@@ -12,7 +12,14 @@ from data_pipeline.storage import write_whole
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.drawn_table import drawn_table
 from launch.experiment.maps import draw_all_maps, maps_of_arms
-from launch.experiment.measured import Evaluated, commits_of, measured, seconds_of
+from launch.experiment.measured import (
+    TRAINING_TFLOPS,
+    Evaluated,
+    commits_of,
+    measured,
+    seconds_of,
+    training_tflops,
+)
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, cells_of
 from launch.experiment.summary import markdown, rows_of, spreads_of
@@ -44,7 +51,9 @@ def conclude(
     values, untrained = {}, {}
     for run in made[last]:
         if run.cell in metrics[last]:
-            own, before = measured(experiment.measures, metrics[last][run.cell], numbers.get(run.cell, {}))
+            counted = {TRAINING_TFLOPS: training_tflops(run.element.config)}
+            told = counted | numbers.get(run.cell, {})
+            own, before = measured(experiment.measures, metrics[last][run.cell], told)
             values[run.cell], untrained[run.cell] = own, before
     names = {each.name: each.digits for each in experiment.measures}
     missing = missing_cells(experiment, metrics[last])

@@ -181,6 +181,7 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     del plain["stages"]["second"]
     plain |= {
         "against": "slow",
+        "measures": [*plain["measures"], {"name": "TFLOP", "key": "training TFLOPs", "digits": 1}],
         "plots": [
             {"title": "t", "caption": "c", "over": "levels", "panels": [{"unit": "loss", "key": "loss"}]},
             {"title": "t", "caption": "c", "panels": [{"unit": "loss", "key": "loss"}]},
@@ -192,15 +193,17 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert run_experiment(asked, said.append) == 0
     assert set(made) == {"one", "two"}
     result = json.loads(Path("out/try/result.json").read_text())
-    rows = {row["case"]: row for row in result["rows"]}
+    rows = {row["case"]: row for row in result["rows"] if row["metric"] == "loss"}
     # the stand-in's loss is its learning rate plus its seed
     assert rows["fast, noise 0.1"]["ours"] == pytest.approx(1.0)
     assert rows["fast, noise 0.1"]["difference"] == pytest.approx(0.5 - 1e-3)
     assert rows["fast, noise 0.1"]["half"] == pytest.approx(0.0, abs=1e-9)
+    tflops = {row["ours"] for row in result["rows"] if row["metric"] == "TFLOP"}
+    assert len(tflops) == 1 and min(tflops) > 0
     assert result["plots"][0]["panels"][0]["curves"][1]["x"] == [0.1, 0.8]
     for number in (1, 2):
         assert Path(f"out/try/try-{number}.svg").read_text().startswith("<?xml")
-    assert "| fast | 1.00 ± 0.71* | 2 |" in Path("out/try/table.md").read_text()
+    assert "| fast | 1.00 ± 0.71* | 0.2 ± 0.0 | 2 |" in Path("out/try/table.md").read_text()
     starts = sorted(Path("out/try/first").glob("0*/starts"))
     assert len(starts) == 8
     ended = [line.split()[0] for line in said if " finished in " in line]

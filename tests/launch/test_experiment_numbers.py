@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import refusal
+from launch.config import read_config, shipped_config
 from launch.experiment.command import Asked, read_experiment
 from launch.experiment.config import ExperimentConfig, Measure, Panel, Plot
 from launch.experiment.drawn_table import drawn_table
@@ -23,12 +24,15 @@ from launch.experiment.measured import (
     kept_evaluation,
     measured,
     seconds_of,
+    training_tflops,
     value_of,
 )
 from launch.experiment.plots import figure_of, plots_of, together
 from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from pretrain.config import RunConfig
+from pretrain.flops import flops_a_clip
 from pretrain.maps import Map, Maps
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
 
@@ -54,6 +58,21 @@ def test_a_measure_is_the_last_first_lowest_or_share() -> None:
         {"loss": 2.0, "x": 0.7, "there": 0.5},
         {"x": 0.2},
     )
+
+
+def test_training_is_counted_over_all_steps_and_what_is_computed_again_is_not() -> None:
+    def tflops(*changes: str) -> float:
+        config = read_config(shipped_config("train/tiny-cpu.yaml"), changes, RunConfig)
+        return training_tflops(config)
+
+    plain = tflops()
+    config = read_config(shipped_config("train/tiny-cpu.yaml"), [], RunConfig)
+    assert plain == pytest.approx(flops_a_clip(config).model * 800 * 8 / 1e12, rel=1e-9)
+    assert tflops("train.steps=1600") == pytest.approx(2 * plain)
+    assert tflops("train.global_batch=16", "train.micro_batch=16") == pytest.approx(2 * plain, rel=0.02)
+    for again in (["true"], ["auto", "strategy.activation_memory=4GB"]):
+        assert tflops(*(f"strategy.activation_checkpointing={again[0]}", *again[1:])) == pytest.approx(plain)
+    assert tflops("target.stop_gradient=false") > 1.3 * plain
 
 
 def test_mean_spread_and_difference_are_those_of_numpy_and_of_the_t_table() -> None:
