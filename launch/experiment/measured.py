@@ -42,9 +42,17 @@ def series_of(metrics: Iterable[Mapping[str, Any]], key: str) -> Series:
 
 
 def ends_finite(metrics: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether the last line that has the key has a finite number there; metrics.jsonl says null otherwise."""
-    last = next((line[key] for line in reversed(metrics) if key in line), None)
-    return isinstance(last, int | float) and math.isfinite(last)
+    """Whether a key's last value is a finite number, and of the run's end: metrics.jsonl says null of others.
+
+    It is of the end where no other was due since, by the distance of the last two: a probe may have failed.
+    """
+    told = [line for line in metrics if key in line]
+    if not told or not isinstance(told[-1][key], int | float) or not math.isfinite(told[-1][key]):
+        return False
+    if len(told) == 1:
+        return True
+    every = told[-1]["step"] - told[-2]["step"]
+    return every <= 0 or metrics[-1]["step"] - told[-1]["step"] < every
 
 
 def value_of(series: Series, at: str) -> float | None:

@@ -54,7 +54,8 @@ def act(task: Task, decide: Decide, rng: np.random.Generator, *, replan: int) ->
 class Searching:
     """Decides by a search over decisions of `hold` moments; begins where the last search ended.
 
-    It is of one episode: another begins with another one.
+    It is of one episode: another begins with another one. _last: actions of the last search, moment by
+    moment up to the goal's time, (n, A).
     """
 
     search: Search
@@ -68,10 +69,14 @@ class Searching:
         count = math.ceil(left / self.hold)
         start = np.zeros((count, self.action_size))
         if self._last is not None:
-            start = self._last[-count:]  # of what was planned to the goal's time, the part still to come
+            still_to_come = self._last[-left:]
+            # decisions begin anew at this moment: of one that two before had a part in, their mean
+            for number in range(count):
+                start[number] = still_to_come[number * self.hold : (number + 1) * self.hold].mean(axis=0)
         energy = self.energy_of(situation, task, self.hold, left)
-        self._last = self.search(energy, start, self.bounds, rng).actions
-        return moments_of(self._last[None], self.hold, left)[0]
+        found = self.search(energy, start, self.bounds, rng).actions
+        self._last = moments_of(found[None], self.hold, left)[0]
+        return self._last
 
 
 def at_random(bounds: Bounds, hold: int, action_size: int = 2) -> Decide:

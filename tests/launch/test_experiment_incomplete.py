@@ -195,6 +195,18 @@ def test_a_run_that_diverged_is_not_told_by_what_it_was_before(tmp_path: Path) -
     assert found == {"loss": ["fast, noise 0.8: seed 1"]}, "a run that never has a loss did not diverge"
 
 
+def test_a_number_that_was_due_once_more_and_did_not_come_is_none_of_the_end() -> None:
+    def told(*steps: int, end: int) -> bool:
+        lines = [{"step": step, "probe": 0.5} for step in steps]
+        return "x" in measured([Measure(name="x", key="probe")], [*lines, {"step": end}], {})[0]
+
+    assert told(200, 400, 600, end=600)
+    assert not told(200, 400, end=600), "the probe of the last step failed"
+    assert told(600, 1000, end=1000)
+    assert told(1300, 1350, end=1362), "the next was not due"
+    assert told(600, 600, end=600), "a run that went on logs a step twice"
+
+
 def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
     def told(text: str) -> str:
         (tmp_path / "result.json").write_text(text)

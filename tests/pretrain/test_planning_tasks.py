@@ -11,7 +11,7 @@ from data_pipeline.worlds import World, actions_of, begin, render, step
 from pretrain.planning.control import Searching, act, at_random, nothing
 from pretrain.planning.energy import oracle_energy
 from pretrain.planning.landscape import landscape
-from pretrain.planning.search import Bounds, Cem, Mppi, Search
+from pretrain.planning.search import Bounds, Cem, Found, Mppi, Search
 from pretrain.planning.task import Task, held, make_task, moments_later, object_later
 from pretrain.rng import stream
 
@@ -101,6 +101,19 @@ def test_looking_again_mends_what_a_wrong_model_planned() -> None:
             found.append(act(task_of(index), decide, stream(0, "plan", index), replan=replan).final)
         ends[replan] = float(np.mean(found))
     assert ends[1] < 0.6 * ends[8]
+
+
+def test_a_search_begins_with_what_was_planned_for_each_moment() -> None:
+    """Six moments, decisions of two, a look after three: of 1 1 2 2 3 3 are left 2 3 3."""
+    starts = []
+
+    def search(energy, start, bounds, rng):  # type: ignore[no-untyped-def]
+        starts.append(start)
+        return Found(np.repeat(np.arange(1.0, len(start) + 1)[:, None], 2, axis=1), 0.0)
+
+    act(task_of(0, steps=6), Searching(search, oracle_energy(), BOUNDS, hold=2), stream(0, "plan"), replan=3)
+    np.testing.assert_array_equal(starts[0], np.zeros((3, 2)))
+    np.testing.assert_array_equal(starts[1], [[2.5, 2.5], [3, 3]])
 
 
 def test_equal_seeds_give_equal_episodes() -> None:
