@@ -173,8 +173,8 @@ def _draw_curve(ax: Any, curve: Curve, ink: str) -> None:
         curve.steps,
         curve.values,
         lw=0.9 if curve.is_dashed else 1.3,
-        marker="o" if few else None,
-        ms=2.5,
+        marker=curve.marker if few else None,
+        ms=2.5 if curve.marker == "o" else 4,
         label=curve.name,
         **look,
     )

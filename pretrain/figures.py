@@ -25,6 +25,7 @@ class Curve:
 
     steps, values (N,): a value that was not finite is nan, a gap. low, high (N,): a band around it.
     raw: what was smoothed. is_level: one value, drawn over all steps. num_logged: points it is made from.
+    marker: of its points where they are few, in matplotlib's letters; what tells lines of one colour apart.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Curve:
     high: Floats | None = None
     raw: Floats | None = None
     num_logged: int = 0
+    marker: str = "o"
 
     @property
     def is_in_spans(self) -> bool:

@@ -5,6 +5,7 @@ Shapes: G values of each coordinate; rows go up, columns to the right.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ Floats = NDArray[np.float64]
 
 WIDTH_IN = 7.0  # a page: three panels beside one another that can be read
 COLUMNS = 3
+LETTERS = 34  # of a title, as wide as a map
 DARK_AND_BRIGHT = ("#440154", "#fde725")  # the ends of viridis
 RING: dict[str, Any] = {"marker": "o", "ms": 10, "ls": "none", "clip_on": False}
 CROSS: dict[str, Any] = {"marker": "x", "ms": 6, "ls": "none", "clip_on": False}
@@ -127,7 +129,9 @@ def _draw_map(canvas: Any, ax: Any, each: Map, ink: str) -> None:
         each.at, each.at, each.values, cmap="viridis", shading="nearest", edgecolors="face", linewidth=0.3
     )
     ax.set_aspect("equal")
-    ax.set_title(each.name, fontsize=8)
+    # whose it is above what it is, each broken before it reaches the next map
+    lines = [line for part in each.name.split(": ") for line in textwrap.wrap(part, LETTERS)]
+    ax.set_title("\n".join(lines), fontsize=8)
     for places, look in ((each.rings, RING), (each.crosses, CROSS)):
         for x, y in places:
             for colour, width in ((INK, 3.2), ("white", 1.6)):  # a rim: seen on bright and on dark

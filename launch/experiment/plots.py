@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pretrain.curves import draw
 from pretrain.figures import Axes, Curve, Figure
 
 MOST_POINTS = 120
+MARKS = ("s", "^", "v", "D", "x")
 Metrics = Mapping[Cell, Sequence[Mapping[str, Any]]]
 KEYS = {"key", "beside"}  # of a panel: where its curves come from, which is not drawn
 PointsOf = list[tuple[float, float]]
@@ -120,7 +122,7 @@ def figure_of(plot: Drawn, name: str) -> Figure:
     axes = [
         Axes(
             panel["unit"],
-            tuple(_drawn(curve, number) for number, curve in enumerate(panel["curves"])),
+            _drawn(panel["curves"]),
             percent=panel["percent"],
             log=panel["log"],
             from_zero=panel["from_zero"],
@@ -130,15 +132,24 @@ def figure_of(plot: Drawn, name: str) -> Figure:
     return Figure(name, plot["title"], plot["caption"], tuple(axes), across=plot["across"])
 
 
-def _drawn(curve: Drawn, number: int) -> Curve:
-    is_floor = curve["name"] == UNTRAINED
-    x, mean, low, high = (np.array(curve[key], dtype=float) for key in ("x", "mean", "low", "high"))
-    return Curve(
-        curve["name"],
-        x,
-        mean,
-        colour=None if is_floor else number,
-        is_dashed=is_floor or curve.get("is_beside", False),
-        low=low,
-        high=high,
-    )
+def _drawn(curves: Sequence[Drawn]) -> tuple[Curve, ...]:
+    """Arms in a colour each; what stands beside them in the colour of the axes, with a mark each."""
+    found = []
+    marks = itertools.cycle(MARKS)
+    for number, curve in enumerate(curves):
+        is_beside = curve.get("is_beside", False)
+        is_plain = is_beside or curve["name"] == UNTRAINED
+        x, mean, low, high = (np.array(curve[key], dtype=float) for key in ("x", "mean", "low", "high"))
+        found.append(
+            Curve(
+                curve["name"],
+                x,
+                mean,
+                colour=None if is_plain else number,
+                is_dashed=is_plain,
+                low=low,
+                high=high,
+                marker=next(marks) if is_beside else "o",
+            )
+        )
+    return tuple(found)

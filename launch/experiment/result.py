@@ -52,8 +52,8 @@ def conclude(
     for run in made[last]:
         if run.cell in metrics[last]:
             counted = {TRAINING_TFLOPS: training_tflops(run.element.config)}
-            told = counted | numbers.get(run.cell, {})
-            own, before = measured(experiment.measures, metrics[last][run.cell], told)
+            asked = counted | numbers.get(run.cell, {})
+            own, before = measured(experiment.measures, metrics[last][run.cell], asked)
             values[run.cell], untrained[run.cell] = own, before
     names = {each.name: each.digits for each in experiment.measures}
     missing = missing_cells(experiment, metrics[last])

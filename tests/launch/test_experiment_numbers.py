@@ -199,7 +199,8 @@ def test_maps_of_the_first_seed_of_each_arm_are_kept_drawn_and_shown(tmp_path: P
     assert {each["values"][0][0] for each in kept["maps"]} == {0.5}
     (path,) = draw_all_maps([kept], "try", tmp_path)
     words = "".join(ET.parse(path).getroot().itertext())
-    assert path.name == "try-energy.svg" and "b, seed 0: model" in words and "least" in words
+    assert path.name == "try-energy.svg" and "least" in words
+    assert "b, seed 0" in words and "model" in words, "whose it is above what it is"
     assert maps_of_arms({cells[0]: None}, None) == []
 
 
@@ -210,7 +211,13 @@ def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
         over="measures",
         across="frames ahead",
         at=(1, 4, 16),
-        panels=(Panel(unit="widths", key="error {}: model", beside={"copy": "error {}: copy"}),),
+        panels=(
+            Panel(
+                unit="widths",
+                key="error {}: model",
+                beside={"copy": "error {}: copy", "more": "error {}: copy"},
+            ),
+        ),
     )
     experiment = read_experiment(Asked("actions")).model_copy(update={"plots": (plot,)})
     first, second = "true actions", "zero actions"
@@ -222,12 +229,19 @@ def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
     (found,) = json.loads(json.dumps(plots_of(experiment, {"predictors": {}}, [], evaluated)))
     assert found["across"] == "frames ahead"
     curves = {each["name"]: each for each in found["panels"][0]["curves"]}
-    assert set(curves) == {first, second, "copy"}, "arms without a run have no curve"
+    assert set(curves) == {first, second, "copy", "more"}, "arms without a run have no curve"
     assert curves[first]["x"] == [1, 4], "at 16 nothing was told"
     assert (curves[first]["mean"], curves[first]["low"], curves[first]["high"]) == ([2, 5], [1, 4], [3, 6])
     assert (curves[second]["mean"], curves["copy"]["mean"]) == ([3, 6], [11, 14])
-    drawn = {each.name: each.is_dashed for each in figure_of(found, "e").axes[0].curves}
-    assert drawn == {first: False, second: False, "copy": True}
+    drawn = {each.name: each for each in figure_of(found, "e").axes[0].curves}
+    assert {each: curve.is_dashed for each, curve in drawn.items()} == {
+        first: False,
+        second: False,
+        "copy": True,
+        "more": True,
+    }
+    assert drawn["copy"].colour is drawn["more"].colour is None, "no arm's colour"
+    assert len({drawn[each].marker for each in (first, "copy", "more")}) == 3
     assert empty_panels([found]) == []
     (nothing,) = plots_of(experiment, {"predictors": {}}, [], {})
     assert empty_panels([nothing]) == ["'Errors' has no curve of widths: no run told such numbers"]
