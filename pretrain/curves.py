@@ -174,7 +174,7 @@ def _draw_curve(ax: Any, curve: Curve, ink: str) -> None:
         curve.values,
         lw=0.9 if curve.is_dashed else 1.3,
         marker=curve.marker if few else None,
-        ms=2.5 if curve.marker == "o" else 4,
+        ms=2.5 if curve.marker == "o" else 3.5,
         label=curve.name,
         **look,
     )

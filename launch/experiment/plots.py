@@ -17,7 +17,7 @@ from pretrain.curves import draw
 from pretrain.figures import Axes, Curve, Figure
 
 MOST_POINTS = 120
-MARKS = ("s", "^", "v", "D", "x")
+MARKS = ("o", "s", "^", "v", "D", "P", "x", "*", "<", ">")
 Metrics = Mapping[Cell, Sequence[Mapping[str, Any]]]
 KEYS = {"key", "beside"}  # of a panel: where its curves come from, which is not drawn
 PointsOf = list[tuple[float, float]]
@@ -133,12 +133,10 @@ def figure_of(plot: Drawn, name: str) -> Figure:
 
 
 def _drawn(curves: Sequence[Drawn]) -> tuple[Curve, ...]:
-    """Arms in a colour each; what stands beside them in the colour of the axes, with a mark each."""
+    """Arms in a colour each, others beside them in the colour of the axes; each with its own mark."""
     found = []
-    marks = itertools.cycle(MARKS)
-    for number, curve in enumerate(curves):
-        is_beside = curve.get("is_beside", False)
-        is_plain = is_beside or curve["name"] == UNTRAINED
+    for number, (curve, mark) in enumerate(zip(curves, itertools.cycle(MARKS), strict=False)):
+        is_plain = curve.get("is_beside", False) or curve["name"] == UNTRAINED
         x, mean, low, high = (np.array(curve[key], dtype=float) for key in ("x", "mean", "low", "high"))
         found.append(
             Curve(
@@ -149,7 +147,7 @@ def _drawn(curves: Sequence[Drawn]) -> tuple[Curve, ...]:
                 is_dashed=is_plain,
                 low=low,
                 high=high,
-                marker=next(marks) if is_beside else "o",
+                marker=mark,
             )
         )
     return tuple(found)
