@@ -146,7 +146,7 @@ class ExperimentConfig(Section):
     axis: str | None = Field(None, description="what levels are levels of, in words; null without levels")
     levels: tuple[Level, ...] = ()
     stages: dict[str, Stage] = Field(min_length=1)
-    evaluate: Literal["rollout", "planning"] | None = Field(
+    evaluate: Literal["rollout", "planning", "causes"] | None = Field(
         None, description="what is asked of each run of the last stage when it has ended, on the stage's data"
     )
     episodes: PositiveInt = Field(24, description="goals of a planning, each tried in every way")

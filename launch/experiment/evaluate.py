@@ -109,6 +109,19 @@ def _planning(
     return Evaluated(numbers, maps.plain())
 
 
+def _causes(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path], on_part: OnPart) -> Evaluated:
+    """What its features vary by, on videos of its own world that nobody was trained on."""
+    from pretrain.causes import measure_causes
+
+    spec = _spec_of(experiment, run)
+    assert spec.world is not None, "checked before any run"
+    return Evaluated(measure_causes(run.element.run, spec.world, seed=spec.seed))
+
+
+def _spec_of(experiment: ExperimentConfig, run: Run) -> DataSpec:
+    return experiment.data[data_of(experiment, list(experiment.stages)[-1], run.cell)]
+
+
 def _counted(total: int, on_part: OnPart) -> Callable[[], None]:
     """To be called after each part."""
     done = itertools.count(1)
@@ -125,10 +138,15 @@ def check_evaluation(experiment: ExperimentConfig, runs: Sequence[Run]) -> None:
     """Whether the runs of the last stage will be such as can be asked. Raises: UsageError."""
     if experiment.evaluate is None:
         return
+    from pretrain.causes import check_causes
     from pretrain.planning.measure import check_world
     from pretrain.rollout.model import check_foresees
 
     for run in runs:
+        if experiment.evaluate == "causes":
+            who = f"evaluate is causes, and the data of {run.cell.arm!r}"
+            check_causes(who, _spec_of(experiment, run).world, run.element.config)
+            continue
         config = run.element.config
         who = f"evaluate is {experiment.evaluate}, and {run.cell.arm!r} of the last stage"
         check_foresees(config, who)
@@ -159,7 +177,15 @@ def _told(experiment: ExperimentConfig) -> str:
     )
 
 
+def _told_of_causes(experiment: ExperimentConfig) -> str:
+    from pretrain.causes import PAIRS
+
+    data = {name: spec.model_dump(mode="json") for name, spec in experiment.data.items()}
+    return json.dumps([data, experiment.evaluate, PAIRS], sort_keys=True)
+
+
 EVALUATIONS: dict[str, Evaluation] = {
     "rollout": Evaluation(_rollout, _told),
     "planning": Evaluation(_planning, _told),
+    "causes": Evaluation(_causes, _told_of_causes),
 }

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import experiments
 from data_pipeline.errors import ConfigError, UsageError
+from data_pipeline.worlds import World
 from launch.cli import app
 from launch.config import read_config
 from launch.experiment import command
@@ -20,7 +21,7 @@ from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import shards_of
 from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.runs import Cell
-from pretrain import rollout
+from pretrain import causes, rollout
 from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
 from pretrain.rollout import Rollout
@@ -168,6 +169,28 @@ def test_who_was_told_no_action_is_not_judged_by_what_it_makes_of_them(
     assert found["rollout position 16: zero actions"] == 12.0
     expected = 20.0 if is_told_none else 10.0
     assert found["rollout position 16: as trained"] == found["rollout latent 1: as trained"] == expected
+
+
+def test_causes_are_asked_of_each_runs_own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = read_experiment(Asked("noise", seeds=2))
+    found = planned(experiment, tmp_path, shards_of(tmp_path, experiment.data), ())["runs"]
+    asked: list[tuple[Path, float, int]] = []
+
+    def measure(run: Path, world: World, *, seed: int) -> dict[str, float]:
+        asked.append((run, world.leaves, seed))
+        return {"features by leaves": world.leaves}
+
+    monkeypatch.setattr(causes, "measure_causes", measure)
+    some = [run for run in found if run.cell.seed == 1 and run.cell.arm == "pixel, 1e-3"]
+    for run in some:
+        own = EVALUATIONS["causes"].ask(experiment, run, {}, lambda *_: None).numbers
+        assert own == {"features by leaves": run.cell.level}
+    assert asked == [(run.element.run, run.cell.level, 0) for run in some]
+    plain = experiment.model_dump(mode="json")
+    plain["data"]["leaves-50"]["world"]["leaves"] = 0.0
+    bare = ExperimentConfig.model_validate(plain)
+    with pytest.raises(UsageError, match="'latent, 3e-4' has no leaves"):
+        planned(bare, tmp_path, shards_of(tmp_path, bare.data), ())
 
 
 def test_an_experiment_is_run_told_and_goes_on_where_it_was(
