@@ -120,7 +120,7 @@ def _apart(a: Floats, b: Floats) -> float:
 def measure_causes(run: Path, world: World, *, seed: int = 0, pairs: int = PAIRS) -> dict[str, float]:
     """Shares by name, such as `features by leaves`: of a run's layer-normed features, all places of a clip
     side by side; `pooled features by leaves`: of their mean over the clip; both before training, with
-    `untrained ` before the name; and `pixels by leaves`.
+    `untrained ` before the name; and `pixels by leaves`. Of what never varies there is none.
 
     The encoder is the one that the run's probes read (`probe.encoder`), of its newest checkpoint. seed: of
     the world's videos. Raises: UsageError when the world does not fit the run; CheckpointError.
@@ -134,7 +134,12 @@ def measure_causes(run: Path, world: World, *, seed: int = 0, pairs: int = PAIRS
     for before, encoder in (("", trained), ("untrained ", untrained_encoder(config))):
         names = (f"{before}features", f"{before}pooled features")
         found |= zip(names, shares_of(clips, _tokens(encoder, config.data.size)), strict=True)
-    return {f"{name} by {cause}": share for name, each in found.items() for cause, share in each.items()}
+    return {
+        f"{name} by {cause}": share
+        for name, each in found.items()
+        for cause, share in each.items()
+        if not math.isnan(share)
+    }
 
 
 def _pixels(clips: Clips) -> list[Floats]:
