@@ -23,6 +23,8 @@ RUN ?= runs/demo/run
 ARGS ?=
 # Should a test hang where its time limit cannot reach it (inside C code), say where, and end.
 HUNG := -o faulthandler_timeout=360 -o faulthandler_exit_on_timeout=true
+# A file's tests stay together, as they share what is dear to make. ARGS="-n 0 --pdb" looks into one.
+TEST_PROCESSES ?= 2
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help setup demo test test-slow check format smoke bench bench-gpu ui gallery clean
@@ -37,7 +39,7 @@ demo: $(STAMP) ## Videos, shards, two ranks of training, a probe and a report in
 	@$(BIN)/foreframe demo $(ARGS)
 
 test: $(STAMP) ## Tests on CPU, without network: all but slow and gpu
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(HUNG) $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile $(HUNG) $(ARGS)
 
 test-slow: $(STAMP) ## Long fault and statistics runs
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
