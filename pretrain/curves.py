@@ -154,6 +154,8 @@ def _draw_axes(ax: Any, axes: Axes, ink: str, *, has_names: bool) -> None:
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif axes.from_zero and low > 0:
             ax.set_ylim(bottom=0)
+    if axes.at_least is not None and ax.get_ylim()[0] < axes.at_least:
+        ax.set_ylim(bottom=axes.at_least)
     ax.grid(axis="y", color=ink, alpha=0.18, lw=0.5)
     ax.tick_params(width=0.6, length=2.5)
     if has_names and len(axes.curves) > 1:

@@ -59,13 +59,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axes:
-    """One set of axes with its curves. scale: values are divided by it, to be in the unit."""
+    """One set of axes with its curves. at_least: where the axes end, though a curve go below."""
 
     unit: str
     curves: tuple[Curve, ...]
     percent: bool = False
     from_zero: bool = True
     log: bool = False
+    at_least: float | None = None
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ class Panel(Section):
     log: bool = False
     percent: bool = False
     from_zero: bool = True
+    at_least: float | None = Field(None, description="the axes end here; the caption tells of what is below")
 
 
 class Plot(Section):

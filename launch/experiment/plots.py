@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,18 @@ def plots_of(
         else:
             across = plot.across
             panels = [_over_measures(panel, plot.at, evaluated, arms) for panel in plot.panels]
-        found.append({"title": plot.title, "caption": plot.caption, "across": across, "panels": panels})
+        caption = " ".join(filter(None, [plot.caption, *map(_below, panels)]))
+        found.append({"title": plot.title, "caption": caption, "across": across, "panels": panels})
     return found
+
+
+def _below(panel: Drawn) -> str:
+    """What lies under the axes' end, where something does."""
+    lowest = min((value for curve in panel["curves"] for value in curve["low"]), default=math.inf)
+    end = panel["at_least"]
+    if end is None or lowest >= end:
+        return ""
+    return f"{panel['unit']}: what is below {end:g}, to {lowest:.2g}, is not drawn."
 
 
 def _over_steps(panel: Panel, metrics: Metrics, arms: Sequence[str]) -> Drawn:
@@ -126,6 +137,7 @@ def figure_of(plot: Drawn, name: str) -> Figure:
             percent=panel["percent"],
             log=panel["log"],
             from_zero=panel["from_zero"],
+            at_least=panel["at_least"],
         )
         for panel in plot["panels"]
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from launch.experiment.measured import (
     training_tflops,
     value_of,
 )
-from launch.experiment.plots import figure_of, plots_of, together
+from launch.experiment.plots import draw_plots, figure_of, plots_of, together
 from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
@@ -245,6 +246,33 @@ def test_measures_are_drawn_over_their_numbers_with_those_beside() -> None:
     assert empty_panels([found]) == []
     (nothing,) = plots_of(experiment, {"predictors": {}}, [], {})
     assert empty_panels([nothing]) == ["'Errors' has no curve of widths: no run told such numbers"]
+
+
+def test_one_number_far_below_leaves_the_picture_and_the_caption_says_so(tmp_path: Path) -> None:
+    panel = Panel(unit="R²", key="probe/trained/radius", at_least=-0.2)
+    plot = Plot(title="t", caption="Read.", panels=(panel,))
+    shipped = read_experiment(Asked("collapse"))
+    arm = "frozen target"
+
+    def drawn(*lowest: float) -> tuple[str, str]:
+        lines = {
+            Cell(arm, None, seed): [{"step": 1, panel.key: 0.9}, {"step": 2, panel.key: low}]
+            for seed, low in enumerate(lowest)
+        }
+        experiment = shipped.model_copy(update={"plots": (plot,)})
+        plots = json.loads(json.dumps(plots_of(experiment, {"runs": lines}, [], {})))
+        ((path, _),) = draw_plots(plots, "e", tmp_path)
+        return plots[0]["caption"], path.read_text(encoding="utf-8")
+
+    def ticks(picture: str) -> set[str]:
+        return set(re.findall(r"[>\s]([\u2212]?\d\.\d)</text>", picture))
+
+    said, picture = drawn(-4.25, 0.5)
+    assert said == "Read. R²: what is below -0.2, to -4.2, is not drawn."
+    assert not {tick for tick in ticks(picture) if tick.startswith("\u2212")}, "the axes go on below"
+    assert "0.4" in ticks(picture), "the axes are not those of what is drawn"
+    said, _ = drawn(-0.1, 0.5)
+    assert said == "Read."
 
 
 @pytest.mark.parametrize(("arms", "measures"), [(2, 3), (2, 11), (11, 13)])

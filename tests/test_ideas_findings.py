@@ -1,0 +1,64 @@
+"""What docs/ideas.md says was seen is in the results that are kept: a sentence there, a check here."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pytest
+
+from benchmarks.measuring import RESULTS
+
+UNTRAINED = "untrained encoder"
+Values = dict[str, dict[str, list[float]]]
+
+
+def values_of(name: str) -> Values:
+    """By arm and measure the numbers of all seeds, of an experiment without levels."""
+    path = RESULTS / f"experiment_{name}.json"
+    if not path.exists():
+        pytest.skip(f"{name} was not measured yet")
+    found: Values = defaultdict(dict)
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        found[row["arm"]][row["metric"]] = row["values"]
+    return found
+
+
+def mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def wide(numbers: list[float]) -> float:
+    return max(numbers) - min(numbers)
+
+
+def test_collapse() -> None:
+    seen = values_of("collapse")
+    whole, dead = seen["average, stop-gradient"], seen["no average, gradient"]
+    loss, std, rank = "loss of prediction", "feature std", "rank"
+
+    others = [arm for arm in seen if arm not in ("no average, gradient", "supervised", UNTRAINED)]
+    assert max(dead[loss]) < min(mean(seen[arm][loss]) for arm in others)
+    assert max(dead[std]) < 0.01
+    assert max(dead[rank]) < 1.5
+    assert max(dead["radius"]) < min(seen[UNTRAINED]["radius"])
+    assert min(seen[UNTRAINED]["position"]) > 0.95, "position is given away"
+
+    stopped = seen["no average, stop-gradient"]
+    assert min(stopped[std]) > 0.5
+    assert 0.4 < mean(stopped[rank]) / mean(whole[rank]) < 0.6
+    assert mean(stopped["velocity"]) < min(seen[UNTRAINED]["velocity"])
+    assert wide(stopped["radius"]) > 5 * wide(whole["radius"])
+
+    pulled = seen["average, gradient"]
+    assert mean(pulled[std]) > max(mean(seen[arm][std]) for arm in others if arm != "average, gradient")
+    assert min(pulled[loss]) > max(max(seen[arm][loss]) for arm in others if arm != "average, gradient")
+
+    for arm in ("VICReg, gradient", "SIGReg, gradient"):
+        assert mean(seen[arm][std]) > 0.3
+        assert max(seen[arm][rank]) < 5
+    assert sorted(value < 0.05 for value in seen["SIGReg, gradient"][std]) == [False] * 4 + [True]
+
+    frozen = seen["frozen target"]
+    assert min(frozen["velocity"]) > mean(whole["velocity"])
+    assert mean(frozen["radius"]) > mean(whole["radius"]) - 0.05
