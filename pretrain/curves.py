@@ -79,6 +79,11 @@ def draw(figure: Figure, path: Path, ink: str = AXIS) -> None:
         if figure.across == "step":
             every[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
             every[-1].xaxis.set_major_formatter(_step)
+        if figure.log_across:
+            places = {float(step) for axes in figure.axes for curve in axes.curves for step in curve.steps}
+            every[-1].set_xscale("log")
+            every[-1].set_xticks(sorted(places), [f"{place:g}" for place in sorted(places)])
+            every[-1].set_xticks([], minor=True)
         canvas.align_ylabels(every)
 
 

@@ -71,13 +71,17 @@ class Axes:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: axes above one another, over the same steps, or over what `across` says."""
+    """A figure: axes above one another, over the same steps, or over what `across` says.
+
+    log_across: what is across, all above zero, stands as far apart as its ratios.
+    """
 
     name: str
     title: str
     caption: str
     axes: tuple[Axes, ...]
     across: str = "step"
+    log_across: bool = False
 
     @property
     def alt(self) -> str:

@@ -15,12 +15,18 @@ Values = dict[str, dict[str, list[float]]]
 
 def values_of(name: str) -> Values:
     """By arm and measure the numbers of all seeds, of an experiment without levels."""
+    (found,) = levels_of(name).values()
+    return found
+
+
+def levels_of(name: str) -> dict[float | None, Values]:
+    """The same of each level."""
     path = RESULTS / f"experiment_{name}.json"
     if not path.exists():
         pytest.skip(f"{name} was not measured yet")
-    found: Values = defaultdict(dict)
+    found: dict[float | None, Values] = defaultdict(lambda: defaultdict(dict))
     for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-        found[row["arm"]][row["metric"]] = row["values"]
+        found[row["level"]][row["arm"]][row["metric"]] = row["values"]
     return found
 
 
@@ -62,3 +68,30 @@ def test_collapse() -> None:
     frozen = seen["frozen target"]
     assert min(frozen["velocity"]) > mean(whole["velocity"])
     assert mean(frozen["radius"]) > mean(whole["radius"]) - 0.05
+
+
+def test_chance() -> None:
+    seen = levels_of("chance")
+    new, *_, slow = [seen[level] for level in sorted(level for level in seen if level is not None)]
+    leaves, pooled = "features, by leaves", "pooled, by leaves"
+
+    latent = [mean(seen[level]["latent"][leaves]) for level in sorted(level for level in seen if level)]
+    assert latent == sorted(latent)
+    assert mean(new["latent"][leaves]) == min(mean(each[leaves]) for each in new.values())
+    assert mean(slow["latent"][leaves]) > 0.8, "the share of pixels is 0.8"
+
+    for level in seen.values():
+        assert mean(level["pixel"][leaves]) > mean(level["latent"][leaves])
+        assert mean(level["pixel"][pooled]) > mean(level["latent"][pooled])
+        assert mean(level["contrastive"][pooled]) < 0.1
+        assert mean(level["supervised"]["velocity"]) > 0.6
+        for arm in ("latent", "contrastive", UNTRAINED):
+            assert mean(level[arm]["velocity"]) < 0.1
+        waves = [mean(each["background waves"]) for each in level.values()]
+        assert wide(waves) < 0.1
+    assert max(new["pixel"][leaves]) < 0.6 < 0.8
+    assert mean(new["pixel"]["velocity"]) > 0.2
+    trained = ("latent", "pixel", "contrastive", "supervised")
+    assert wide([mean(new[arm]["position"]) for arm in trained]) < 0.02
+    assert min(trained, key=lambda arm: mean(slow[arm]["position"])) == "pixel"
+    assert wide([mean(slow[arm]["background drift"]) for arm in trained[:3]]) < 0.03

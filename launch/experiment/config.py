@@ -111,6 +111,7 @@ class Plot(Section):
     over: Literal["steps", "levels", "measures"] = "steps"
     across: str | None = Field(None, description="over measures: what the numbers in `at` count, in words")
     at: tuple[float, ...] = Field((), description="over measures: the numbers that stand for {}, ascending")
+    log_across: bool = Field(False, description="levels or numbers stand as far apart as their ratios")
     stage: str | None = Field(None, description="null: the last")
     arms: tuple[Name, ...] = Field((), description="those that are drawn; none named: all")
     panels: tuple[Panel, ...] = Field(min_length=1)

@@ -47,7 +47,8 @@ def plots_of(
             across = plot.across
             panels = [_over_measures(panel, plot.at, evaluated, arms) for panel in plot.panels]
         caption = " ".join(filter(None, [plot.caption, *map(_below, panels)]))
-        found.append({"title": plot.title, "caption": caption, "across": across, "panels": panels})
+        drawn = {"title": plot.title, "caption": caption, "across": across, "panels": panels}
+        found.append({**drawn, "log_across": plot.log_across})
     return found
 
 
@@ -141,7 +142,7 @@ def figure_of(plot: Drawn, name: str) -> Figure:
         )
         for panel in plot["panels"]
     ]
-    return Figure(name, plot["title"], plot["caption"], tuple(axes), across=plot["across"])
+    return Figure(name, plot["title"], plot["caption"], tuple(axes), plot["across"], plot["log_across"])
 
 
 def _drawn(curves: Sequence[Drawn]) -> tuple[Curve, ...]:

@@ -190,6 +190,16 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
         if len(set(plot.arms)) < len(plot.arms):
             yield _broken(f"{key}.arms", list(plot.arms), "each arm once")
         yield from _over_measures(key, plot, stage is experiment.last)
+        if plot.log_across:
+            numbers = {"levels": [each.value for each in experiment.levels], "measures": plot.at}.get(
+                plot.over
+            )
+            if numbers is None:
+                yield _broken(f"{key}.log_across", True, "it left out: steps stand as they are")
+            elif min(numbers, default=1.0) <= 0:
+                yield _broken(
+                    f"{key}.log_across", True, f"it left out: not all of {list(numbers)} are above zero"
+                )
         if plot.over != "levels":
             continue
         if not experiment.levels:

@@ -95,6 +95,14 @@ def test_each_is_told_by_its_key_and_line(
         ),
         ({"at": [1, 2], "panels": [{"unit": "u", "key": "loss"}]}, "plots.0.at: need it left out"),
         ({"panels": [{"unit": "u", "key": "x", "beside": {"b": "{}"}}]}, "plots.0.beside: need it left out"),
+        (
+            {"log_across": True, "panels": [{"unit": "u", "key": "loss"}]},
+            "plots.0.log_across is True: need it left out",
+        ),
+        (
+            {**OVER, "log_across": True, "at": [0, 1]},
+            "need it left out: not all of [0.0, 1.0] are above zero",
+        ),
         ({"arms": ["fast"], "panels": [{"unit": "u", "key": "loss"}]}, "need one of the arms only"),
     ],
 )
