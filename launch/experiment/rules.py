@@ -191,15 +191,7 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield _broken(f"{key}.arms", list(plot.arms), "each arm once")
         yield from _over_measures(key, plot, stage is experiment.last)
         if plot.log_across:
-            numbers = {"levels": [each.value for each in experiment.levels], "measures": plot.at}.get(
-                plot.over
-            )
-            if numbers is None:
-                yield _broken(f"{key}.log_across", True, "it left out: steps stand as they are")
-            elif min(numbers, default=1.0) <= 0:
-                yield _broken(
-                    f"{key}.log_across", True, f"it left out: not all of {list(numbers)} are above zero"
-                )
+            yield from _log_across(f"{key}.log_across", plot, [each.value for each in experiment.levels])
         if plot.over != "levels":
             continue
         if not experiment.levels:
@@ -208,6 +200,14 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield _broken(f"{key}.stage", plot.stage, "the last one: measures over levels are of its runs")
         for place, panel in enumerate(plot.panels):
             yield from _known(f"{key}.panels.{place}.key", panel.key, measures, "measures")
+
+
+def _log_across(key: str, plot: Plot, levels: Sequence[float]) -> Iterator[Problem]:
+    numbers = levels if plot.over == "levels" else list(plot.at)
+    if plot.over == "steps":
+        yield _broken(key, True, "it left out: steps stand as they are")
+    elif min(numbers, default=1.0) <= 0:
+        yield _broken(key, True, f"it left out: not all of {numbers} are above zero")
 
 
 def _over_measures(key: str, plot: Plot, is_last: bool) -> Iterator[Problem]:

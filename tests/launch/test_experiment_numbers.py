@@ -31,7 +31,7 @@ from launch.experiment.measured import (
 from launch.experiment.plots import draw_plots, figure_of, plots_of, together
 from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
-from launch.experiment.summary import UNTRAINED, compared, markdown, rows_of, spreads_of
+from launch.experiment.summary import UNTRAINED, Spread, compared, markdown, rows_of, spreads_of
 from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
 from pretrain.maps import Map, Maps
@@ -273,6 +273,22 @@ def test_one_number_far_below_leaves_the_picture_and_the_caption_says_so(tmp_pat
     assert "0.4" in ticks(picture), "the axes are not those of what is drawn"
     said, _ = drawn(-0.1, 0.5)
     assert said == "Read."
+
+
+def test_levels_stand_as_far_apart_as_their_ratios_each_at_a_tick(tmp_path: Path) -> None:
+    levels = (0.05, 0.2, 0.8)
+    spreads = [Spread("latent", level, "position", (level,)) for level in levels]
+    panel = Panel(unit="R²", key="position")
+    plot = Plot(title="t", caption="c", over="levels", log_across=True, panels=(panel,))
+    experiment = read_experiment(Asked("chance")).model_copy(update={"plots": (plot,)})
+    plots = json.loads(json.dumps(plots_of(experiment, {}, spreads, {})))
+    ((path, _),) = draw_plots(plots, "e", tmp_path)
+    drawn = ET.parse(path).getroot()
+    ticks = [each for each in drawn.iter() if re.fullmatch(r"xtick_\d+", each.get("id", ""))]
+    told = ["".join(each.itertext()).strip() for each in ticks]
+    places = [float(use.get("x", "")) for each in ticks for use in each.iter() if use.tag.endswith("}use")]
+    assert told == ["0.05", "0.2", "0.8"]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(("arms", "measures"), [(2, 3), (2, 11), (11, 13)])
