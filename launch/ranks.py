@@ -232,6 +232,18 @@ def threads_for(wanted: int | None, ranks_here: int) -> int:
     return wanted or max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
+def use_threads(count: int) -> None:
+    """Of this process from now on, in torch and in numpy's linear algebra, which probes do beside training.
+
+    With a thread a core, that would wait in loops for cores that are taken.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    threadpool_limits(count, user_api="blas")
+
+
 def ranks_here() -> int:
     """How many ranks share this machine, as who started them says; DeepSpeed's launcher says LOCAL_SIZE."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)

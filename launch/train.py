@@ -43,6 +43,7 @@ from launch.ranks import (
     ranks_here,
     spawn_ranks,
     threads_for,
+    use_threads,
 )
 from launch.run_facts import probe_dataset, run_facts
 from launch.run_folder import (
@@ -250,7 +251,7 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    torch.set_num_threads(threads_for(config.train.threads, ranks_here()))
+    use_threads(threads_for(config.train.threads, ranks_here()))
     world = World(0, 1, device)
     if config.strategy.kind == "deepspeed":
         from pretrain.strategy.deepspeed import join_world
