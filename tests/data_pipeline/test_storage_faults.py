@@ -33,9 +33,9 @@ def faulty(faulty_bucket: str) -> Storage:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Timeouts of a second, so that a store that hangs is found out soon."""
+    """Timeouts of a second, so that a store that hangs is found out soon; one answer may be late."""
     monkeypatch.setattr(requests, "READ_TIMEOUT_S", 1)
-    monkeypatch.setattr(requests, "RETRY_FOR_S", 1.0)
+    monkeypatch.setattr(requests, "RETRY_FOR_S", 3.0)
     monkeypatch.setattr(requests, "LONGEST_PAUSE_S", 0.1)
     forget_s3()
     yield
