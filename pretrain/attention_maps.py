@@ -21,18 +21,20 @@ MAX_SCORES = 1 << 24  # that are held at a time, 64 MB: beside a training there 
 class LastAttention:
     """Listens, while it is open, to the last block of an encoder that sees one clip; changes nothing in it.
 
-    Also under ZeRO-3, as it reads what modules were given and gave, never their weights.
+    Also under ZeRO-3, as it reads what modules were given and gave, never their weights. A block that is
+    compiled is computed as it is written meanwhile: its graph passes over who came to listen later.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         block = encoder.blocks[-1]
         assert isinstance(block, Block)
-        self._block = block
+        self._block, self._compiler = block, block.compiler
         self._handles: list[Any] = []
         self._qkv: Tensor | None = None
         self._table: Tensor | None = None
 
     def __enter__(self) -> LastAttention:
+        self._block.compiler = None
         self._handles = [
             self._block.register_forward_pre_hook(self._note_table),
             self._block.qkv.register_forward_hook(self._note_qkv),
@@ -42,6 +44,7 @@ class LastAttention:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._block.compiler = self._compiler
         for handle in self._handles:
             handle.remove()
 

@@ -8,9 +8,11 @@ layer still works on M tokens. Which of them is used: pretrain/model/choose.py.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import cached_property, lru_cache
+from contextlib import nullcontext, suppress
+from functools import cache, cached_property, lru_cache
+from importlib.metadata import PackageNotFoundError, files
 from itertools import groupby
 from typing import Any, Literal
 
@@ -35,6 +37,7 @@ KERNELS = {
     "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+CUDA_12 = "nvidia-cuda-runtime-cu12"  # the package
 # Below, the calls of a loop over sequences cost what laying them out does (benchmarks/attention.py).
 LONG_ENOUGH = 32
 
@@ -138,7 +141,35 @@ def loops(backend: str, longest: int, *, is_uniform: bool) -> bool:
     return backend == "segments" and not is_uniform and longest >= LONG_ENOUGH
 
 
+@cache
+def with_cuda_12() -> None:
+    """Have libcudart.so.12 at hand, where it is installed as a package: xformers' wheel is linked to it.
+
+    torch's own wheels are of CUDA 13 and bring that alone. Both runtimes share the device's one context.
+    """
+    with suppress(PackageNotFoundError, OSError):
+        for file in files(CUDA_12) or ():
+            if file.name == "libcudart.so.12":
+                ctypes.CDLL(str(file.locate()))
+
+
+def why_xformers_does_not_load() -> str | None:
+    """In a line, where its kernels are not at hand. Raises: ImportError where it is not installed."""
+    with_cuda_12()
+    from xformers import _cpp_lib
+
+    error: BaseException | None = _cpp_lib._cpp_library_load_exception
+    if error is None:
+        return None
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"its kernels do not load: {error or type(error).__name__}"
+
+
 def _by_xformers(q: Tensor, k: Tensor, v: Tensor, packing: Packing, backend: Backend) -> Tensor:
+    reason = why_xformers_does_not_load()
+    if reason is not None:
+        raise ImportError(reason)
     from xformers.ops import fmha, memory_efficient_attention
 
     op = None

@@ -62,6 +62,29 @@ def test_the_maps_are_the_softmax_that_the_fast_path_used(tmp_path: Path, rope: 
     assert attend is not None and float(by_one.std()) > 0
 
 
+def test_blocks_that_are_compiled_are_listened_to_all_the_same(tmp_path: Path) -> None:
+    """As on a GPU: a graph that was compiled before does not know of a listener that comes later."""
+    config = tiny_config(tmp_path, tmp_path)
+    encoder = Encoder(config.model.encoder, config.grid)
+    encoder.initialise(torch.Generator().manual_seed(0), 0.5)
+    x = torch.randn(1, 3, 8, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def looked() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            before = encoder(x)
+            with LastAttention(encoder) as attention:
+                encoder(x)
+            assert torch.equal(encoder(x), before)
+        return attention.maps(5)
+
+    as_written = looked()
+    encoder.compile_blocks("eager")
+    for found, wanted in zip(looked(), as_written, strict=True):
+        torch.testing.assert_close(found, wanted)
+    block: Any = encoder.blocks[-1]
+    assert block.compiler == "eager"
+
+
 def test_colours_stay_where_they_were_however_the_features_turn() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(200, 3)) @ np.diag([3.0, 2.9, 1.0]) @ rng.normal(size=(3, 16))
