@@ -27,15 +27,15 @@ TOTAL_S = 520.0
 VIT_L, VIT_G = "ViT-L, 16 frames of 256²", "ViT-g, 16 frames of 256²"
 SMALL, AS_ON_GPU = "ViT-tiny, 8 frames of 64²", "ViT-tiny, 4 frames of 64², as on a GPU"
 MICRO = {"cuda": ["ViT-L, all kept", "ViT-g, all kept"], "cpu": ["ViT-tiny, all kept"]}
-# Seconds, and what they are for. Reckoned, not measured: on a machine that is cold torch and DeepSpeed take
-# 15 s to import, 6 s when they were read before; CUDA and a ViT-L with its optimizer 10 s; blocks 60 s when
-# they are first compiled, 15 s from the cache that a part before has filled.
+# Seconds, and what they are for: what a part took on an H100 with time to spare, or where it was not measured
+# what is reckoned. torch and DeepSpeed take 15 s to import on a machine that is cold, 6 s when they were read
+# before; CUDA and a ViT-L with its optimizer 10 s; blocks 15 s from the cache that a part before has filled.
 LIMITS = {
-    "step": (150, "import 15, ours 15 + 10 + 60 and 8 of steps, Meta's 25 and 12 of steps; rows after each"),
-    "feeding": (75, "import 8, 64 clips rendered 6, copies 4, engine 10 + 15, 3 turns of 8 s"),
-    "large step": (75, "import 6, ours 8 + 25 + 25 and 8 of steps; without a peer"),
-    "micro-batch": (70, "two tries, each import 8, engine 10 + 15, two steps 2"),
-    "attention": (35, "import 6, CUDA 3, three stacks of 3 turns 15; ViT-L alone"),
+    "step": (120, "took 95 with Meta's code on an H100; rows after each"),
+    "feeding": (110, "75 were too few on an H100: copies were done, steps were not"),
+    "large step": (70, "took 59 on an H100; without a peer"),
+    "micro-batch": (75, "two tries, took 60 on an H100"),
+    "attention": (30, "took 19 on an H100; ViT-L alone"),
     "moving average": (35, "import 6, engine 10 + 12, three turns 2"),
     "checkpoint": (60, "import 6, engine 10 + 12, four saves of 5 GB 30; rows after each"),
     "smoke": (120, "`foreframe smoke`; only where it is named"),

@@ -7,21 +7,38 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+ATTENTION = "attention"  # the part of gpu.json that has a table of its own
 
 
 def attention_table(device: str) -> str:
     """A line for each kind of rows and way to attend over them: time, against SDPA, against the floor."""
     found = json.loads((RESULTS / f"attention_{device}.json").read_text())
+    return "\n".join([*_lines(found["rows"]), "", _facts(found, "larger is faster")])
+
+
+def gpu_attention_table() -> str:
+    """The same of what one GPU was measured for."""
+    found = json.loads((RESULTS / "gpu.json").read_text())
+    (rows,) = (part["rows"] for part in found["parts"] if part["name"] == ATTENTION)
+    facts = (
+        f"Medians of 3 turns, spread by pair; larger is faster. {found['device']}, torch "
+        f"{found['versions']['torch']}, xformers {found['versions']['xformers']}. Commit "
+        f"{found['commit'][:10]}, {found['date']}."
+    )
+    return "\n".join([*_lines(rows), "", facts])
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| rows | | ms | times SDPA (from, to) | of the matrix rate |", "|---|---|---:|---:|---:|"]
-    shares = {(row["case"], _way(row)): row["ours"] for row in found["rows"] if row["unit"] == "%"}
-    for row in found["rows"]:
+    shares = {(row["case"], _way(row)): row["ours"] for row in rows if row["unit"] == "%"}
+    for row in rows:
         if row["unit"] != "1/s":
             continue
         way = _way(row)
         ratio = "" if way == "sdpa" else f"{row['ratio']:.2f} ({row['min']:.2f}, {row['max']:.2f})"
         share = shares[row["case"], way]
         lines.append(f"| {row['case']} | `{way}` | {1000 / row['ours']:.3g} | {ratio} | {share:.0f} % |")
-    return "\n".join([*lines, "", _facts(found, "larger is faster")])
+    return lines
 
 
 def _way(row: dict[str, Any]) -> str:

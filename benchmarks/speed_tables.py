@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S
+from benchmarks.kernel_tables import ATTENTION
 from benchmarks.running import plain
 
 RESULTS = Path(__file__).with_name("results")
@@ -76,10 +77,15 @@ def pairs_table(name: str) -> str:
 
 
 def gpu_table() -> str:
-    """A line a row of every part that one GPU was measured for, and how each part ended that has none."""
+    """A line a row of every part that one GPU was measured for, and how each part ended that has none.
+
+    Attention alone is in docs/speed/compile.md.
+    """
     found = json.loads((RESULTS / "gpu.json").read_text())
     lines = ["| | | foreframe | beside | times (from, to) |", "|---|---|---:|---:|---:|"]
     for part in found["parts"]:
+        if part["name"] == ATTENTION and part["rows"]:
+            continue
         if not part["rows"]:
             lines.append(f"| {part['name']} | {part['ended']} | | | |")
         for row in part["rows"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments import draw_figures, experiment_table
-from benchmarks.kernel_tables import attention_table
+from benchmarks.kernel_tables import attention_table, gpu_attention_table
 from benchmarks.scale import SCALE
 from benchmarks.speed_tables import gains_table, gpu_table, limits_table, pairs_table, step_table
 from launch.experiment.command import shipped_experiments
@@ -330,7 +330,10 @@ PAGES = (
 # Tables of no results file: what a program would do.
 SAID = {**SCALE, "gpu-limits": limits_table}
 # More tables of a file that has one above.
-MORE = {"train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu"))}
+MORE = {
+    "train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu")),
+    "gpu-attention": ("gpu", gpu_attention_table),
+}
 
 
 def drawn(text: str) -> str:

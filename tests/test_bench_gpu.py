@@ -11,8 +11,8 @@ import pytest
 from benchmarks import gpu, micro_batch, speed_tables
 from benchmarks.contenders import CASES, TRIED
 from benchmarks.gpu import EXTRA, LIMITS, TOTAL_S, listed, parts_of
-from benchmarks.measuring import row
-from benchmarks.running import Part
+from benchmarks.measuring import RESULTS, row
+from benchmarks.running import ROOT, Part
 from benchmarks.speed_tables import gpu_table, limits_table
 from data_pipeline.errors import EXIT_PREEMPTED
 from launch.processes import facts_of
@@ -123,3 +123,50 @@ def test_what_runs_is_ended_with_the_one_that_started_it(
     assert ended.value.code == EXIT_PREEMPTED
     facts = facts_of(int(pid.read_text()))
     assert facts is None or facts.state == "Z"
+
+
+def test_what_the_page_says_of_an_h100_is_what_was_measured() -> None:
+    page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    now, before = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("gpu", "gpu_before"))
+    parts = {part["name"]: part["rows"] for part in now["parts"]}
+    step, large = ({row["metric"]: row for row in parts[name]} for name in ("step", "large step"))
+    rate, share, average = (
+        "clips a second, equal masks",
+        "share of the best matrix rate, ours",
+        "part: moving average",
+    )
+    step_ms, large_ms = (1000 * clips / rows[rate]["ours"] for rows, clips in ((step, 16), (large, 8)))
+    floor_ms = step_ms * step[share]["ours"] / 100
+    assert (
+        f"{step[rate]['ratio']:.1f} times Meta's; of the matrix rate {step[share]['ours']:.0f} % and "
+        f"{large[share]['ours']:.0f} %, both missed"
+    ) in page
+    mine, theirs = (100 * rows[average]["ours"] / ms for rows, ms in ((step, step_ms), (large, large_ms)))
+    assert f"ViT-L {mine:.1f} %; ViT-g, of 8 clips a step, {theirs:.1f} %, missed" in page
+    assert f"takes {step_ms:.0f} ms, and its operations at the matrix rate {floor_ms:.0f}." in page
+    fastest: dict[str, float] = {}
+    for each in parts["attention"]:
+        if each["unit"] == "1/s":
+            stack = each["case"].split(": ")[1].split(",")[0]
+            fastest[stack] = min(1000 / each["ours"], fastest.get(stack, 1e9))
+    predictor, encoder, target = 12 * fastest["predictor"], 24 * fastest["encoder"], 24 * fastest["target"]
+    assert f"Attention takes {predictor + encoder + target:.0f} ms" in page
+    assert f"{predictor:.0f} in the predictor's 12 blocks" in page
+    assert f"{encoder:.0f} in the context encoder's 24" in page
+    assert f"{target:.0f} in the target's" in page
+    (first,) = (each for each in before["parts"][0]["rows"] if each["metric"] == rate)
+    said = f"{first['ours']:.1f} clips/s and Meta's {first['reference']:.1f}, {first['ratio']:.2f} times"
+    assert said in page
+    copies = parts["feeding"][0]
+    assert f"copies at {100 * copies['ratio']:.0f} % of a bare one" in page
+    memory = " ".join((ROOT / "docs" / "speed" / "memory.md").read_text().split())
+    for each, words in zip(
+        parts["micro-batch"],
+        (
+            "took {} % less than was said for a ViT-L ({} clips, {} GB)",
+            "{} % less for a ViT-g ({} clips, {} GB)",
+        ),
+        strict=True,
+    ):
+        less = f"{100 - 100 * each['ratio']:.0f}"
+        assert words.format(less, each["clips"], f"{each['ours']:.1f}") in memory

@@ -39,10 +39,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Seen:
-    """What torch sees. built_for: the CUDA version of the build, None for a CPU build."""
+    """What torch sees. built_for: the CUDA version of the build, None for a CPU build.
+
+    no_xformers: why the kernels of an xformers that is installed do not load on a GPU that is there.
+    """
 
     count: int
     built_for: str | None
+    no_xformers: str | None = None
 
 
 def gpus_in(text: str) -> list[Gpu]:
@@ -94,7 +98,18 @@ def seen_by_torch() -> Seen | None:
         import torch
     except ImportError:
         return None
-    return Seen(torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.version.cuda)
+    if not torch.cuda.is_available():
+        return Seen(0, torch.version.cuda)
+    return Seen(torch.cuda.device_count(), torch.version.cuda, _why_no_xformers())
+
+
+def _why_no_xformers() -> str | None:
+    from pretrain.model.attention import why_xformers_does_not_load
+
+    try:
+        return why_xformers_does_not_load()
+    except ImportError:  # not for every system, and nothing needs it
+        return None
 
 
 def check_gpus(
@@ -118,7 +133,11 @@ def check_gpus(
         memory = sorted({gpu.memory_bytes for gpu in gpus})
         told = " and ".join(in_bytes(each) for each in memory)
         checks.append(Check("GPUs", "pass", f"{names}, {told} each, driver {gpus[0].driver}"))
-    checks += [_torch_line(len(gpus), seen), *_fits(nproc, seen.count if seen else len(gpus))]
+    checks += [
+        _torch_line(len(gpus), seen),
+        *_xformers_line(seen),
+        *_fits(nproc, seen.count if seen else len(gpus)),
+    ]
     checks += _ecc(gpus)
     busy = [gpu for gpu in gpus if gpu.used_bytes > BUSY_BYTES]
     if jobs or busy:
@@ -149,6 +168,16 @@ def _torch_line(num_gpus: int, seen: Seen | None) -> Check:
     if seen.count < num_gpus:
         return Check("torch on GPUs", "warn", found, "see CUDA_VISIBLE_DEVICES, unless a scheduler set it")
     return Check("torch on GPUs", "pass", found)
+
+
+def _xformers_line(seen: Seen | None) -> list[Check]:
+    if seen is None or seen.no_xformers is None:
+        return []
+    remedy = (
+        "if it lacks libcudart.so.12: `pip install nvidia-cuda-runtime-cu12`; without xformers attention is "
+        "torch's own"
+    )
+    return [Check("xformers", "warn", seen.no_xformers, remedy)]
 
 
 def _fits(nproc: int | None, count: int) -> list[Check]:

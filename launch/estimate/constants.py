@@ -47,8 +47,9 @@ DOCTOR = "assumed; foreframe doctor --hosts measures links"
 def constants() -> Iterator[Constant]:
     """In the order in which an estimate uses them."""
     yield Constant(
-        "share of the peak while it computes", percent(MFU), "not measured",
-        "assumed; perf/mfu of a run says it, benchmarks/train_step.py on CUDA", ("MFU",), "--mfu",
+        "share of the peak while it computes", percent(MFU), "measured",
+        "a ViT-g's step on one H100, benchmarks/results/gpu.json; perf/mfu of a run says it", ("MFU",),
+        "--mfu",
     )  # fmt: skip
     for gpu in GPUS.values():
         is_assumed = gpu.name in ASSUMED_NETWORK

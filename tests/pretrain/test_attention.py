@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from importlib.metadata import PackageNotFoundError, PackagePath
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -197,6 +199,41 @@ def test_moments_that_must_not_see_later_ones_take_sdpa() -> None:
         found = choose(wanted, rows, CUDA, BF16, probe=asked.probe, clock=asked.clock)
         assert found["predictor"].backend == "sdpa"
     assert asked.probed == []
+
+
+def test_an_xformers_that_is_installed_and_does_not_load_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = pytest.importorskip("xformers._cpp_lib")
+    outer = RuntimeError("cannot load")
+    outer.__cause__ = OSError("Could not load this library")
+    outer.__cause__.__cause__ = OSError("libcudart.so.12: cannot open shared object file")
+    monkeypatch.setattr(library, "_cpp_library_load_exception", outer)
+    said = "its kernels do not load: libcudart.so.12: cannot open shared object file"
+    assert attention.why_xformers_does_not_load() == said
+    assert why_not("xformers", CPU, torch.float32, ROWS) == said
+    monkeypatch.setattr(library, "_cpp_library_load_exception", None)
+    assert attention.why_xformers_does_not_load() is None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_cuda_12_s_runtime_is_loaded_from_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_there: bool
+) -> None:
+    loaded: list[str] = []
+    found = [PackagePath("nvidia/cuda_runtime/lib", name) for name in ("libcudart.so.12", "libcudadevrt.a")]
+    for each in found:
+        each.dist = SimpleNamespace(locate_file=lambda path: tmp_path / path)  # type: ignore[assignment]
+
+    def files(name: str) -> list[PackagePath]:
+        if not is_there:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(attention, "files", files)
+    monkeypatch.setattr(attention.ctypes, "CDLL", loaded.append)
+    attention.with_cuda_12.__wrapped__()
+    assert loaded == [str(tmp_path / "nvidia/cuda_runtime/lib/libcudart.so.12")] * is_there
 
 
 @pytest.mark.parametrize(
