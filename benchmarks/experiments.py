@@ -1,20 +1,24 @@
 """Keeps what experiments found: `python -m benchmarks.experiments runs/experiments/collapse …`.
 
 The folder's result.json becomes benchmarks/results/experiment_NAME.json, and `python -m benchmarks.tables`
-draws tables and figures of docs/ideas.md from there. A quick form is refused, for a claim needs its seeds,
-and so is one of other settings than those that are shipped, changed by hand or since.
+draws tables and figures of docs/ideas.md from there. A claim needs five seeds. Fewer are kept as a part, in
+results/parts; `foreframe experiment NAME --first-seed K` runs others, elsewhere or another day, and when
+five from the first on are there, the parts become the result. Refused are a quick form, and other settings
+than those that are shipped, changed by hand or since.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS, device
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
+from launch.experiment.joined import joined, seeds_of, seeds_of_all
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
 from launch.experiment.result import RESULT_FILE, notes_of
@@ -22,6 +26,7 @@ from launch.experiment.summary import Spread, markdown
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
 LEAST_SEEDS = 5
+PARTS = "parts"  # of the results' folder: fewer seeds than a claim needs
 
 
 def spreads_in(found: dict[str, Any]) -> list[Spread]:
@@ -39,8 +44,8 @@ def spreads_in(found: dict[str, Any]) -> list[Spread]:
 
 
 def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
-    """The settings on which its numbers depend: not words, figures, the number of seeds, the quick form."""
-    plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds"})
+    """The settings on which its numbers depend: not words, figures, which seeds, the quick form."""
+    plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds", "first_seed"})
     for stage in plain["stages"].values():
         for arm in stage["arms"].values():
             del arm["note"]
@@ -112,24 +117,63 @@ def refusal(found: dict[str, Any]) -> str | None:
     own = what_decides(ExperimentConfig.model_validate(config))
     if other := [key for key in shipped if own[key] != shipped[key]]:
         return f"its {' and '.join(other)} are not those of configs/experiments/{name}.yaml: run it again"
-    if config["seeds"] < LEAST_SEEDS:
-        return f"{config['seeds']} seeds of each arm; a claim needs {LEAST_SEEDS}"
     if found["missing"]:
         return f"did not finish: {'; '.join(found['missing'])}"
     return None
 
 
+def keep(found: dict[str, Any], results: Path) -> str:
+    """Keep a result, or a part of one, in a folder; what was done, in a line.
+
+    A part takes the place of one that begins with the same seed. Raises: ValueError where it goes with those
+    that are there by no means.
+    """
+    name, own = found["config"]["name"], seeds_of(found)
+    folder = results / PARTS
+    kept = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"experiment_{name}-*.json"))}
+    others = (
+        {} if is_enough(own) else {p: each for p, each in kept.items() if seeds_of(each).start != own.start}
+    )
+    for path, each in others.items():
+        if (fault := refusal(each)) is not None:
+            raise ValueError(f"{path}: {fault}")
+    try:
+        seeds = seeds_of_all([found, *others.values()])
+    except ValueError as error:
+        raise ValueError(f"{name}, with what {folder} holds: {error}") from error
+    if is_enough(seeds):
+        path = results / f"experiment_{name}.json"
+        path.write_text(_plain(joined([found, *others.values()])))
+        for part in kept:
+            part.unlink()
+        return f"wrote {path}"
+    folder.mkdir(exist_ok=True)
+    for part in kept.keys() - others.keys():
+        part.unlink()
+    path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
+    path.write_text(_plain(found))
+    told = ", ".join(map(str, seeds))
+    return f"wrote {path}: of {name} seed {told}; a claim needs {LEAST_SEEDS}, from 0 on"
+
+
+def is_enough(seeds: Sequence[int]) -> bool:
+    return len(seeds) >= LEAST_SEEDS and list(seeds) == list(range(len(seeds)))
+
+
+def _plain(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", type=Path, nargs="+", help="what `foreframe experiment` has made")
     for folder in parser.parse_args().folders:
         try:
-            found = read_result(folder)
+            print(keep(read_result(folder) | {"device": device()}, RESULTS))
         except ValueError as error:
             parser.error(str(error))
-        path = RESULTS / f"experiment_{found['config']['name']}.json"
-        path.write_text(json.dumps(found | {"device": device()}, indent=1, ensure_ascii=False) + "\n")
-        print(f"wrote {path}")
     draw_figures()
 
 

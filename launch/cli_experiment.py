@@ -24,6 +24,10 @@ def experiment(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, max=1000, help="Runs of each arm; 5 as shipped.")
     ] = None,
+    first_seed: Annotated[
+        int,
+        typer.Option("--first-seed", min=0, max=1000, help="Seeds from here on; others may run elsewhere."),
+    ] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few seeds and steps: to see it go, not to claim anything.")
     ] = False,
@@ -44,5 +48,5 @@ def experiment(
     """
     from launch.experiment.command import Asked, run_experiment
 
-    asked = Asked(name, tuple(changes or ()), seeds, quick, parallel, out, dry_run)
+    asked = Asked(name, tuple(changes or ()), seeds, quick, parallel, out, dry_run, first_seed)
     raise typer.Exit(run_experiment(asked, typer.echo))

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command was given. changes: KEY=VALUE of all runs."""
+    """What the command was given. changes: KEY=VALUE of all runs. first_seed: others are run elsewhere."""
 
     experiment: str
     changes: tuple[str, ...] = ()
@@ -43,6 +43,7 @@ class Asked:
     parallel: int | None = None
     out: Path = OUT
     is_dry: bool = False
+    first_seed: int = 0
 
 
 def shipped_experiments() -> list[str]:
@@ -63,7 +64,8 @@ def read_experiment(asked: Asked) -> ExperimentConfig:
     found = read_config(path, [], ExperimentConfig, [check_rules])
     if asked.is_quick:
         found = found.made_quick()
-    return found if asked.seeds is None else found.model_copy(update={"seeds": asked.seeds})
+    seeds = found.seeds if asked.seeds is None else asked.seeds
+    return found.model_copy(update={"seeds": seeds, "first_seed": asked.first_seed})
 
 
 def run_experiment(asked: Asked, say: Say) -> int:
@@ -73,13 +75,13 @@ def run_experiment(asked: Asked, say: Say) -> int:
     """
     experiment = read_experiment(asked)
     refuse_changes(asked.changes)
-    folder = asked.out / experiment.name
+    folder = asked.out / folder_name(experiment)
     shards = shards_of(folder / DATA_FOLDER, experiment.data)
     stages = planned(experiment, folder, shards, asked.changes)
     count = sum(len(runs) for runs in stages.values())
     parallel = asked.parallel or len(os.sched_getaffinity(0))
     say(f"{experiment.name}: {experiment.question}")
-    say(f"{shown(folder)}: {count} runs, {min(parallel, count)} at a time, {experiment.seeds} seeds")
+    say(f"{shown(folder)}: {count} runs, {min(parallel, count)} at a time, {seeds_told(experiment)}")
     if asked.is_dry:
         known = [asked.out / name / RESULT_FILE for name in (experiment.name, f"{experiment.name}-quick")]
         say(forecast(stages, known, min(parallel, count)))
@@ -104,6 +106,20 @@ def run_experiment(asked: Asked, say: Say) -> int:
         failed, whole, evaluated = _evaluate(experiment, made, shards, watch)
         conclude(experiment, folder, whole, evaluated, asked.changes, watch.say)
     return code or failed
+
+
+def folder_name(experiment: ExperimentConfig) -> str:
+    """Other seeds than the first have a folder of their own, as names of runs begin with a number."""
+    first = experiment.first_seed
+    return f"{experiment.name}-from-seed-{first}" if first else experiment.name
+
+
+def seeds_told(experiment: ExperimentConfig) -> str:
+    """`5 seeds`, `seeds 2 to 4`."""
+    first, last = experiment.first_seed, experiment.first_seed + experiment.seeds - 1
+    if first == 0:
+        return f"{experiment.seeds} seeds"
+    return f"seed {first}" if first == last else f"seeds {first} to {last}"
 
 
 def planned(

@@ -144,6 +144,7 @@ class ExperimentConfig(Section):
     name: str
     question: str
     seeds: Seeds = 5
+    first_seed: int = Field(0, ge=0, description="others are run elsewhere: `--first-seed`")
     data: dict[str, DataSpec] = Field(min_length=1)
     axis: str | None = Field(None, description="what levels are levels of, in words; null without levels")
     levels: tuple[Level, ...] = ()

@@ -46,10 +46,15 @@ def plots_of(
         else:
             across = plot.across
             panels = [_over_measures(panel, plot.at, evaluated, arms) for panel in plot.panels]
-        caption = " ".join(filter(None, [plot.caption, *map(_below, panels)]))
+        caption = caption_of(plot.caption, panels)
         drawn = {"title": plot.title, "caption": caption, "across": across, "panels": panels}
         found.append({**drawn, "log_across": plot.log_across})
     return found
+
+
+def caption_of(caption: str, panels: Sequence[Drawn]) -> str:
+    """With what is not drawn below it."""
+    return " ".join(filter(None, [caption, *map(_below, panels)]))
 
 
 def _below(panel: Drawn) -> str:

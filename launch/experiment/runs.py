@@ -32,7 +32,8 @@ class Run:
 
 def cells_of(experiment: ExperimentConfig, stage: str) -> Iterator[tuple[Cell, Level | None]]:
     """Seed by seed, so that one that is cut short has whole seeds."""
-    for seed in range(experiment.seeds):
+    first = experiment.first_seed
+    for seed in range(first, first + experiment.seeds):
         for level in experiment.levels or (None,):
             for arm in experiment.stages[stage].arms:
                 yield Cell(arm, None if level is None else level.value, seed), level

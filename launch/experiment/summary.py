@@ -18,7 +18,7 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one measure of an arm at a level, over seeds. sd: nan of one seed.
+    """Of one measure of an arm at a level, over seeds. sd: nan of one seed. seeds: that `values` are of.
 
     difference: the mean of (this - the arm that is compared with), seed by seed; half: of its 95 % interval,
     by Student's t. Both None for that arm itself, and where fewer than two seeds have both.
@@ -30,6 +30,7 @@ class Spread:
     values: tuple[float, ...]
     difference: float | None = None
     half: float | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -61,14 +62,16 @@ def spreads_of(
                 if not own:
                     continue
                 other = _by_seed(values, against, level, measure) if against not in (None, arm) else {}
-                found.append(Spread(arm, level, measure, tuple(own.values()), *compared(own, other)))
+                found.append(
+                    Spread(arm, level, measure, tuple(own.values()), *compared(own, other), seeds=tuple(own))
+                )
         for measure in measures:
             before: dict[int, float] = {}
             for cell, each in untrained.items():
                 if cell.level == level and measure in each:
                     before.setdefault(cell.seed, each[measure])
             if before:
-                found.append(Spread(UNTRAINED, level, measure, tuple(before.values())))
+                found.append(Spread(UNTRAINED, level, measure, tuple(before.values()), seeds=tuple(before)))
     return found
 
 
@@ -112,6 +115,7 @@ def rows_of(spreads: Sequence[Spread], axis: str | None, against: str | None) ->
             "arm": each.arm,
             "level": each.level,
             "values": list(each.values),
+            "seeds": list(each.seeds),
         }
         rows.append(row)
     return rows

@@ -1,0 +1,129 @@
+"""Seeds that were run apart are put together as if one command had run them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import experiments
+from benchmarks.experiments import keep
+from launch.config import read_config
+from launch.experiment.command import Asked, folder_name, read_experiment, seeds_told
+from launch.experiment.config import ExperimentConfig
+from launch.experiment.joined import joined, seeds_of
+from launch.experiment.plots import plots_of
+from launch.experiment.runs import Cell, cells_of
+from launch.experiment.summary import rows_of, spreads_of
+
+TEXT = """
+name: try
+question: Does it?
+data: {one: {videos: 4}}
+axis: noise
+levels: [{value: 0.1, data: one}, {value: 0.8, data: one}]
+stages: {runs: {data: one, arms: {a: {}, b: {}}}}
+against: a
+measures: [{name: x, key: x}, {name: y, key: y, untrained: y0}]
+plots:
+  - {title: Steps, caption: Of steps., panels: [{unit: l, key: loss, at_least: -1.0}]}
+  - {title: Levels, caption: Of levels., over: levels, panels: [{unit: x, key: x}, {unit: y, key: y}]}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> ExperimentConfig:
+    path = tmp_path / "try.yaml"
+    path.write_text(TEXT)
+    return read_config(path, [], ExperimentConfig)
+
+
+def result_of(experiment: ExperimentConfig, first: int, count: int) -> dict[str, Any]:
+    """As a command makes it of these seeds, out of runs whose numbers are drawn by cell."""
+    experiment = experiment.model_copy(update={"first_seed": first, "seeds": count})
+    values, untrained, metrics = {}, {}, {}
+    for cell, _ in cells_of(experiment, "runs"):
+        rng = np.random.default_rng([cell.seed, ord(cell.arm), int(10 * (cell.level or 0))])
+        values[cell] = {"x": float(rng.normal()), "y": float(rng.normal())}
+        if cell == Cell("b", 0.8, 2):
+            del values[cell]["y"]  # it diverged
+        untrained[cell] = {"y": float(cell.seed)}
+        steps = range(1, 4 if cell.seed == 1 else 6)  # cut short
+        metrics[cell] = [{"step": step, "loss": float(rng.normal())} for step in steps]
+    spreads = spreads_of(values, untrained, ["a", "b"], ["x", "y"], "a")
+    unmeasured = {"y": ["b, noise 0.8: seed 2"]} if Cell("b", 0.8, 2) in values else {}
+    found = {
+        "date": f"2026-01-0{1 + first}", "commits": ["c" * 40, str(first)], "device": "CPU",
+        "config": experiment.model_dump(mode="json") | {"changes": []}, "seconds": 10.0 * count,
+        "rows": rows_of(spreads, "noise", "a"), "missing": [], "unmeasured": unmeasured,
+        "plots": plots_of(experiment, {"runs": metrics}, spreads, {}), "maps": [f"of seed {first}"],
+    }  # fmt: skip
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+@pytest.mark.parametrize("cuts", [(0, 2, 5), (0, 1, 3, 5), (0, 4, 5)])
+def test_parts_come_to_what_all_seeds_at_once_come_to(
+    experiment: ExperimentConfig, cuts: tuple[int, ...]
+) -> None:
+    whole = result_of(experiment, 0, 5)
+    parts = [result_of(experiment, a, b - a) for a, b in itertools.pairwise(cuts)]
+    found = joined(parts[::-1])
+    assert seeds_of(found) == range(5)
+    for key in ("rows", "missing", "unmeasured", "seconds", "device"):
+        assert found[key] == whole[key], key
+    assert found["maps"] == ["of seed 0"] and found["commits"] == sorted({"c" * 40, *map(str, cuts[:-1])})
+    for ours, theirs in zip(found["plots"], whole["plots"], strict=True):
+        assert ours["caption"] == theirs["caption"] and ours["title"] == theirs["title"]
+        for own, other in zip(ours["panels"], theirs["panels"], strict=True):
+            assert [each["name"] for each in own["curves"]] == [each["name"] for each in other["curves"]]
+            for one, two in zip(own["curves"], other["curves"], strict=True):
+                assert one["x"] == two["x"] and one["low"] == two["low"] and one["high"] == two["high"]
+                np.testing.assert_allclose(one["mean"], two["mean"], rtol=2e-4, atol=2e-5)
+    assert "is not drawn" in found["plots"][0]["caption"], "the lowest of all parts is told"
+
+
+def test_seeds_that_are_there_twice_or_are_not_there_are_named(experiment: ExperimentConfig) -> None:
+    one, two, far = (result_of(experiment, *of) for of in ((0, 2), (1, 2), (4, 1)))
+    with pytest.raises(ValueError, match="seed 1 is in more than one of them"):
+        joined([one, two])
+    with pytest.raises(ValueError, match="seed 2, 3 is in none of them"):
+        joined([far, one])
+    assert joined([one]) is one
+
+
+def test_parts_are_kept_until_a_claim_has_its_seeds(
+    experiment: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "shipped_experiments", lambda: ["try"])
+    monkeypatch.setattr(experiments, "read_experiment", lambda _: experiment)
+    first, again, rest = (result_of(experiment, *of) for of in ((0, 1), (0, 2), (2, 3)))
+    assert "experiment_try-0-0.json: of try seed 0; a claim needs 5" in keep(first, tmp_path)
+    assert "of try seed 0, 1; a claim" in keep(again, tmp_path)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["experiment_try-0-1.json"]
+    assert "of try seed 0, 1, 4; a claim" in keep(result_of(experiment, 4, 1), tmp_path)
+    with pytest.raises(ValueError, match="parts holds: seed 4 is in more than one of them"):
+        keep(rest, tmp_path)
+    (tmp_path / "parts/experiment_try-4-4.json").unlink()
+    other = json.loads((tmp_path / "parts/experiment_try-0-1.json").read_text())
+    other["config"]["data"]["one"]["videos"] = 5
+    (tmp_path / "parts/experiment_try-0-1.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"experiment_try-0-1.json: its data are not those"):
+        keep(rest, tmp_path)
+    keep(again, tmp_path)
+    assert keep(rest, tmp_path) == f"wrote {tmp_path / 'experiment_try.json'}"
+    assert not list((tmp_path / "parts").iterdir())
+    assert json.loads((tmp_path / "experiment_try.json").read_text()) == joined([again, rest])
+
+
+def test_other_seeds_have_a_folder_of_their_own() -> None:
+    found = read_experiment(Asked("noise", seeds=2, first_seed=3))
+    assert list(dict.fromkeys(cell.seed for cell, _ in cells_of(found, "runs"))) == [3, 4]
+    assert folder_name(found) == "noise-from-seed-3" and seeds_told(found) == "seeds 3 to 4"
+    assert folder_name(read_experiment(Asked("noise"))) == "noise"
+    assert seeds_told(read_experiment(Asked("noise", seeds=1, first_seed=1))) == "seed 1"
+    assert seeds_told(read_experiment(Asked("noise"))) == "5 seeds"
