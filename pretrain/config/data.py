@@ -38,6 +38,13 @@ class DataConfig(Section):
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
         "auto", description="of clips in mp4; auto is pyav, in one pass: the fastest measured"
     )
+    keep_decoded: int = Field(
+        1 << 30,
+        ge=0,
+        le=1 << 50,
+        description="bytes of memory in which a rank keeps clips decoded, if a whole data set fits: each of "
+        "its workers has a part of the bytes, and meets all clips; 0 keeps none",
+    )
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: PositiveInt = Field(2, description="micro-batches that each worker keeps ready")
     timeout_s: float | None = Field(

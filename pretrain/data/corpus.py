@@ -42,8 +42,16 @@ class Corpus:
         for each in data.sources:
             # one a data set, for its own list of what to bring; they share the folder and its limit
             cache = ShardCache(cache_folder(data), data.cache_bytes) if is_cached else None
-            reader = ClipReader(each.shards, data.split, cache, decoder=data.decoder, kept_indexes=kept)
-            self.readers.append(reader)
+            self.readers.append(
+                ClipReader(
+                    each.shards,
+                    data.split,
+                    cache,
+                    decoder=data.decoder,
+                    kept_indexes=kept,
+                    keep_decoded=data.keep_decoded // (max(1, data.workers) * len(data.sources)),
+                )
+            )
         prints = [reader.info.fingerprint for reader in self.readers]
         if len(set(prints)) < len(prints):
             raise ConfigError(

@@ -35,6 +35,7 @@ from data_pipeline.format import (
 from data_pipeline.storage import Storage
 from pretrain.config import DataConfig
 from pretrain.data.cache import ShardCache
+from pretrain.data.decoded import At, Decoded
 
 Start = Callable[[float], float]
 """Spare seconds of a clip to the second at which the frames begin."""
@@ -115,6 +116,7 @@ class ClipReader:
     """The samples of one split, in the order of their shards.
 
     cache: where shards of a remote data set are kept; None reads the samples' ranges. decoder: of mp4.
+    keep_decoded: bytes of memory in which clips stay decoded, if all are likely to fit.
     It can be pickled.
     Raises: DataError when the data set is not finished, or has no shard of the split.
     """
@@ -127,6 +129,7 @@ class ClipReader:
         *,
         decoder: DecoderName = "auto",
         kept_indexes: int = KEPT_INDEXES,
+        keep_decoded: int = 0,
     ) -> None:
         self._storage = Storage(root)
         self._cache = None if self._storage.is_local else cache
@@ -138,6 +141,7 @@ class ClipReader:
         self.shard_sizes = np.array([shard.num_samples for shard in self.shards], np.int64)
         self._ends = np.cumsum(self.shard_sizes)
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._decoded = Decoded(keep_decoded, len(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_indexes": OrderedDict()}
@@ -276,14 +280,17 @@ class ClipReader:
         begin_s = start(max(0.0, spare_s)) if start is not None else 0.0
         # a quarter of a stored frame later: the container rounds times to its ticks
         wanted_s = begin_s + np.arange(frames) / fps + 0.25 / meta.fps
-        if meta.encoding == "jpeg":
-            shown = np.minimum(np.floor(wanted_s * meta.fps).astype(np.int64), meta.num_frames - 1)
+
+        def decoded(at_s: NDArray[np.float64]) -> At:
+            if meta.encoding != "jpeg":
+                return decode_clip(sample.member(VIDEO), at_s, self._decoder)
+            shown = np.minimum(np.floor(at_s * meta.fps).astype(np.int64), meta.num_frames - 1)
             order, back = np.unique(shown, return_inverse=True)
             pictures = decode_jpegs([sample.member(frame_suffix(k)) for k in order])
-            pictures = pictures if len(order) == frames else pictures[back]
-            times_s = shown / meta.fps
-        else:
-            pictures, times_s, shown = decode_clip(sample.member(VIDEO), wanted_s, self._decoder)
+            return pictures if len(order) == len(at_s) else pictures[back], shown / meta.fps, shown
+
+        every_s = (np.arange(meta.num_frames, dtype=np.float64) + 0.25) / meta.fps
+        pictures, times_s, shown = self._decoded.frames(sample.key, every_s, wanted_s, decoded)
 
         def rows(suffix: str) -> NDArray[np.float32] | None:
             if suffix not in sample.members:

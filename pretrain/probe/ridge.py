@@ -40,7 +40,7 @@ class Moments:
         mean_D, mean_S, xx, xy = (total / self.num_rows for total in self._sums)
         covariance = xx - np.outer(mean_D, mean_D)
         std_D = np.sqrt(np.maximum(np.diag(covariance), 0))
-        scale_D = np.where(std_D > 1e-6 * (1 + np.abs(mean_D)), std_D, np.inf)
+        scale_D = _scale(mean_D, std_D)
         values, vectors = np.linalg.eigh(covariance / scale_D[:, None] / scale_D)
         projected = vectors.T @ ((xy - np.outer(mean_D, mean_S)) / scale_D[:, None])
         fits = []
@@ -51,8 +51,31 @@ class Moments:
 
 
 def fit_ridge(x_nD: Floats, y_nS: Floats, alphas: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """Ridge regression for each penalty: (weights (D, S), bias (S,))."""
-    return Moments().add(x_nD, y_nS).ridge(alphas)
+    """Ridge regression for each penalty: (weights (D, S), bias (S,)), as of `Moments`.
+
+    With fewer rows than features it is solved among the rows, whose Gram matrix is the smaller one.
+    """
+    if len(x_nD) >= x_nD.shape[1]:
+        return Moments().add(x_nD, y_nS).ridge(alphas)
+    x, y = x_nD.astype(np.float64), y_nS.astype(np.float64)
+    mean_D, mean_S = x.mean(0), y.mean(0)
+    centred = x - mean_D
+    std_D = np.sqrt((centred**2).mean(0))
+    scale_D = _scale(mean_D, std_D)
+    scaled = centred / scale_D
+    values, vectors = np.linalg.eigh(scaled @ scaled.T / len(x))
+    projected = vectors.T @ (y - mean_S) / len(x)
+    fits = []
+    for alpha in alphas:
+        of_rows = vectors @ (projected / (np.maximum(values, 0)[:, None] + alpha))
+        weights = scaled.T @ of_rows / scale_D[:, None]
+        fits.append((weights, mean_S - mean_D @ weights))
+    return fits
+
+
+def _scale(mean_D: Floats, std_D: Floats) -> Floats:
+    """What features are divided by; of one that does not vary, infinity: it has no part."""
+    return np.where(std_D > 1e-6 * (1 + np.abs(mean_D)), std_D, np.inf)
 
 
 def r2(truth_nS: Floats, guess_nS: Floats) -> Floats:

@@ -57,6 +57,21 @@ def test_ridge_solves_the_penalised_normal_equations() -> None:
     np.testing.assert_allclose(x @ weights + bias, z @ expected + y.mean(0), rtol=1e-8)
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 10.0])
+def test_with_fewer_rows_than_features_it_solves_the_same_equations(alpha: float) -> None:
+    rng = _rng(4)
+    x, y = rng.normal(size=(40, 90)) * rng.uniform(0.1, 9, 90), rng.normal(size=(40, 3))
+    x[:, 7] = 2.0
+    weights, bias = ridge.fit_ridge(x, y, [alpha])[0]
+    z = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), np.inf)
+    expected = np.linalg.solve(z.T @ z + alpha * 40 * np.eye(90), z.T @ (y - y.mean(0)))
+    new = rng.normal(size=(20, 90))
+    z_new = (new - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), np.inf)
+    np.testing.assert_allclose(new @ weights + bias, z_new @ expected + y.mean(0), rtol=1e-6, atol=1e-8)
+    (by_sums,) = ridge.Moments().add(x, y).ridge([alpha])
+    np.testing.assert_allclose(weights, by_sums[0], rtol=1e-5, atol=1e-7)
+
+
 def test_a_constant_feature_and_more_features_than_rows_do_no_harm() -> None:
     rng = _rng(2)
     x, y = rng.normal(size=(10, 30)), rng.normal(size=(10, 1))
