@@ -43,6 +43,7 @@ OPERATIONAL = (
     "data.cache_folder",
     "data.decoder",
     "data.exclude",
+    "data.keep_decoded",
     "data.prefetch",
     "data.remote",
     "data.timeout_s",

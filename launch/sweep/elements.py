@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from data_pipeline.errors import ConfigError, Problem, UsageError, why
 from launch.config import kind_of, read_config
@@ -178,9 +182,27 @@ def _refuse_twins(digests: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def digest_of(config: RunConfig) -> str:
-    """16 hex digits of everything that a sweep does not set itself: equal for the same element."""
-    plain = config.model_dump(mode="json", exclude=OWN)
+    """16 hex digits of everything that a sweep does not set itself: equal for the same element.
+
+    Of settings that are not their defaults: another version, which knows more settings, still knows its runs.
+    """
+    plain = {key: value for key, value in not_default(config).items() if key not in OWN}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def not_default(value: Any) -> Any:
+    """In plain values: of a section, what differs from its defaults, and of which kind it is."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        told = {name: (getattr(value, name), field) for name, field in fields.items()}
+        return {
+            name: not_default(own)
+            for name, (own, field) in told.items()
+            if name == "kind" or own != field.get_default(call_default_factory=True)
+        }
+    if isinstance(value, list | tuple):
+        return [not_default(each) for each in value]
+    return to_jsonable_python(value)
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -18,10 +19,14 @@ from launch.cli import app
 from launch.config import dump_config
 from launch.lock import LOCK_FILE, lock_run
 from launch.sweep import local
-from launch.sweep.elements import LOCK, Element, Sweep, held
+from launch.sweep.elements import LOCK, Element, Sweep, digest_of, held, not_default
 from launch.sweep.local import command_of, run_here
 from launch.sweep.record import SWEEP_FILE, free_number
+from pretrain.config import DataConfig
+from pretrain.config.base import Section
+from pretrain.config.masks import BlockMaskConfig
 from tests.launch.sweeps import run, small_config, starts, swept, training  # noqa: F401  fixtures
+from tests.pretrain.small_objective import KINDS, config_of
 
 HOLDER = """
 import fcntl, json, os, pathlib, socket, sys, time
@@ -226,3 +231,45 @@ def test_one_store_for_all_lies_where_its_address_says(out: str, base: str) -> N
         swept(base, "seed=0,1", f"out={out}")
     server = swept(base, "seed=0,1", f"out={out}", "tracker.uri=http://mlflow:5000")
     assert server.folder == Path(out, "grid")
+
+
+class MoreData(DataConfig):
+    not_known_yet: int = 7
+
+
+class MoreMasks(BlockMaskConfig):
+    shape: str = "box"
+
+
+def test_a_version_that_knows_more_settings_still_knows_its_runs() -> None:
+    plain = config_of("masked")
+    data = MoreData.model_validate(plain.data.model_dump())
+    masks = tuple(MoreMasks.model_validate(each.model_dump()) for each in plain.objective.masks)
+    objective = plain.objective.model_copy(update={"masks": masks})
+    assert digest_of(plain.model_copy(update={"data": data, "objective": objective})) == digest_of(plain)
+    other = data.model_copy(update={"not_known_yet": 8})
+    assert digest_of(plain.model_copy(update={"data": other})) != digest_of(plain)
+
+
+def test_whatever_is_set_tells_runs_apart() -> None:
+    configs = [config_of(name) for name in KINDS]
+    first = configs[0]
+    for name, value in (("kind", "frozen"), ("kind", "online")):
+        configs.append(first.model_copy(update={"target": first.target.model_copy(update={name: value})}))
+    configs.append(first.model_copy(update={"seed": 1}))
+    configs.append(first.model_copy(update={"data": first.data.model_copy(update={"fps": 5.0})}))
+    alone = [MultiKind(part=each) for each in (OneKind(), OtherKind())]
+    assert len({digest_of(each) for each in configs}) == len(configs)
+    assert not_default(alone[0]) == {} and not_default(alone[1]) == {"part": {"kind": "other"}}
+
+
+class OneKind(Section):
+    kind: Literal["one"] = "one"
+
+
+class OtherKind(Section):
+    kind: Literal["other"] = "other"
+
+
+class MultiKind(Section):
+    part: OneKind | OtherKind = OneKind()
