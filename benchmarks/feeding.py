@@ -76,7 +76,7 @@ class Held(Batches):
 
 def run_of(shape: Shape, root: str, workers: int | None) -> RunConfig:
     """A training run on that data set; workers: None for the default."""
-    changes: dict[str, Any] = {"data.shards": root, "data.fps": SEEN_FPS}
+    changes: dict[str, Any] = {"data.shards": root, "data.fps": SEEN_FPS, "data.keep_decoded": 0}
     if workers is not None:
         changes["data.workers"] = workers
     return config_of(shape, changes)

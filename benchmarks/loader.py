@@ -57,8 +57,9 @@ H100_FLOPS = 990e12
 
 
 def run_config(root: str, **data: Any) -> RunConfig:
-    """A run that reads a data set; of its model only the masks matter here."""
-    plain = {"shards": root, "frames": FRAMES, "fps": FPS, "size": SIZE, "workers": WORKERS, **data}
+    """A run that reads a data set, and decodes every clip anew; of its model only the masks matter here."""
+    whole = {"shards": root, "frames": FRAMES, "fps": FPS, "size": SIZE, "workers": WORKERS}
+    plain = {**whole, "keep_decoded": 0, **data}
     train = {"global_batch": MICRO, "micro_batch": MICRO, "precision": "fp32"}
     return RunConfig.model_validate(
         {"name": "bench", "data": plain, "train": train, "strategy": {"kind": "single"}}
