@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import RESULTS, device
+from benchmarks.measuring import RESULTS
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.joined import joined, seeds_of, seeds_of_all
@@ -125,39 +125,52 @@ def refusal(found: dict[str, Any]) -> str | None:
 def keep(found: dict[str, Any], results: Path) -> str:
     """Keep a result, or a part of one, in a folder; what was done, in a line.
 
-    A part takes the place of one that begins with the same seed. Raises: ValueError where it goes with those
-    that are there by no means.
+    A part takes the place of one whose seeds are all in it. Raises: ValueError where it goes with those that
+    are there by no means.
     """
     name, own = found["config"]["name"], seeds_of(found)
     folder = results / PARTS
     kept = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"experiment_{name}-*.json"))}
-    others = (
-        {} if is_enough(own) else {p: each for p, each in kept.items() if seeds_of(each).start != own.start}
-    )
-    for path, each in others.items():
-        if (fault := refusal(each)) is not None:
-            raise ValueError(f"{path}: {fault}")
+    replaced = {path for path, each in kept.items() if set(seeds_of(each)) <= set(own)}
+    others = [] if is_enough(own) else [each for path, each in kept.items() if path not in replaced]
+    for each in [found, *others] if others or not is_enough(own) else []:
+        if (fault := refusal(each) or why_no_part(each)) is not None:
+            raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
     try:
-        seeds = seeds_of_all([found, *others.values()])
+        seeds = seeds_of_all([found, *others])
+        first = [each for each in (found, *others) if seeds_of(each).stop <= num_from_first(seeds)]
+        whole = joined(first) if is_enough(seeds) else None
     except ValueError as error:
         raise ValueError(f"{name}, with what {folder} holds: {error}") from error
-    if is_enough(seeds):
-        path = results / f"experiment_{name}.json"
-        path.write_text(_plain(joined([found, *others.values()])))
-        for part in kept:
-            part.unlink()
-        return f"wrote {path}"
-    folder.mkdir(exist_ok=True)
-    for part in kept.keys() - others.keys():
+    if whole is not None:
+        path, gone = results / f"experiment_{name}.json", set(kept)
+        path.write_text(_plain(whole))
+        told = f"wrote {path}"
+    else:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
+        path.write_text(_plain(found))
+        gone = replaced - {path}
+        told = f"wrote {path}: of {name} seed {', '.join(map(str, seeds))}; a claim needs {LEAST_SEEDS}, from 0 on"
+    for part in gone:
         part.unlink()
-    path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
-    path.write_text(_plain(found))
-    told = ", ".join(map(str, seeds))
-    return f"wrote {path}: of {name} seed {told}; a claim needs {LEAST_SEEDS}, from 0 on"
+    return told
+
+
+def num_from_first(seeds: Sequence[int]) -> int:
+    """How many follow each other from 0 on."""
+    return next((number for number, seed in enumerate(seeds) if number != seed), len(seeds))
 
 
 def is_enough(seeds: Sequence[int]) -> bool:
-    return len(seeds) >= LEAST_SEEDS and list(seeds) == list(range(len(seeds)))
+    return num_from_first(seeds) >= LEAST_SEEDS
+
+
+def why_no_part(found: dict[str, Any]) -> str | None:
+    """Why a result cannot be put together with others; None where it can."""
+    if all("seeds" in row for row in found["rows"]):
+        return None
+    return "an earlier version wrote it: run the same command again, which trains nothing"
 
 
 def _plain(found: dict[str, Any]) -> str:
@@ -171,7 +184,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="what `foreframe experiment` has made")
     for folder in parser.parse_args().folders:
         try:
-            print(keep(read_result(folder) | {"device": device()}, RESULTS))
+            print(keep(read_result(folder), RESULTS))
         except ValueError as error:
             parser.error(str(error))
     draw_figures()

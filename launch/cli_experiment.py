@@ -25,9 +25,9 @@ def experiment(
         int | None, typer.Option("--seeds", min=1, max=1000, help="Runs of each arm; 5 as shipped.")
     ] = None,
     first_seed: Annotated[
-        int,
+        int | None,
         typer.Option("--first-seed", min=0, max=1000, help="Seeds from here on; others may run elsewhere."),
-    ] = 0,
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few seeds and steps: to see it go, not to claim anything.")
     ] = False,

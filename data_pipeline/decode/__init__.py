@@ -1,7 +1,7 @@
 """Frames and facts out of files and bytes: one protocol, and PyAV, decord, torchcodec, Pillow behind it."""
 
 from data_pipeline.decode.base import Decoder, DecoderName, Frames, Size, open_video
-from data_pipeline.decode.clip import decode_clip
+from data_pipeline.decode.clip import decode_clip, shown_at
 from data_pipeline.decode.container import picture_format, read_head, refuse_early
 from data_pipeline.decode.inspect import PICTURE, VideoFacts, inspect, inspect_picture
 from data_pipeline.decode.with_pillow import PictureDecoder, decode_jpegs
@@ -22,4 +22,5 @@ __all__ = [
     "picture_format",
     "read_head",
     "refuse_early",
+    "shown_at",
 ]

@@ -43,11 +43,12 @@ def decode_clip(
         if found is not None:
             return found
     with open_video(data, decoder) as video:
-        shown = _shown(video.timestamps_s, wanted_s)
+        shown = shown_at(video.timestamps_s, wanted_s)
         return video.frames(shown), video.timestamps_s[shown], shown
 
 
-def _shown(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.int64]:
+def shown_at(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Numbers of the frames that are shown at some seconds, of a clip with these times."""
     return np.maximum(np.searchsorted(times_s, wanted_s, side="right") - 1, 0)
 
 
@@ -65,7 +66,7 @@ def _in_one_pass(
                 return None
             ticks = np.unique([packet.pts for packet in packets])
             times_s = (ticks - ticks[0]) * float(stream.time_base)
-            shown = _shown(times_s, wanted_s)
+            shown = shown_at(times_s, wanted_s)
             order, back = np.unique(shown, return_inverse=True)
             pictures = _decode(stream.codec_context, packets, ticks[order].tolist())
         except MemoryError:

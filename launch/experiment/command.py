@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command was given. changes: KEY=VALUE of all runs. first_seed: others are run elsewhere."""
+    """What the command was given. changes: KEY=VALUE of all runs. seeds, first_seed: None is the file's."""
 
     experiment: str
     changes: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Asked:
     parallel: int | None = None
     out: Path = OUT
     is_dry: bool = False
-    first_seed: int = 0
+    first_seed: int | None = None
 
 
 def shipped_experiments() -> list[str]:
@@ -64,8 +64,8 @@ def read_experiment(asked: Asked) -> ExperimentConfig:
     found = read_config(path, [], ExperimentConfig, [check_rules])
     if asked.is_quick:
         found = found.made_quick()
-    seeds = found.seeds if asked.seeds is None else asked.seeds
-    return found.model_copy(update={"seeds": seeds, "first_seed": asked.first_seed})
+    given = {"seeds": asked.seeds, "first_seed": asked.first_seed}
+    return found.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def run_experiment(asked: Asked, say: Say) -> int:

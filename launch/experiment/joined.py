@@ -31,9 +31,9 @@ def seeds_of_all(results: Sequence[Mapping[str, Any]]) -> list[int]:
 def joined(results: Sequence[Found]) -> Found:
     """One result of all their seeds, as if one command had run them; of one alone, that itself.
 
-    They are of the same settings, which the caller has seen to. Means, differences and curves are worked out
-    anew from each run's own numbers; of curves the mean is that of the parts, weighed by their seeds.
-    Raises: ValueError where seeds are there twice, or some between them are not.
+    They are of the same settings, which the caller has seen to. Means and differences are worked out anew
+    from each run's numbers; a curve over steps is the mean of the parts' means, each weighed by its runs.
+    Raises: ValueError where seeds are there twice, or some between them are not, or figures differ.
     """
     parts = sorted(results, key=lambda found: seeds_of(found).start)
     seeds = seeds_of_all(parts)
@@ -41,6 +41,8 @@ def joined(results: Sequence[Found]) -> Found:
         raise ValueError(f"seed {', '.join(map(str, absent))} is in none of them")
     if len(parts) == 1:
         return parts[0]
+    if any(found["config"]["plots"] != parts[0]["config"]["plots"] for found in parts):
+        raise ValueError("they draw other figures: run the same command on each again, which trains nothing")
     newest = max(parts, key=lambda found: str(found["date"]))
     config = newest["config"] | {"seeds": len(seeds), "first_seed": seeds[0]}
     experiment = ExperimentConfig.model_validate({k: v for k, v in config.items() if k != "changes"})
@@ -52,9 +54,9 @@ def joined(results: Sequence[Found]) -> Found:
         if plot.over == "levels":
             plots += plots_of(experiment.model_copy(update={"plots": (plot,)}), {}, spreads, {})
         else:
-            own = [(found["plots"][number], len(seeds_of(found))) for found in parts]
-            plots.append(_plot(plot.caption, own))
+            plots.append(_plot(plot.caption, [found["plots"][number] for found in parts]))
     return newest | {
+        "versions": _versions(parts),
         "commits": sorted({commit for found in parts for commit in found["commits"]}),
         "device": "; ".join(sorted({found["device"] for found in parts})),
         "config": config,
@@ -86,36 +88,39 @@ def _together(each: Iterator[Mapping[str, Sequence[str]]]) -> dict[str, list[str
     return found
 
 
-def _plot(caption: str, parts: Sequence[tuple[Drawn, int]]) -> Drawn:
-    """parts: the same figure of each, and of how many seeds it is."""
-    first = parts[0][0]
+def _versions(parts: Sequence[Found]) -> dict[str, str]:
+    """Of all of them; of a package that differs, each."""
+    names = dict.fromkeys(name for found in parts for name in found["versions"])
+    told = {name: dict.fromkeys(found["versions"].get(name, "none") for found in parts) for name in names}
+    return {name: ", ".join(each) for name, each in told.items()}
+
+
+def _plot(caption: str, parts: Sequence[Drawn]) -> Drawn:
+    """parts: the same figure of each."""
     panels = []
-    for number, panel in enumerate(first["panels"]):
-        own = [(plot["panels"][number]["curves"], seeds) for plot, seeds in parts]
-        names = dict.fromkeys(curve["name"] for curves, _ in own for curve in curves)
-        curves = [
-            _curve([(curve, seeds) for curves, seeds in own for curve in curves if curve["name"] == name])
-            for name in names
-        ]
+    for number, panel in enumerate(parts[0]["panels"]):
+        every = [curve for plot in parts for curve in plot["panels"][number]["curves"]]
+        names = dict.fromkeys(curve["name"] for curve in every)
+        curves = [_curve([curve for curve in every if curve["name"] == name]) for name in names]
         panels.append({**panel, "curves": [curve for curve in curves if curve["x"]]})
-    return {**first, "caption": caption_of(caption, panels), "panels": panels}
+    return {**parts[0], "caption": caption_of(caption, panels), "panels": panels}
 
 
-def _curve(parts: Sequence[tuple[Drawn, int]]) -> Drawn:
-    """At the places that all have: the mean of means, weighed by seeds; the lowest and the highest of all."""
-    at = [{x: place for place, x in enumerate(curve["x"])} for curve, _ in parts]
-    shared = [x for x in parts[0][0]["x"] if all(x in each for each in at)]
-    total = sum(seeds for _, seeds in parts)
+def _curve(parts: Sequence[Drawn]) -> Drawn:
+    """At the places that all have: the mean of means, weighed by runs; the lowest and the highest of all."""
+    at = [{x: place for place, x in enumerate(curve["x"])} for curve in parts]
+    shared = [x for x in parts[0]["x"] if all(x in each for each in at)]
+    runs = sum(curve["runs"] for curve in parts)
 
     def column(key: str, x: float) -> list[float]:
-        return [curve[key][each[x]] for (curve, _), each in zip(parts, at, strict=True)]
+        return [curve[key][each[x]] for curve, each in zip(parts, at, strict=True)]
 
-    weights = [seeds for _, seeds in parts]
-    means = [sum(m * w for m, w in zip(column("mean", x), weights, strict=True)) / total for x in shared]
+    sums = [sum(m * curve["runs"] for m, curve in zip(column("mean", x), parts, strict=True)) for x in shared]
     return {
-        **parts[0][0],
+        **parts[0],
         "x": shared,
-        "mean": [float(f"{mean:.5g}") for mean in means],
+        "mean": [float(f"{total / runs:.5g}") for total in sums],
         "low": [min(column("low", x)) for x in shared],
         "high": [max(column("high", x)) for x in shared],
+        "runs": runs,
     }

@@ -94,7 +94,10 @@ def _over_measures(
 
 
 def together(name: str, each: Sequence[Series] | Sequence[PointsOf]) -> Drawn | None:
-    """The mean, lowest and highest of several series, at the steps or numbers that all of them have."""
+    """The mean, lowest and highest of several series, at the steps or numbers that all of them have.
+
+    runs: how many they are.
+    """
     if not each:
         return None
     shared: list[float] = sorted(set.intersection(*({step for step, _ in series} for series in each)))
@@ -104,7 +107,7 @@ def together(name: str, each: Sequence[Series] | Sequence[PointsOf]) -> Drawn | 
         places = np.linspace(0, len(shared) - 1, MOST_POINTS).round().astype(int)
         shared = [shared[place] for place in places]
     table = np.array([[dict(series)[step] for step in shared] for series in each])
-    return _curve(name, shared, table.mean(0), table.min(0), table.max(0))
+    return {**_curve(name, shared, table.mean(0), table.min(0), table.max(0)), "runs": len(each)}
 
 
 def _over_levels(panel: Panel, spreads: Sequence[Spread], arms: Sequence[str]) -> Drawn:

@@ -42,8 +42,8 @@ class DataConfig(Section):
         1 << 30,
         ge=0,
         le=1 << 50,
-        description="bytes of memory in which a rank keeps clips decoded, if a whole data set fits: each of "
-        "its workers has a part of the bytes, and meets all clips; 0 keeps none",
+        description="bytes of memory in which a rank keeps clips decoded: each of its workers, in its share "
+        "of them, all clips of a data set that fits into that; 0 keeps none",
     )
     workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: PositiveInt = Field(2, description="micro-batches that each worker keeps ready")

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from data_pipeline.decode.base import Frames
 from data_pipeline.errors import DataError
 
-At = tuple[Frames, NDArray[np.float64], NDArray[np.int64]]
+Seconds = NDArray[np.float64]
+At = tuple[Frames, Seconds, NDArray[np.int64]]
 """Frames (T, H, W, 3), their own times in seconds and their numbers in the clip, both (T,)."""
-Decode = Callable[[NDArray[np.float64]], At]
+Decode = Callable[[Seconds], At]
 """The frames shown at ascending seconds."""
+Numbers = Callable[[Seconds, Seconds], NDArray[np.int64]]
+"""Of the frames shown at some seconds, of a clip whose frames have these times."""
 
 
 class Decoded:
@@ -29,7 +32,8 @@ class Decoded:
 
     def __init__(self, limit: int, num_clips: int) -> None:
         self._limit, self._num_clips = limit, num_clips
-        self._clips: dict[str, tuple[Frames, NDArray[np.float64]]] = {}
+        self._clips: dict[str, tuple[Frames, Seconds]] = {}
+        self._not_whole: set[str] = set()
         self.num_bytes = 0
         self.is_open = limit > 0
 
@@ -37,33 +41,37 @@ class Decoded:
         return Decoded, (self._limit, self._num_clips)
 
     def frames(
-        self, key: str, every_s: NDArray[np.float64], wanted_s: NDArray[np.float64], decode: Decode
+        self, key: str, size: int, every_s: Seconds, wanted_s: Seconds, decode: Decode, shown_at: Numbers
     ) -> At:
-        """Those shown at `wanted_s`. every_s: a moment of each frame of the clip. Raises: as decode does."""
+        """Those shown at `wanted_s`. size: bytes of the whole clip. every_s: a moment of each of its frames.
+
+        shown_at: as `decode` chooses frames. Raises: as decode does.
+        """
         kept = self._clips.get(key)
-        if kept is None and self.is_open:
+        if kept is None and self._has_room(key, size):
             kept = self._whole(key, every_s, decode)
         if kept is None:
             return decode(wanted_s)
         pictures, times_s = kept
-        shown = np.maximum(np.searchsorted(times_s, wanted_s, side="right") - 1, 0)
+        shown = shown_at(wanted_s, times_s)
         return pictures[shown], times_s[shown], shown
 
-    def _whole(
-        self, key: str, every_s: NDArray[np.float64], decode: Decode
-    ) -> tuple[Frames, NDArray[np.float64]] | None:
+    def _has_room(self, key: str, size: int) -> bool:
+        if not self.is_open or key in self._not_whole:
+            return False
+        promised = size * self._num_clips if not self._clips else self.num_bytes + size
+        self.is_open = promised <= self._limit  # else for good; what is kept stays
+        return self.is_open
+
+    def _whole(self, key: str, every_s: Seconds, decode: Decode) -> tuple[Frames, Seconds] | None:
         """None of a clip of which something does not decode: what is wanted of it may, still."""
         try:
             pictures, times_s, shown = decode(every_s)
         except DataError:
+            shown = None
+        if shown is None or not np.array_equal(shown, np.arange(len(every_s))):
+            self._not_whole.add(key)
             return None
-        if not np.array_equal(shown, np.arange(len(every_s))):
-            return None
-        if not self._clips and pictures.nbytes * self._num_clips > self._limit:
-            self.is_open = False
-        elif self.num_bytes + pictures.nbytes > self._limit:
-            self.is_open = False  # the first was smaller than most: what is kept stays
-        else:
-            self._clips[key] = pictures, times_s
-            self.num_bytes += pictures.nbytes
-        return pictures, times_s
+        self._clips[key] = pictures, times_s
+        self.num_bytes += pictures.nbytes
+        return self._clips[key]

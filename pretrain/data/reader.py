@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import DecoderName, decode_clip, decode_jpegs
+from data_pipeline.decode import DecoderName, decode_clip, decode_jpegs, shown_at
 from data_pipeline.errors import DataError, RefusedError, StorageError
 from data_pipeline.format import (
     ACTIONS,
@@ -35,7 +35,7 @@ from data_pipeline.format import (
 from data_pipeline.storage import Storage
 from pretrain.config import DataConfig
 from pretrain.data.cache import ShardCache
-from pretrain.data.decoded import At, Decoded
+from pretrain.data.decoded import At, Decoded, Seconds
 
 Start = Callable[[float], float]
 """Spare seconds of a clip to the second at which the frames begin."""
@@ -280,17 +280,23 @@ class ClipReader:
         begin_s = start(max(0.0, spare_s)) if start is not None else 0.0
         # a quarter of a stored frame later: the container rounds times to its ticks
         wanted_s = begin_s + np.arange(frames) / fps + 0.25 / meta.fps
+        is_jpeg = meta.encoding == "jpeg"
 
-        def decoded(at_s: NDArray[np.float64]) -> At:
-            if meta.encoding != "jpeg":
+        def numbers(at_s: Seconds, frame_s: Seconds) -> NDArray[np.int64]:
+            if not is_jpeg:
+                return shown_at(frame_s, at_s)
+            return np.minimum(np.floor(at_s * meta.fps).astype(np.int64), meta.num_frames - 1)
+
+        def decoded(at_s: Seconds) -> At:
+            if not is_jpeg:
                 return decode_clip(sample.member(VIDEO), at_s, self._decoder)
-            shown = np.minimum(np.floor(at_s * meta.fps).astype(np.int64), meta.num_frames - 1)
-            order, back = np.unique(shown, return_inverse=True)
-            pictures = decode_jpegs([sample.member(frame_suffix(k)) for k in order])
-            return pictures if len(order) == len(at_s) else pictures[back], shown / meta.fps, shown
+            order, back = np.unique(found := numbers(at_s, at_s), return_inverse=True)
+            images = decode_jpegs([sample.member(frame_suffix(k)) for k in order])
+            return images if len(order) == len(at_s) else images[back], found / meta.fps, found
 
+        size = meta.num_frames * meta.height * meta.width * 3
         every_s = (np.arange(meta.num_frames, dtype=np.float64) + 0.25) / meta.fps
-        pictures, times_s, shown = self._decoded.frames(sample.key, every_s, wanted_s, decoded)
+        pictures, times_s, shown = self._decoded.frames(sample.key, size, every_s, wanted_s, decoded, numbers)
 
         def rows(suffix: str) -> NDArray[np.float32] | None:
             if suffix not in sample.members:

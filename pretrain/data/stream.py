@@ -40,8 +40,8 @@ WORKER_WORDS = "DataLoader worker (pid"  # so torch begins a sentence, raised wh
 TIMEOUT_WORDS = "DataLoader timed out"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 GONE = (
-    "a loader worker was killed, most often for want of memory: set data.workers or data.prefetch lower; the "
-    "same command goes on from the last checkpoint"
+    "a loader worker was killed, most often for want of memory: set data.workers, data.prefetch or "
+    "data.keep_decoded lower; the same command goes on from the last checkpoint"
 )
 
 

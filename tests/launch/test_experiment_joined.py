@@ -52,12 +52,12 @@ def result_of(experiment: ExperimentConfig, first: int, count: int) -> dict[str,
         if cell == Cell("b", 0.8, 2):
             del values[cell]["y"]  # it diverged
         untrained[cell] = {"y": float(cell.seed)}
-        steps = range(1, 4 if cell.seed == 1 else 6)  # cut short
+        steps = range(1, 1 if cell == Cell("a", 0.1, 3) else 4 if cell.seed == 1 else 6)  # none, cut short
         metrics[cell] = [{"step": step, "loss": float(rng.normal())} for step in steps]
     spreads = spreads_of(values, untrained, ["a", "b"], ["x", "y"], "a")
     unmeasured = {"y": ["b, noise 0.8: seed 2"]} if Cell("b", 0.8, 2) in values else {}
     found = {
-        "date": f"2026-01-0{1 + first}", "commits": ["c" * 40, str(first)], "device": "CPU",
+        "date": f"2026-01-0{1 + first}", "commits": ["c" * 40, str(first)], "device": "CPU", "versions": {"torch": "2.13"},
         "config": experiment.model_dump(mode="json") | {"changes": []}, "seconds": 10.0 * count,
         "rows": rows_of(spreads, "noise", "a"), "missing": [], "unmeasured": unmeasured,
         "plots": plots_of(experiment, {"runs": metrics}, spreads, {}), "maps": [f"of seed {first}"],
@@ -74,7 +74,7 @@ def test_parts_come_to_what_all_seeds_at_once_come_to(
     parts = [result_of(experiment, a, b - a) for a, b in itertools.pairwise(cuts)]
     found = joined(parts[::-1])
     assert seeds_of(found) == range(5)
-    for key in ("rows", "missing", "unmeasured", "seconds", "device"):
+    for key in ("rows", "missing", "unmeasured", "seconds", "device", "versions"):
         assert found[key] == whole[key], key
     assert found["maps"] == ["of seed 0"] and found["commits"] == sorted({"c" * 40, *map(str, cuts[:-1])})
     for ours, theirs in zip(found["plots"], whole["plots"], strict=True):
@@ -82,7 +82,12 @@ def test_parts_come_to_what_all_seeds_at_once_come_to(
         for own, other in zip(ours["panels"], theirs["panels"], strict=True):
             assert [each["name"] for each in own["curves"]] == [each["name"] for each in other["curves"]]
             for one, two in zip(own["curves"], other["curves"], strict=True):
-                assert one["x"] == two["x"] and one["low"] == two["low"] and one["high"] == two["high"]
+                assert (
+                    one["x"] == two["x"]
+                    and one.get("runs") == two.get("runs")
+                    and one["low"] == two["low"]
+                    and one["high"] == two["high"]
+                )
                 np.testing.assert_allclose(one["mean"], two["mean"], rtol=2e-4, atol=2e-5)
     assert "is not drawn" in found["plots"][0]["caption"], "the lowest of all parts is told"
 
@@ -94,6 +99,15 @@ def test_seeds_that_are_there_twice_or_are_not_there_are_named(experiment: Exper
     with pytest.raises(ValueError, match="seed 2, 3 is in none of them"):
         joined([far, one])
     assert joined([one]) is one
+    other = result_of(experiment, 2, 3)
+    other["config"]["plots"][0]["title"] = "Others"
+    with pytest.raises(ValueError, match="other figures: run the same command on each again"):
+        joined([one, other])
+    other = result_of(experiment, 2, 3)
+    other["device"], other["versions"] = "CPU: X", {"torch": "2.14", "av": "18"}
+    found = joined([one, other])
+    assert found["device"] == "CPU; CPU: X"
+    assert found["versions"] == {"torch": "2.13, 2.14", "av": "none, 18"}
 
 
 def test_parts_are_kept_until_a_claim_has_its_seeds(
@@ -112,9 +126,17 @@ def test_parts_are_kept_until_a_claim_has_its_seeds(
     other = json.loads((tmp_path / "parts/experiment_try-0-1.json").read_text())
     other["config"]["data"]["one"]["videos"] = 5
     (tmp_path / "parts/experiment_try-0-1.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match=r"experiment_try-0-1.json: its data are not those"):
+    with pytest.raises(ValueError, match=r"of try, seed 0 on: its data are not those"):
         keep(rest, tmp_path)
     keep(again, tmp_path)
+    with pytest.raises(ValueError, match="seed 0 is in more than one"):
+        keep(first, tmp_path)  # less than what is there
+    old = json.loads(json.dumps(rest))
+    for row in old["rows"]:
+        del row["seeds"]
+    with pytest.raises(ValueError, match="of try, seed 2 on: an earlier version wrote it"):
+        keep(old, tmp_path)
+    keep(result_of(experiment, 6, 1), tmp_path)  # beyond what a claim needs, with a gap before
     assert keep(rest, tmp_path) == f"wrote {tmp_path / 'experiment_try.json'}"
     assert not list((tmp_path / "parts").iterdir())
     assert json.loads((tmp_path / "experiment_try.json").read_text()) == joined([again, rest])

@@ -12,9 +12,10 @@ import torch
 from data_pipeline.errors import DataError
 from pretrain.config import plan
 from pretrain.data import reader as reading
-from pretrain.data.decoded import At, Decoded
+from pretrain.data.decoded import At, Decode, Decoded, Seconds
 from pretrain.data.reader import ClipReader
 from pretrain.data.stream import Batches
+from tests import small_dataset as small_dataset_module
 from tests.small_dataset import SIZE, tiny_config, write_dataset
 
 FRAME = SIZE * SIZE * 3
@@ -47,6 +48,21 @@ def test_bit_for_bit_what_decoding_gives_wherever_a_clip_begins(root: str, frame
     np.testing.assert_array_equal(*held)
 
 
+@pytest.mark.parametrize("encoding", ["mp4", "jpeg"])
+def test_where_a_moment_lies_on_the_edge_of_a_frame_too(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 20 of 25 frames a second, a fifth of what is wanted lies on an edge, but for rounding."""
+    monkeypatch.setattr(small_dataset_module, "FPS", 25.0)
+    root = str(write_dataset(tmp_path / "set", {"train": [1]}, num_frames=30, encoding=encoding))
+    plain, keeps = ClipReader(root, "train"), ClipReader(root, "train", keep_decoded=1 << 30)
+    for begin_s in (0.0, 0.01, 0.03, 0.04):
+        ours, theirs = (each.read(0, 22, 20.0, start=lambda _, s=begin_s: s) for each in (keeps, plain))  # type: ignore[misc]
+        np.testing.assert_array_equal(ours.times_s, theirs.times_s)
+        np.testing.assert_array_equal(ours.frames_THWC, theirs.frames_THWC)
+    assert keeps._decoded.num_bytes > 0
+
+
 def test_a_clip_is_decoded_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("decode_clip", "decode_jpegs"):
@@ -77,11 +93,19 @@ def test_nothing_is_kept_of_a_data_set_that_does_not_fit(root: str, limit: int) 
     assert keeps._decoded.num_bytes == 0 and not keeps._decoded.is_open
 
 
-def stand_in(num_frames: int, damaged: int | None = None) -> tuple[np.ndarray, object]:
+def floor(at_s: Seconds, times_s: Seconds) -> np.ndarray:
+    return np.minimum(np.floor(at_s).astype(np.int64), len(times_s) - 1)
+
+
+def stand_in(
+    num_frames: int, damaged: int | None = None, tried: list[int] | None = None
+) -> tuple[Seconds, Decode]:
     pictures = np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
 
     def decode(at_s: np.ndarray) -> At:
-        shown = np.minimum(np.floor(at_s).astype(np.int64), num_frames - 1)
+        shown = floor(at_s, np.arange(num_frames, dtype=np.float64))
+        if tried is not None:
+            tried.append(len(at_s))
         if damaged is not None and damaged in shown:
             raise DataError("a damaged frame")
         return pictures[shown], shown.astype(np.float64), shown
@@ -93,19 +117,21 @@ def test_more_than_the_first_promised_ends_at_the_limit_and_what_is_kept_stays()
     kept = Decoded(limit=60, num_clips=5)
     for key, num_frames in (("a", 4), ("b", 10), ("c", 9), ("d", 1), ("a", 4)):
         every_s, decode = stand_in(num_frames)
-        frames, _, shown = kept.frames(key, every_s, every_s[-1:], decode)  # type: ignore[arg-type]
+        frames, _, shown = kept.frames(key, 3 * num_frames, every_s, every_s[-1:], decode, floor)
         assert frames[0, 0, 0, 0] == shown[0] == num_frames - 1
     assert kept.num_bytes == 12 + 30 and not kept.is_open
 
 
 def test_of_a_clip_with_a_damaged_frame_the_others_are_still_to_be_had() -> None:
     kept = Decoded(limit=1000, num_clips=2)
-    every_s, decode = stand_in(6, damaged=4)
+    tried: list[int] = []
+    every_s, decode = stand_in(6, 4, tried)
     for _ in range(2):
-        assert kept.frames("a", every_s, every_s[:3], decode)[2].tolist() == [0, 1, 2]  # type: ignore[arg-type]
+        assert kept.frames("a", 18, every_s, every_s[:3], decode, floor)[2].tolist() == [0, 1, 2]
         with pytest.raises(DataError, match="a damaged frame"):
-            kept.frames("a", every_s, every_s, decode)  # type: ignore[arg-type]
+            kept.frames("a", 18, every_s, every_s, decode, floor)
     assert kept.num_bytes == 0 and kept.is_open
+    assert tried == [6, 3, 6, 3, 6], "whole once"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
