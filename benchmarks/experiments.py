@@ -151,7 +151,8 @@ def keep(found: dict[str, Any], results: Path) -> str:
         path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
         path.write_text(_plain(found))
         gone = replaced - {path}
-        told = f"wrote {path}: of {name} seed {', '.join(map(str, seeds))}; a claim needs {LEAST_SEEDS}, from 0 on"
+        there = ", ".join(map(str, seeds))
+        told = f"wrote {path}: of {name} seed {there}; a claim needs {LEAST_SEEDS}, from 0 on"
     for part in gone:
         part.unlink()
     return told

@@ -131,7 +131,8 @@ def test_a_table_a_level_with_a_star_where_an_arm_differs() -> None:
 
 def test_curves_of_seeds_are_put_together_at_the_steps_that_all_have() -> None:
     found = together("a", [[(1, 1.0), (2, 2.0), (3, 9.0)], [(2, 4.0), (3, 1.0)]])
-    assert found == {"name": "a", "x": [2, 3], "mean": [3.0, 5.0], "low": [2.0, 1.0], "high": [4.0, 9.0]}
+    lines = {"mean": [3.0, 5.0], "low": [2.0, 1.0], "high": [4.0, 9.0]}
+    assert found == {"name": "a", "x": [2, 3], **lines, "runs": 2}
     assert together("a", []) is None
     long = together("a", [[(step, float(step)) for step in range(1000)]])
     assert long is not None and len(long["x"]) == 120 and (long["x"][0], long["x"][-1]) == (0, 999)
