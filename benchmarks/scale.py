@@ -11,7 +11,7 @@ from launch.config import read_config
 from launch.estimate import Estimate, Stated, estimate, gpu_of
 from launch.estimate.constants import constants
 from launch.estimate.memory import Weights, clips_that_fit, fewest_that_fit, recomputing
-from launch.estimate.stated import FAILURES, RESTART_S
+from launch.estimate.stated import FAILURES, MFU, RESTART_S
 from launch.estimate.units import bytes_of, duration, operations, percent
 from launch.outline import num_parameters
 from pretrain.config import RunConfig, plan
@@ -253,7 +253,7 @@ def failures_table() -> str:
 
 def mfu_table() -> str:
     rows = []
-    for mfu in (0.2, 0.3, 0.4, 0.5):
+    for mfu in (0.2, 0.3, MFU, 0.5):
         found = worked_out(mfu=mfu)
         peak = found.stated.gpu.peak(found.precision)
         seen = found.flops_a_step / found.ranks / found.speed.step_s / peak

@@ -177,7 +177,7 @@ def _xformers_line(seen: Seen | None) -> list[Check]:
         "if it lacks libcudart.so.12: `pip install nvidia-cuda-runtime-cu12`; without xformers attention is "
         "torch's own"
     )
-    return [Check("xformers", "warn", seen.no_xformers, remedy)]
+    return [Check("xformers", "skipped", seen.no_xformers, remedy)]
 
 
 def _fits(nproc: int | None, count: int) -> list[Check]:

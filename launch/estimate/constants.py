@@ -48,7 +48,7 @@ def constants() -> Iterator[Constant]:
     """In the order in which an estimate uses them."""
     yield Constant(
         "share of the peak while it computes", percent(MFU), "measured",
-        "a ViT-g's step on one H100, benchmarks/results/gpu.json; perf/mfu of a run says it", ("MFU",),
+        "a ViT-g on an H100, benchmarks/results/gpu.json; else assumed", ("MFU",),
         "--mfu",
     )  # fmt: skip
     for gpu in GPUS.values():

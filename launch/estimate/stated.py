@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from data_pipeline.errors import UsageError
 from launch.estimate.gpus import Gpu
 
-MFU = 0.33  # a ViT-g's step of 8 clips on one H100, nothing computed again: benchmarks/results/gpu.json
+# A ViT-g's forward and backward of 8 clips on one H100, nothing computed again: benchmarks/results/gpu.json.
+# Without optimizer and moving average, which are of a step, however many clips it has.
+MFU = 0.38
 LINE_SHARE = 0.8  # of a link's rate that a collective gets
 HIDDEN_SHARE = 1.0  # of what streams allow to go on beside computing: that NCCL slows kernels is not in it
 FREE_SHARE = 0.1  # of a GPU's memory left to CUDA, NCCL and what an allocator cannot use

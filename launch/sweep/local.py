@@ -94,7 +94,10 @@ def _refuse_other_run(element: Element) -> None:
         if not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
     if changed:
-        raise UsageError(f"{element.run} holds another run ({'; '.join(changed[:3])}): choose another --name")
+        told = "; ".join(changed[:3])
+        raise UsageError(
+            f"{element.run} holds another run ({told}): choose another --name, of an experiment another --out"
+        )
 
 
 def check_elements(sweep: Sweep) -> None:
