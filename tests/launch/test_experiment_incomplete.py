@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.experiments import read_result
+from benchmarks.experiments import keep, read_result
 from data_pipeline.errors import CheckpointError, UsageError
 from launch.config import read_config
 from launch.console import Stages, make_console
@@ -226,4 +226,6 @@ def test_only_a_whole_result_is_kept_as_a_claim(tmp_path: Path) -> None:
     assert "no result of an experiment" in told(json.dumps(whole | {"config": whole["config"] | {"odd": 1}}))
     assert "b: seed 3" in told(json.dumps(whole | {"missing": ["b: seed 3"]}))
     whole["config"]["seeds"] = 2
-    assert "2 seeds of each arm" in told(json.dumps(whole))
+    assert "of collapse seed 0, 1; a claim needs 5" in keep(whole, tmp_path)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["experiment_collapse-0-1.json"]
+    assert not (tmp_path / "experiment_collapse.json").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import shutil
@@ -17,16 +16,15 @@ import pytest
 
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.format import index_name, read_info, read_shards, shard_stem, tar_name
-from data_pipeline.s3 import requests
 from data_pipeline.storage import Storage
 from launch.train import run_train
 from pretrain.config import RunConfig
-from pretrain.data import stream as stream_module
 from pretrain.data.bad import SKIPPED_FILE
 from pretrain.data.stream import Batches, num_outstanding
 from pretrain.strategy.base import Engine
 from pretrain.tracking.jsonl import read_metrics
 from tests.pretrain.cached_shards import SPAWN, spawn, until
+from tests.pretrain.impatient import take_along
 from tests.pretrain.taken_batches import assert_equal, copied, opened, taken
 from tests.servers.faults import FaultProxy
 from tests.servers.s3 import forget_s3, make_bucket, use_s3
@@ -34,7 +32,6 @@ from tests.small_dataset import tiny_config
 
 SIZES = (7, 5, 8, 3)  # samples in the train shards of `small_dataset`, numbered through
 MODES = ("cache", "ranges")
-_begin_worker = stream_module._begin_worker
 
 
 def upload(folder: Path, root: str) -> str:
@@ -127,19 +124,6 @@ def at_step(monkeypatch: pytest.MonkeyPatch, wanted: int, act: Callable[[], None
 
     monkeypatch.setattr(Batches, "seek", begins)
     monkeypatch.setattr(Engine, "update_target", updates)
-
-
-def _begin_impatient_worker(constants: dict[str, float], pulse_file: Path | None, worker: int) -> None:
-    vars(requests).update(constants)
-    _begin_worker(pulse_file, worker)
-
-
-def take_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have loader workers run with this process's retry constants, as they are now."""
-    names = ("READ_TIMEOUT_S", "RETRY_FOR_S", "LONGEST_PAUSE_S")
-    constants = {name: vars(requests)[name] for name in names}
-    begin = functools.partial(_begin_impatient_worker, constants)
-    monkeypatch.setattr(stream_module, "_begin_worker", begin)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
