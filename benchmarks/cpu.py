@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measuring import RESULTS, busy_share, device, tell
+from benchmarks.measuring import RESULTS, busy_share, tell
 from benchmarks.running import (
     ROOT,
     Part,
@@ -27,6 +27,7 @@ from benchmarks.running import (
     table,
     unfinished,
 )
+from launch.environment import described_cpu
 from launch.processes import stops_at_once
 
 TOTAL_S = 960.0
@@ -72,7 +73,7 @@ def main() -> None:
     if unknown:
         parser.error(f"--only {sorted(unknown)[0]!r}: the parts are {', '.join(p.name for p in parts)}")
     wanted = [part for part in parts if not given.only or part.name in given.only]
-    facts = facts_of(given.out, device())
+    facts = facts_of(given.out, described_cpu())
     if given.missing:
         wanted = left_to_do(wanted, kept(given.out, facts))
     order = [part.name for part in parts]

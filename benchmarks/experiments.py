@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import RESULTS
+from data_pipeline.storage import write_whole
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.joined import joined, seeds_of, seeds_of_all
@@ -132,24 +133,26 @@ def keep(found: dict[str, Any], results: Path) -> str:
     folder = results / PARTS
     kept = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"experiment_{name}-*.json"))}
     replaced = {path for path, each in kept.items() if set(seeds_of(each)) <= set(own)}
-    others = [] if is_enough(own) else [each for path, each in kept.items() if path not in replaced]
-    for each in [found, *others] if others or not is_enough(own) else []:
-        if (fault := refusal(each) or why_no_part(each)) is not None:
-            raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
+    parts = [found]
+    if not is_enough(own):
+        parts += [each for path, each in kept.items() if path not in replaced]
+        for each in parts:
+            if (fault := refusal(each) or why_no_part(each)) is not None:
+                raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
     try:
-        seeds = seeds_of_all([found, *others])
-        first = [each for each in (found, *others) if seeds_of(each).stop <= num_from_first(seeds)]
+        seeds = seeds_of_all(parts)
+        first = [each for each in parts if seeds_of(each).stop <= num_from_first(seeds)]
         whole = joined(first) if is_enough(seeds) else None
     except ValueError as error:
         raise ValueError(f"{name}, with what {folder} holds: {error}") from error
     if whole is not None:
         path, gone = results / f"experiment_{name}.json", set(kept)
-        path.write_text(_plain(whole))
+        write_whole(path, _plain(whole))
         told = f"wrote {path}"
     else:
         folder.mkdir(exist_ok=True)
         path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
-        path.write_text(_plain(found))
+        write_whole(path, _plain(found))
         gone = replaced - {path}
         there = ", ".join(map(str, seeds))
         told = f"wrote {path}: of {name} seed {there}; a claim needs {LEAST_SEEDS}, from 0 on"
@@ -174,8 +177,8 @@ def why_no_part(found: dict[str, Any]) -> str | None:
     return "an earlier version wrote it: run the same command again, which trains nothing"
 
 
-def _plain(found: dict[str, Any]) -> str:
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+def _plain(found: dict[str, Any]) -> bytes:
+    return (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def main() -> None:

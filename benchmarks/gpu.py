@@ -19,8 +19,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.measuring import RESULTS, device
+from benchmarks.measuring import RESULTS
 from benchmarks.running import ROOT, Part, facts_of, kept, left_to_do, run_parts, table
+from launch.environment import described_cpu
 from launch.processes import stops_at_once
 
 TOTAL_S = 520.0
@@ -125,7 +126,7 @@ def main() -> None:
 def named(kind: str, parser: argparse.ArgumentParser) -> str:
     """The device as results name it."""
     if kind == "cpu":
-        return device()
+        return described_cpu()
     import torch
 
     if not torch.cuda.is_available():

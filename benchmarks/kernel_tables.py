@@ -21,7 +21,7 @@ def gpu_attention_table() -> str:
     found = json.loads((RESULTS / "gpu.json").read_text())
     (rows,) = (part["rows"] for part in found["parts"] if part["name"] == ATTENTION)
     facts = (
-        f"Medians of 3 turns, spread by pair; larger is faster. {found['device']}, torch "
+        f"Medians of {rows[0]['n']} turns, spread by pair; larger is faster. {found['device']}, torch "
         f"{found['versions']['torch']}, xformers {found['versions']['xformers']}. Commit "
         f"{found['commit'][:10]}, {found['date']}."
     )

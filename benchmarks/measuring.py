@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -13,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from launch.environment import described_cpu
 from launch.provenance import git, versions
 
 RESULTS = Path(__file__).with_name("results")
@@ -85,12 +84,6 @@ def short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def device() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU: {next(models, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
-
-
 def tell(words: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
@@ -108,7 +101,7 @@ def publish(
         "benchmark": name,
         "date": date.today().isoformat(),
         "commit": git("rev-parse", "HEAD"),
-        "device": device(),
+        "device": described_cpu(),
         "versions": versions() | (more or {}),
         "config": config,
         "rows": rows,

@@ -46,6 +46,11 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def described_cpu() -> str:
+    """As results name what they were measured on."""
+    return f"CPU: {processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -84,7 +84,7 @@ def check_attention(kind: str) -> list[Check]:
     """SDPA on a packed row of unequal lengths, and what takes such rows as they are against it."""
     import torch
 
-    from pretrain.model.attention import Packing, attend
+    from pretrain.model.attention import Packing, attend, why_xformers_does_not_load
     from pretrain.model.choose import Rows, why_not
 
     dtype, device = torch.bfloat16, torch.device(kind)
@@ -116,7 +116,7 @@ def check_attention(kind: str) -> list[Check]:
             continue
         reason = why_not(backend, device, dtype, Rows(packing.lengths, 6, 64))
         if reason is not None:
-            is_absent = backend == "xformers" and not has_xformers()
+            is_absent = backend == "xformers" and why_xformers_does_not_load() is not None
             told = f"{'is not usable' if is_absent else 'does not work'} here: {reason}"
             checks.append(Check(name, None if is_absent else False, told))
             continue
@@ -125,16 +125,6 @@ def check_attention(kind: str) -> list[Check]:
         found = f"forward off by {off:.2g}, backward by {off_grad:.2g}"
         checks.append(Check(name, off < 0.03 and off_grad < 0.15, found))
     return checks
-
-
-def has_xformers() -> bool:
-    """Whether it is installed with kernels that load: nothing needs it, attention has others."""
-    from pretrain.model.attention import why_xformers_does_not_load
-
-    try:
-        return why_xformers_does_not_load() is None
-    except ImportError:
-        return False
 
 
 def check_clips(kind: str) -> Check:

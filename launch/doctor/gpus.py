@@ -41,7 +41,7 @@ class Gpu:
 class Seen:
     """What torch sees. built_for: the CUDA version of the build, None for a CPU build.
 
-    no_xformers: why the kernels of an xformers that is installed do not load on a GPU that is there.
+    no_xformers: why xformers' kernels do not load, where there is a GPU.
     """
 
     count: int
@@ -100,16 +100,9 @@ def seen_by_torch() -> Seen | None:
         return None
     if not torch.cuda.is_available():
         return Seen(0, torch.version.cuda)
-    return Seen(torch.cuda.device_count(), torch.version.cuda, _why_no_xformers())
-
-
-def _why_no_xformers() -> str | None:
     from pretrain.model.attention import why_xformers_does_not_load
 
-    try:
-        return why_xformers_does_not_load()
-    except ImportError:  # not for every system, and nothing needs it
-        return None
+    return Seen(torch.cuda.device_count(), torch.version.cuda, why_xformers_does_not_load())
 
 
 def check_gpus(

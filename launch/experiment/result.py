@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.storage import write_whole
-from launch.environment import processor
+from launch.environment import described_cpu
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.drawn_table import drawn_table
 from launch.experiment.maps import draw_all_maps, maps_of_arms
@@ -73,7 +72,7 @@ def conclude(
         "commits": commits_of(
             run.element.run for stage, runs in made.items() for run in runs if run.cell in metrics[stage]
         ),
-        "device": device(),
+        "device": described_cpu(),
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
         "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
@@ -109,11 +108,6 @@ def conclude(
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
-
-
-def device() -> str:
-    """Whose CPU this is, in words."""
-    return f"CPU: {processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def notes_of(config: Mapping[str, Any]) -> list[str]:

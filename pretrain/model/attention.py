@@ -154,10 +154,12 @@ def with_cuda_12() -> None:
 
 
 def why_xformers_does_not_load() -> str | None:
-    """In a line, where its kernels are not at hand. Raises: ImportError where it is not installed."""
+    """In a line, where it or its kernels are not at hand."""
     with_cuda_12()
-    from xformers import _cpp_lib
-
+    try:
+        from xformers import _cpp_lib
+    except ImportError as missing:
+        return str(missing)
     error: BaseException | None = _cpp_lib._cpp_library_load_exception
     if error is None:
         return None
