@@ -23,6 +23,8 @@ RUN ?= runs/demo/run
 ARGS ?=
 # Should a test hang where its time limit cannot reach it (inside C code), say where, and end.
 HUNG := -o faulthandler_timeout=360 -o faulthandler_exit_on_timeout=true
+# Should a test end its process, name it and stop: pytest-xdist 3.8 waits for ever where it goes on by files.
+HUNG += --max-worker-restart=0
 # A file's tests stay together, as they share what is dear to make. ARGS="-n 0 --pdb" looks into one.
 TEST_PROCESSES ?= 2
 IS_SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
