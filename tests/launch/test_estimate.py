@@ -57,6 +57,23 @@ def test_sums_of_many_forwards_are_float32_where_they_can_be() -> None:
     assert per_weight(of(4, 1, forwards=3), "gradients") == pytest.approx(2, rel=1e-3)
 
 
+def test_what_is_not_stated_is_what_the_pages_were_drawn_with() -> None:
+    stated = Stated(gpu_of("h100", None, None, None))
+    said = [
+        "--mfu",
+        str(stated.mfu),
+        "--failures",
+        str(stated.failures),
+        "--storage",
+        str(stated.storage / 1e9),
+    ]
+    silent, spoken = (CliRunner().invoke(app, [*VITG, "--json", *words]).stdout for words in ([], said))
+    assert json.loads(silent) == json.loads(spoken)
+    assert f"without it {stated.mfu}" in " ".join(
+        CliRunner().invoke(app, ["estimate", "--help"]).output.split()
+    )
+
+
 def test_a_frozen_encoder_is_not_trained() -> None:
     objective = {"kind": "action_latent", "action_size": 3, "state_size": 5}
     found, whole = of(2, 1, objective=objective, target={"kind": "frozen"}).weights, of(2, 1).weights
