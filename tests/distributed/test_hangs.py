@@ -135,7 +135,11 @@ def stacks(run: Path) -> dict[str, str]:
 def test_a_stopped_rank_ends_the_run_with_the_stacks_of_the_other(
     small_dataset: Path, tmp_path: Path, hang_s: float, timeout_s: float, setting: str
 ) -> None:
-    limits = {"train": {"hang_s": hang_s}, "strategy": {"timeout_s": timeout_s}, "data": {"timeout_s": timeout_s - 1}}
+    limits = {
+        "train": {"hang_s": hang_s},
+        "strategy": {"timeout_s": timeout_s},
+        "data": {"timeout_s": timeout_s - 1},
+    }
     process = start(config_of(small_dataset, tmp_path, **limits))
     wait_for_checkpoint(tmp_path / "tiny", process)
     job = everything_of(process)

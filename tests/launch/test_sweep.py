@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,17 @@ def test_some_elements_run_at_a_time_with_gpus_of_their_own(base: str, stand_in:
         device_slots(2, 2, {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 
 
-def test_a_stop_reaches_the_element_and_starts_no_other(base: str, stand_in: None) -> None:
+@pytest.fixture
+def outlives_sigterm() -> Iterator[None]:
+    """One that comes late, when the sweep has ended, ends no test but the one that sent it."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stop_reaches_the_element_and_starts_no_other(
+    base: str, stand_in: None, outlives_sigterm: None
+) -> None:
     found = swept(base, "seed=0,1")
 
     def stop() -> None:
