@@ -70,6 +70,51 @@ def test_collapse() -> None:
     assert mean(frozen["radius"]) > mean(whole["radius"]) - 0.05
 
 
+def test_noise() -> None:
+    seen = levels_of("noise")
+    assert list(seen) == [0.1, 0.5, 0.8, 0.95]
+    few, half, most, nearly_all = seen.values()
+    many = (half, most, nearly_all)
+    leaves, pooled, drift, waves = (
+        "features, by leaves",
+        "pooled, by leaves",
+        "background drift",
+        "background waves",
+    )
+    latent, pixel, contrastive, supervised = (
+        f"{arm}, 1e-3" for arm in ("latent", "pixel", "contrastive", "supervised")
+    )
+
+    for share, level in seen.items():
+        for rate in ("3e-4", "1e-3", "3e-3"):
+            for measure in (leaves, pooled):
+                assert mean(level[f"latent, {rate}"][measure]) < mean(level[f"pixel, {rate}"][measure])
+        assert share is not None
+        assert mean(level[latent][leaves]) < share < mean(level[pixel][leaves])
+        assert mean(level[pixel][pooled]) < mean(level[UNTRAINED][pooled])
+    assert mean(nearly_all[latent][leaves]) > 0.85
+
+    for level in (most, nearly_all):
+        assert mean(level[latent]["position"]) > mean(level[pixel]["position"]) + 0.05
+        told = [arm for arm in level if not arm.startswith("supervised")]
+        assert max(mean(level[arm]["velocity"]) for arm in told) < 0.1
+        assert max(level, key=lambda arm: mean(level[arm][pooled])) == supervised
+        assert mean(level[supervised]["position"]) < mean(level[latent]["position"])
+    assert max(mean(each["position"]) for each in nearly_all.values()) < 0.35
+    untold = [arm for arm in half if arm != supervised]
+    assert max(untold, key=lambda arm: mean(half[arm]["velocity"])) == pixel
+    assert mean(few[pixel]["velocity"]) > mean(few[latent]["velocity"]) + 0.1
+
+    for level in seen.values():
+        assert mean(level[contrastive][pooled]) < mean(level[latent][pooled]) + 0.03
+        assert mean(level[contrastive]["position"]) > mean(level[latent]["position"]) - 0.02
+        assert wide([mean(level[arm][waves]) for arm in (latent, pixel, contrastive)]) < 0.04
+    for level in many:
+        assert max(level, key=lambda arm: mean(level[arm][drift])) == pixel
+    read = [mean(level[latent][drift]) for level in seen.values()]
+    assert read == sorted(read)
+
+
 def test_chance() -> None:
     seen = levels_of("chance")
     assert list(seen) == [0.05, 0.2, 0.8, 3.2]
