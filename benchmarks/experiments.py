@@ -19,11 +19,12 @@ from benchmarks.measuring import RESULTS
 from data_pipeline.storage import write_whole
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
+from launch.experiment.evaluate import asked_of
 from launch.experiment.joined import joined, seeds_of, seeds_of_all
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
 from launch.experiment.result import RESULT_FILE, notes_of
-from launch.experiment.summary import Spread, markdown
+from launch.experiment.summary import Spread, all_tables, grouped
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
 LEAST_SEEDS = 5
@@ -47,6 +48,8 @@ def spreads_in(found: dict[str, Any]) -> list[Spread]:
 def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
     """The settings on which its numbers depend: not words, figures, which seeds, the quick form."""
     plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds", "first_seed"})
+    for measure in plain["measures"]:
+        del measure["group"]
     for stage in plain["stages"].values():
         for arm in stage["arms"].values():
             del arm["note"]
@@ -57,8 +60,7 @@ def experiment_table(name: str) -> str:
     """Arms by measures, the figures below, and the facts that a reader needs to weigh them."""
     found = json.loads((RESULTS / f"experiment_{name}.json").read_text())
     config = found["config"]
-    digits = {each["name"]: each["digits"] for each in config["measures"]}
-    lines = [markdown(spreads_in(found), digits, config["axis"]), ""]
+    lines = [all_tables(spreads_in(found), grouped(config["measures"]), config["axis"]), ""]
     against = config["against"]
     star = (
         f"A star: differs from *{against}*, seed by seed, by more than its 95 % interval. " if against else ""
@@ -118,6 +120,11 @@ def refusal(found: dict[str, Any]) -> str | None:
     own = what_decides(ExperimentConfig.model_validate(config))
     if other := [key for key in shipped if own[key] != shipped[key]]:
         return f"its {' and '.join(other)} are not those of configs/experiments/{name}.yaml: run it again"
+    asked_now = asked_of(read_experiment(Asked(name)))
+    if found.get("asked", asked_now) != asked_now:
+        return (
+            f"`foreframe experiment {name}` asks its runs otherwise now: run it again, which trains nothing"
+        )
     if found["missing"]:
         return f"did not finish: {'; '.join(found['missing'])}"
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.experiments import draw_figures, experiment_table
 from benchmarks.kernel_tables import attention_table, gpu_attention_table
+from benchmarks.one_gpu import one_gpu_table
 from benchmarks.scale import SCALE
 from benchmarks.speed_tables import gains_table, gpu_table, limits_table, pairs_table, step_table
 from launch.experiment.command import shipped_experiments
@@ -328,7 +329,7 @@ PAGES = (
 
 
 # Tables of no results file: what a program would do.
-SAID = {**SCALE, "gpu-limits": limits_table}
+SAID = {**SCALE, "one-gpu": one_gpu_table, "gpu-limits": limits_table}
 # More tables of a file that has one above.
 MORE = {
     "train_step_cpu-gains": ("train_step_cpu", partial(gains_table, "cpu")),

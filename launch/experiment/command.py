@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from launch.config import read_config, shipped_config
 from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
-from launch.experiment.evaluate import EVALUATIONS, check_evaluation
+from launch.experiment.evaluate import EVALUATIONS, check_evaluation, digest_of
 from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
 from launch.experiment.progress import Watch, forecast
 from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
@@ -190,7 +189,7 @@ def _evaluate(
     if experiment.evaluate is None:
         return EXIT_OK, whole, {}
     evaluation = EVALUATIONS[experiment.evaluate]
-    digest = hashlib.sha256(evaluation.settings(experiment).encode()).hexdigest()[:16]
+    digest = digest_of(experiment)
     found: dict[Cell, Evaluated] = {}
     failed = EXIT_OK
     last = list(made)[-1]

@@ -71,11 +71,15 @@ class Measure(Section):
     asked for. at: which of its values.
     """
 
+    group: str = Field("", description="measures of one group are a table of their own, under this name")
+
     name: Name
     key: str
     at: Literal["last", "first", "lowest", "share"] = Field(
         "last", description="share: the last as a share of the first"
     )
+    minus: str | None = Field(None, description="key of a number of the same run that is taken off")
+    share_of: str | None = Field(None, description="key of a number of the same run that this is a share of")
     untrained: str | None = Field(
         None, description="key of the same number of the encoder before training; a row of its own"
     )

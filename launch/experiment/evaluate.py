@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World
@@ -18,21 +19,23 @@ from launch.experiment.runs import Run, data_of
 
 if TYPE_CHECKING:
     from pretrain.planning.measure import PlanningSettings
+    from pretrain.planning.search import Cem, Mppi
 
 OnPart = Callable[[int, int], None]
 """(parts done, parts in all), told as an evaluation goes."""
 FEWEST_CLIPS = 8
 AS_TRAINED = "as trained"
+TOLD, FORESEEN = 4, 16  # frames of a rollout
 # Frames until the goal, frames between searches, the greatest action in deviations of the world's pushes.
 STEPS, REPLAN, PUSH = 6, 3, 1.0
 AGREE = 8  # first goals in which energies are compared with the true distance
 
 
 class Evaluation(NamedTuple):
-    """ask: what a run gives. settings: of all that they depend on beside the run, in words."""
+    """ask: what a run gives. settings: of the evaluation itself, as a result keeps them."""
 
     ask: Callable[[ExperimentConfig, Run, Mapping[str, Path], OnPart], Evaluated]
-    settings: Callable[[ExperimentConfig], str]
+    settings: Callable[[ExperimentConfig], dict[str, Any]]
 
 
 def _rollout(
@@ -54,6 +57,8 @@ def _rollout(
         return measure_rollout(
             run.element.run,
             str(shards[data]),
+            told=TOLD,
+            steps=FORESEEN,
             clips=clips,
             train_clips=train_clips,
             on_clip=_counted(clips + train_clips, on_part),
@@ -88,9 +93,9 @@ def _planning(
     from pretrain.planning.energy import MODEL
     from pretrain.planning.landscape import energy_maps, maps_of
     from pretrain.planning.measure import WAYS, measure_planning
-    from pretrain.planning.search import Mppi
 
     world = _world_of(experiment)
+    cem, mppi = _searches(world)
     acting = partial(
         measure_planning,
         run.element.run,
@@ -101,8 +106,8 @@ def _planning(
         train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
         on_episode=_counted(2 * experiment.episodes, on_part),
     )
-    found = acting(ways=WAYS).measures()
-    other = acting(ways=(MODEL,), search=Mppi(std=world.push)).measures()
+    found = acting(ways=WAYS, search=cem).measures()
+    other = acting(ways=(MODEL,), search=mppi).measures()
     seen = landscapes(run.element.run, world, tasks=min(AGREE, experiment.episodes), settings=_planned())
     maps = energy_maps("energy", "Energies of the first goal", STEPS, maps_of(seen[0]))
     numbers = found | {f"{name}, mppi": value for name, value in other.items()} | agreements(seen)
@@ -134,6 +139,13 @@ def _planned() -> PlanningSettings:
     return PlanningSettings(steps=STEPS, replan=REPLAN, push=PUSH)
 
 
+def _searches(world: World) -> tuple[Cem, Mppi]:
+    """With as many samples and turns; both begin with the deviation of the world's own pushes."""
+    from pretrain.planning.search import Cem, Mppi
+
+    return Cem(std=world.push, min_std=0.1 * world.push), Mppi(std=world.push)
+
+
 def check_evaluation(experiment: ExperimentConfig, runs: Sequence[Run]) -> None:
     """Whether the runs of the last stage will be such as can be asked. Raises: UsageError."""
     if experiment.evaluate is None:
@@ -163,29 +175,44 @@ def _world_of(experiment: ExperimentConfig) -> World:
     return spec.world
 
 
-def _told(experiment: ExperimentConfig) -> str:
-    spec = experiment.data[experiment.last.data]
-    return json.dumps(
-        [
-            spec.model_dump(mode="json"),
-            experiment.evaluate,
-            [experiment.episodes, AGREE, asdict(_planned())]
-            if experiment.evaluate == "planning"
-            else AS_TRAINED,
-        ],
-        sort_keys=True,
-    )
+def _asked_of_rollout(experiment: ExperimentConfig) -> dict[str, Any]:
+    return {"told": TOLD, "steps": FORESEEN, AS_TRAINED: True}
 
 
-def _told_of_causes(experiment: ExperimentConfig) -> str:
+def _asked_of_planning(experiment: ExperimentConfig) -> dict[str, Any]:
+    from pretrain.planning.measure import AWAY, FIRST_TASK
+
+    searches = {type(each).__name__: asdict(each) for each in _searches(_world_of(experiment))}
+    return {
+        "planning": asdict(_planned()),
+        "episodes": experiment.episodes,
+        "first task": FIRST_TASK,
+        "away": list(AWAY),
+        "goals of which energies are compared": AGREE,
+        "searches": searches,
+    }
+
+
+def _asked_of_causes(experiment: ExperimentConfig) -> dict[str, Any]:
     from pretrain.causes import PAIRS
 
-    data = {name: spec.model_dump(mode="json") for name, spec in experiment.data.items()}
-    return json.dumps([data, experiment.evaluate, PAIRS], sort_keys=True)
+    return {"pairs": PAIRS}
 
 
 EVALUATIONS: dict[str, Evaluation] = {
-    "rollout": Evaluation(_rollout, _told),
-    "planning": Evaluation(_planning, _told),
-    "causes": Evaluation(_causes, _told_of_causes),
+    "rollout": Evaluation(_rollout, _asked_of_rollout),
+    "planning": Evaluation(_planning, _asked_of_planning),
+    "causes": Evaluation(_causes, _asked_of_causes),
 }
+
+
+def asked_of(experiment: ExperimentConfig) -> dict[str, Any] | None:
+    """The settings of what its runs are asked; None where they are asked nothing."""
+    return None if experiment.evaluate is None else EVALUATIONS[experiment.evaluate].settings(experiment)
+
+
+def digest_of(experiment: ExperimentConfig) -> str:
+    """Of all that an evaluation depends on beside the run: what was found under another is found anew."""
+    data = {name: spec.model_dump(mode="json") for name, spec in experiment.data.items()}
+    plain = json.dumps([data, experiment.evaluate, asked_of(experiment)], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]

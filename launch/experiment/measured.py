@@ -70,12 +70,23 @@ def measured(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What a run gave, by the measures' names; and the same of its encoder before training."""
     own, untrained = {}, {}
+
+    def at_its_end(key: str, at: str) -> float | None:
+        if key in evaluated:
+            return evaluated[key]
+        if at in ("last", "share") and not ends_finite(metrics, key):
+            return None  # it diverged, and what it last was before says nothing of its end
+        return value_of(series_of(metrics, key), at)
+
     for each in measures:
-        if each.key in evaluated:
-            own[each.name] = evaluated[each.key]
-        elif each.at in ("last", "share") and not ends_finite(metrics, each.key):
-            pass  # it diverged, and what it last was before says nothing of its end
-        elif (value := value_of(series_of(metrics, each.key), each.at)) is not None:
+        value = at_its_end(each.key, each.at)
+        if value is not None and each.minus is not None:
+            other = at_its_end(each.minus, each.at)
+            value = None if other is None else value - other
+        if value is not None and each.share_of is not None:
+            other = at_its_end(each.share_of, each.at)
+            value = value / other if other else None
+        if value is not None:
             own[each.name] = value
         if each.untrained is None:
             continue

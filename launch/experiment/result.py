@@ -12,6 +12,7 @@ from data_pipeline.storage import write_whole
 from launch.environment import described_cpu
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.drawn_table import drawn_table
+from launch.experiment.evaluate import asked_of
 from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
     TRAINING_TFLOPS,
@@ -23,7 +24,7 @@ from launch.experiment.measured import (
 )
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, cells_of
-from launch.experiment.summary import markdown, rows_of, spreads_of
+from launch.experiment.summary import all_tables, grouped, rows_of, spreads_of
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from pretrain.tracking.jsonl import read_metrics
@@ -56,12 +57,13 @@ def conclude(
             asked = counted | numbers.get(run.cell, {})
             own, before = measured(experiment.measures, metrics[last][run.cell], asked)
             values[run.cell], untrained[run.cell] = own, before
-    names = {each.name: each.digits for each in experiment.measures}
+    names = [each.name for each in experiment.measures]
+    groups = grouped(each.model_dump() for each in experiment.measures)
     missing = missing_cells(experiment, metrics[last])
     if not metrics[last]:
         say(f"none of the runs of {last} has finished: there is no table")
         return
-    spreads = spreads_of(values, untrained, list(experiment.last.arms), list(names), experiment.against)
+    spreads = spreads_of(values, untrained, list(experiment.last.arms), names, experiment.against)
     unmeasured = unmeasured_cells(experiment, values, metrics[last])
     plots = plots_of(experiment, metrics, spreads, numbers)
     maps = maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis)
@@ -75,6 +77,7 @@ def conclude(
         "device": described_cpu(),
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
+        "asked": asked_of(experiment),
         "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "missing": missing,
@@ -89,12 +92,15 @@ def conclude(
     below += [
         f"Without a finite {name} at the end: {'; '.join(cells)}." for name, cells in unmeasured.items()
     ]
-    parts = [experiment.question, markdown(spreads, names, experiment.axis), *below]
+    parts = [experiment.question, all_tables(spreads, groups, experiment.axis), *below]
     write_whole(folder / TABLE_FILE, ("\n\n".join(parts) + "\n").encode())
     drawn = [path for path, _ in draw_plots(plots, experiment.name, folder)]
     drawn += draw_all_maps(maps, experiment.name, folder)
-    say(f"\n{experiment.question}\n")
-    say(drawn_table(spreads, names, experiment.axis))
+    say(f"\n{experiment.question}")
+    for group, shown_in in groups.items():
+        own = [each for each in spreads if each.measure in shown_in]
+        say(f"\n{group}:\n" if group else "")
+        say(drawn_table(own, shown_in, experiment.axis))
     say(f"\nMean ± standard deviation over seeds. {' '.join(below)}".rstrip())
     for each in experiment.measures:
         if all(spread.measure != each.name for spread in spreads):

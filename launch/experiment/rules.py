@@ -174,6 +174,12 @@ def _tables(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield _broken(f"measures.{number}.name", name, WORDS_NEED)
         elif name in names[:number]:
             yield _broken(f"measures.{number}.name", name, "another name than the measures before")
+    for number, each in enumerate(experiment.measures):
+        if each.group and not _is_in_a_table(each.group):
+            yield _broken(f"measures.{number}.group", each.group, WORDS_NEED)
+        if each.untrained is not None and (each.minus is not None or each.share_of is not None):
+            need = "null: a difference or a share is of the trained encoder alone"
+            yield _broken(f"measures.{number}.untrained", each.untrained, need)
     spec = experiment.data.get(experiment.last.data)
     if experiment.evaluate == "planning" and spec is not None and spec.world is None:
         yield _broken(f"data.{experiment.last.data}.world", None, "a world: planning acts in it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,11 @@ def spreads_of(
                 if cell.level == level and measure in each:
                     before.setdefault(cell.seed, each[measure])
             if before:
-                found.append(Spread(UNTRAINED, level, measure, tuple(before.values()), seeds=tuple(before)))
+                other = _by_seed(values, against, level, measure)
+                apart = compared(before, other)
+                found.append(
+                    Spread(UNTRAINED, level, measure, tuple(before.values()), *apart, seeds=tuple(before))
+                )
     return found
 
 
@@ -119,6 +123,23 @@ def rows_of(spreads: Sequence[Spread], axis: str | None, against: str | None) ->
         }
         rows.append(row)
     return rows
+
+
+def grouped(measures: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Digits by name, by the group that a measure is shown in. measures: as a result's config keeps them."""
+    found: dict[str, dict[str, int]] = {}
+    for each in measures:
+        found.setdefault(each.get("group", ""), {})[each["name"]] = each["digits"]
+    return found
+
+
+def all_tables(spreads: Sequence[Spread], groups: Mapping[str, Mapping[str, int]], axis: str | None) -> str:
+    """The tables of every group, one below the other, each under its name."""
+    parts = []
+    for group, measures in groups.items():
+        own = [each for each in spreads if each.measure in measures]
+        parts += [*([f"{group}:"] if group else []), markdown(own, measures, axis)]
+    return "\n\n".join(parts)
 
 
 def markdown(spreads: Sequence[Spread], measures: Mapping[str, int], axis: str | None) -> str:

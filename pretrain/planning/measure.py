@@ -43,6 +43,7 @@ from pretrain.rollout.position import PositionDecoder
 RANDOM, NOTHING = "random actions", "no action"
 FIRST_TASK = 100_000  # number of its video, beyond those that a model was trained on
 WAYS = (MODEL, DECODED, RENDERED, ORACLE, RANDOM, NOTHING)
+AWAY = (0.3, 0.4, 0.5)  # frame widths: a third of the goals lies about each, in a world of strong pushes
 
 
 @dataclass(frozen=True)
@@ -84,32 +85,27 @@ class Planning:
         """Median time of a search."""
         return statistics.median(ms for each in self.episodes[way] for ms in each.plan_ms)
 
-    def nearer_and_farther(self, way: str) -> tuple[float, float] | None:
-        """Shares reached of the half of the goals that were nearer at the start, and of the rest.
-
-        None of fewer than two episodes.
+    def success_by_distance(self, way: str) -> dict[float, float]:
+        """Share reached of the goals that were about so many frame widths away at the start: of `AWAY`, each
+        goal counts to the nearest. Those without a goal are left out.
         """
-        episodes = sorted(self.episodes[way], key=lambda each: each.distances[0])
-        half = len(episodes) // 2
-        if not half:
-            return None
-        near, far = (
-            statistics.fmean(each.final <= self.settings.reach for each in part)
-            for part in (episodes[:half], episodes[half:])
-        )
-        return near, far
+        by_distance: dict[float, list[bool]] = {away: [] for away in AWAY}
+        for each in self.episodes[way]:
+            nearest = min(AWAY, key=lambda away: abs(away - each.distances[0]))
+            by_distance[nearest].append(each.final <= self.settings.reach)
+        return {away: statistics.fmean(each) for away, each in by_distance.items() if each}
 
     def measures(self) -> dict[str, float]:
         """One number a name, such as `planning reached: model`, in the words of `foreframe plan`'s table.
 
-        `planning distance 0: model` is that at the start, `planning distance 1: model` after one moment.
+        `planning distance 0: model` is that at the start, `planning distance 1: model` after one moment;
+        `planning reached, 0.4 away: model` of the goals that were about 0.4 frame widths away.
         """
         found: dict[str, float] = {}
         for way in self.episodes:
             found[f"planning reached: {way}"] = self.success(way)
-            if (halves := self.nearer_and_farther(way)) is not None:
-                found[f"planning reached, nearer goals: {way}"] = halves[0]
-                found[f"planning reached, farther goals: {way}"] = halves[1]
+            for away, reached in self.success_by_distance(way).items():
+                found[f"planning reached, {away:g} away: {way}"] = reached
             distances = self.distance(way).tolist()
             found[f"planning distance at the end: {way}"] = distances[-1]
             for moment, distance in enumerate(distances):

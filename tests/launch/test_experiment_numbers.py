@@ -14,9 +14,11 @@ import pytest
 
 from benchmarks.experiments import refusal
 from launch.config import read_config, shipped_config
+from launch.experiment import evaluate
 from launch.experiment.command import Asked, read_experiment
 from launch.experiment.config import ExperimentConfig, Measure, Panel, Plot
 from launch.experiment.drawn_table import drawn_table
+from launch.experiment.evaluate import asked_of, digest_of
 from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
     Evaluated,
@@ -31,7 +33,16 @@ from launch.experiment.measured import (
 from launch.experiment.plots import draw_plots, figure_of, plots_of, together
 from launch.experiment.result import empty_panels
 from launch.experiment.runs import Cell
-from launch.experiment.summary import UNTRAINED, Spread, compared, markdown, rows_of, spreads_of
+from launch.experiment.summary import (
+    UNTRAINED,
+    Spread,
+    all_tables,
+    compared,
+    grouped,
+    markdown,
+    rows_of,
+    spreads_of,
+)
 from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
 from pretrain.maps import Map, Maps
@@ -59,6 +70,20 @@ def test_a_measure_is_the_last_first_lowest_or_share() -> None:
         {"loss": 2.0, "x": 0.7, "there": 0.5},
         {"x": 0.2},
     )
+
+
+def test_a_measure_may_be_a_difference_or_a_share_of_two_numbers_of_one_run() -> None:
+    lines = [{"step": 1, "loss": 3.0, "copy": 2.0}, {"step": 2, "loss": 1.0, "copy": 4.0, "dead": None}]
+    measures = [
+        Measure(name="less", key="copy", minus="loss"),
+        Measure(name="share", key="loss", share_of="copy"),
+        Measure(name="both", key="copy", minus="loss", share_of="asked"),
+        Measure(name="of nothing", key="loss", share_of="zero"),
+        Measure(name="of none", key="loss", minus="not there"),
+        Measure(name="of what diverged", key="loss", minus="dead"),
+    ]
+    found, _ = measured(measures, lines, {"asked": 1.5, "zero": 0.0})
+    assert found == {"less": 3.0, "share": 0.25, "both": 2.0}
 
 
 def test_training_is_counted_over_all_steps_and_what_is_computed_again_is_not() -> None:
@@ -89,7 +114,11 @@ def test_mean_spread_and_difference_are_those_of_numpy_and_of_the_t_table() -> N
     half = 2.776445 * (b - a).std(ddof=1) / math.sqrt(5)  # t of 4 degrees of freedom, 97.5 %
     assert spreads["b"].difference == pytest.approx((b - a).mean())
     assert spreads["b"].half == pytest.approx(half, rel=1e-3)
-    assert spreads[UNTRAINED].values == (0.0, 10.0, 20.0, 30.0, 40.0), "once a seed, not once an arm"
+    before = np.arange(5) * 10.0
+    assert spreads[UNTRAINED].values == tuple(before), "once a seed, not once an arm"
+    assert spreads[UNTRAINED].difference == pytest.approx((before - a).mean())
+    apart = 2.776445 * (before - a).std(ddof=1) / math.sqrt(5)
+    assert spreads[UNTRAINED].half == pytest.approx(apart, rel=1e-3)
     rows = {row["arm"]: row for row in rows_of(list(spreads.values()), None, "a")}
     assert rows["b"]["reference"] == pytest.approx(a.mean()) and rows["b"]["n"] == 5
 
@@ -126,6 +155,23 @@ def test_a_table_a_level_with_a_star_where_an_arm_differs() -> None:
         "| a | 0.01 ± 0.01 | 3 |", "| b | 0.01 ± 0.01 | 3 |", "",
         "noise 0.8:", "", "| | x | seeds |", "|---|---:|---:|",
         "| a | 0.01 ± 0.01 | 3 |", "| b | 1.01 ± 0.01* | 3 |",
+    ]  # fmt: skip
+
+
+def test_measures_of_a_group_are_a_table_of_their_own() -> None:
+    groups = grouped(
+        [
+            {"name": "x", "digits": 2},
+            {"name": "y", "digits": 1, "group": "Time"},
+            {"name": "z", "digits": 0, "group": "Time"},
+        ]
+    )
+    assert groups == {"": {"x": 2}, "Time": {"y": 1, "z": 0}}
+    values = {Cell("a", None, 0): {"x": 1.0, "y": 2.0, "z": 3.0}, Cell("b", None, 0): {"x": 4.0}}
+    found = all_tables(spreads_of(values, {}, ["a", "b"], ["x", "y", "z"], None), groups, None)
+    assert found.splitlines() == [
+        "| | x | seeds |", "|---|---:|---:|", "| a | 1.00 | 1 |", "| b | 4.00 | 1 |", "",
+        "Time:", "", "| | y | z | seeds |", "|---|---:|---:|---:|", "| a | 2.0 | 3 | 1 |",
     ]  # fmt: skip
 
 
@@ -176,6 +222,18 @@ def test_a_result_is_kept_of_the_settings_that_are_shipped_alone() -> None:
     edited = kept(shipped)
     edited["config"]["data"]["demo"]["videos"] = 100
     assert str(refusal(edited)).startswith("its data are not those")
+
+
+def test_a_result_is_kept_of_what_runs_are_asked_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = read_experiment(Asked("planning"))
+    asked = json.loads(json.dumps(asked_of(shipped)))
+    assert asked["searches"]["Cem"]["std"] == asked["searches"]["Mppi"]["std"] == 8.0
+    assert refusal(kept(shipped) | {"asked": asked}) is None
+    before = digest_of(shipped)
+    monkeypatch.setattr(evaluate, "REPLAN", 2)
+    assert "asks its runs otherwise now" in str(refusal(kept(shipped) | {"asked": asked}))
+    assert digest_of(shipped) != before
+    assert asked_of(read_experiment(Asked("collapse"))) is None
 
 
 def test_an_evaluation_is_kept_for_the_settings_it_was_made_under(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def size_of(name: str) -> str:
 
 
 def test_every_recipe_is_named_here() -> None:
-    assert set(EVERY) == {*RECIPES, "tiny-cpu", "vits16-16f"}
+    assert set(EVERY) == {*RECIPES, "tiny-cpu", "vits16-16f", "vits16-one-gpu"}
 
 
 @pytest.mark.parametrize("name", EVERY)

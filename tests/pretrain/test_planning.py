@@ -127,16 +127,15 @@ def test_every_way_meets_the_same_tasks_and_equal_seeds_give_equal_numbers(run: 
 
 
 def test_goals_are_told_by_how_far_they_were() -> None:
-    """Two of five within reach, and of those nearer at the start one of two."""
-    pairs = [(0.2, 0.05), (0.9, 0.5), (0.5, 0.05), (0.3, 0.4), (0.6, 0.3)]
+    """Two of five within reach: one of two about 0.3 away, none about 0.4, one of three at 0.5 or more."""
+    pairs = [(0.2, 0.05), (0.9, 0.5), (0.5, 0.05), (0.34, 0.4), (0.6, 0.3)]
     found = Planning(PlanningSettings(), {MODEL: tuple(Episode(each, ()) for each in pairs)})
     assert found.success(MODEL) == pytest.approx(2 / 5)
-    assert found.nearer_and_farther(MODEL) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
+    assert found.success_by_distance(MODEL) == {0.3: pytest.approx(1 / 2), 0.5: pytest.approx(1 / 3)}
     one = Planning(PlanningSettings(), {NOTHING: (Episode((0.5, 0.5), ()),)})
-    assert one.nearer_and_farther(NOTHING) is None
     assert set(one.measures()) == {
         f"planning {name}: {NOTHING}"
-        for name in ("reached", "distance at the end", "distance 0", "distance 1")
+        for name in ("reached", "reached, 0.5 away", "distance at the end", "distance 0", "distance 1")
     }
 
 
