@@ -69,8 +69,8 @@ def experiment_table(name: str) -> str:
     commits = [f"{commit[:10]}{commit[40:]}" for commit in found["commits"]]
     lines.append(
         f"Mean ± standard deviation over {config['seeds']} seeds. {notes}{star}`foreframe experiment "
-        f"{name}`, {found['seconds'] / 60:.0f} minutes of training on {found['device']}. Code: "
-        f"{', '.join(commits) or 'not known'}. {found['date']}."
+        f"{name}`, {found['seconds'] / 60:.0f} minutes of training, all runs added up, on "
+        f"{found['device']}. Code: {', '.join(commits) or 'not known'}. {found['date']}."
     )
     for number, plot in enumerate(found["plots"], start=1):
         lines += ["", f"![{plot['title']}](ideas/{name}-{number}.svg)", "", plot["caption"]]

@@ -35,6 +35,14 @@ def test_both_languages_name_the_same_files_functions_and_tables() -> None:
     assert named(PAGES[0]) == named(PAGES[1])
 
 
+def test_a_term_is_tied_to_an_experiment_that_is_shipped() -> None:
+    terms = (ROOT / PAGES[0]).read_text().partition("\n## ")[2].partition("\n## ")[0]
+    rows = [line for line in terms.splitlines() if line.startswith("| ")][1:]
+    tried = [set(re.findall(r"`(\w+)`", row.rstrip("| ").rpartition("|")[2])) for row in rows]
+    assert len(rows) > 10 and all(tried)
+    assert set().union(*tried) <= set(shipped_experiments())
+
+
 def test_every_experiment_is_on_the_page() -> None:
     text = (ROOT / PAGES[0]).read_text()
     assert [name for name in shipped_experiments() if f"<!-- table: experiment_{name} -->" not in text] == []

@@ -74,7 +74,8 @@ class World(Section):
         ge=0,
         le=1000,
         description="Rate at which the object's velocity dies, 1/s; 0: none. From about 5 × fps on there is "
-        "no velocity to remember, and an action moves the object by its 1 / fps² in a frame.",
+        "no velocity to remember, and an action moves the object by its 1 / fps² in a frame, or as far as "
+        "the greatest speed of 1.2 frame widths a second allows.",
     )
     hold_s: float = Field(0.4, gt=0, le=3600, description="Seconds for which an action is held.")
     actions: Literal["true", "shuffled", "zero"] = Field(

@@ -152,6 +152,8 @@ def test_with_much_drag_an_action_is_a_displacement() -> None:
     middle = dataclasses.replace(state, position=np.array([0.5, 0.5]))
     moved = step(world, step(world, middle, np.zeros(2)), np.array([4.0, -2.0]))
     np.testing.assert_allclose(moved.position - 0.5, np.array([4.0, -2.0]) / 64, atol=1e-5)
+    farthest = step(world, step(world, middle, np.zeros(2)), np.array([30.0, 40.0]))
+    np.testing.assert_allclose(farthest.position - 0.5, np.array([0.6, 0.8]) * 1.2 / 8, atol=1e-5)
     slowly = move(np.full(2, 0.5), np.array([0.4, 0.0]), 0.1, np.zeros(2), 0.5, drag=2 * np.log(2))
     np.testing.assert_allclose(slowly[1], [0.2, 0.0])
 
