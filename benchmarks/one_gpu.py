@@ -60,9 +60,13 @@ def one_gpu_table() -> str:
             [f"{name}: clips a second", *(f"{one.speed.clips_per_s:,.0f}" for one in each.values())],
             [f"{name}: the run", *(duration(86_400 * one.days) for one in each.values())],
         ]
+    few = clips[RECIPES[0]]
+    for name in GPUS:
+        rates_of = [found[recipe, name].speed.clips_per_s for recipe in RECIPES]
+        rows.append([f"{name}: {few / 1e6:,.0f} M clips", *(duration(few / rate) for rate in rates_of)])
     speeds = [f"{rate:.3g}" if rate else "not measured" for rate in rates.values()]
     lengths = [duration(clips[recipe] / rate) if rate else "" for recipe, rate in rates.items()]
-    rows += [["H100, measured: clips a second", *speeds], ["the run at that rate", *lengths]]
+    rows[-2:-2] = [["H100, measured: clips a second", *speeds], ["the run at that rate", *lengths]]
     words = (
         "By `foreframe estimate CONFIG --gpu GPU`, on paper, each recipe as its file is. *Measured*: steps",
         "of 16 clips (ViT-L) and 8 (ViT-g), nothing computed again, masks cut to equal lengths, which have",

@@ -175,3 +175,56 @@ def test_chance() -> None:
     drift = [[mean(level[arm]["background drift"]) for arm in trained[:3]] for level in (slow, fast)]
     assert wide(drift[0]) < 0.03
     assert 0.05 < drift[1][1] - max(drift[1][0], drift[1][2]) < 0.1
+
+
+def test_recipe() -> None:
+    """The advice of docs/train.md, "Training on one GPU", rests on these too."""
+    seen = values_of("recipe")
+    own, untrained = seen["as in the demo"], seen[UNTRAINED]
+    learned = [arm for arm in seen if told_apart_in(seen, arm, "radius", UNTRAINED)]
+    fast, slow, many, few = (
+        seen[arm] for arm in ("learning rate 3e-3", "learning rate 3e-4", "batches of 32", "batches of 4")
+    )
+    assert set(seen) - set(learned) == {"learning rate 3e-3", "supervised", UNTRAINED}
+    assert min(untrained["position"]) > 0.95
+    assert max(mean(each["shape"]) for each in seen.values()) < 0.4
+
+    assert told_apart(fast["velocity"], own["velocity"])
+    assert mean(fast["velocity"]) < mean(untrained["velocity"])
+    assert sorted(value < min(untrained["radius"]) for value in fast["radius"]) == [False] * 4 + [True]
+    for measure in ("position", "velocity", "radius", "shape"):
+        assert not told_apart(slow[measure], own[measure])
+        assert not told_apart(few[measure], own[measure])
+    assert told_apart(slow["velocity"], untrained["velocity"])
+    assert mean(slow["velocity"]) > mean(untrained["velocity"])
+    assert not told_apart(own["velocity"], untrained["velocity"])
+
+    assert mean(many["radius"]) < mean(own["radius"]) and told_apart(many["radius"], own["radius"])
+    for arm in ("momentum 0.9", "momentum 0.999"):
+        for measure in ("position", "velocity", "radius", "shape"):
+            is_said = (arm, measure) == ("momentum 0.999", "radius")
+            assert told_apart(seen[arm][measure], own[measure]) == is_said
+    assert 0.015 < mean(own["radius"]) - mean(seen["momentum 0.999"]["radius"]) < 0.025
+
+    published, tubes = seen["masks as published"], seen["tubes, 75 % hidden"]
+    for each in (published, tubes):
+        assert not any(
+            told_apart(each[measure], own[measure]) for measure in ("position", "velocity", "radius", "shape")
+        )
+    saved = 1 - mean(published["TFLOP"]) / mean(own["TFLOP"])
+    for page in PAGES:
+        assert f"{100 * saved:.0f} %" in (ROOT / page).read_text().rpartition("<!-- end -->")[2]
+    assert 0.45 < mean(tubes["TFLOP"]) / mean(own["TFLOP"]) < 0.55
+    assert [value < mean(own["feature std"]) / 2 for value in sorted(tubes["feature std"])] == [True] * 2 + [
+        False
+    ] * 3
+
+    small = seen["weights begin as published (0.02)"]
+    for measure in ("radius", "velocity"):
+        assert mean(small[measure]) < mean(own[measure]) and told_apart(small[measure], own[measure])
+    ranked = sorted(seen, key=lambda arm: mean(seen[arm]["loss"]) if arm != UNTRAINED else 9.0)
+    assert set(ranked[:2]) == {"tubes, 75 % hidden", "weights begin as published (0.02)"}
+
+
+def told_apart_in(seen: Values, arm: str, measure: str, other: str) -> bool:
+    return arm != other and told_apart(seen[arm][measure], seen[other][measure])
