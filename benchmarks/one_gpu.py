@@ -8,9 +8,8 @@ from benchmarks.measuring import RESULTS
 from benchmarks.scale import markdown
 from launch.config import read_config
 from launch.estimate import Estimate, Stated, estimate, gpu_of
-from launch.estimate.memory import clips_that_fit, recomputing
 from launch.estimate.units import duration
-from pretrain.config import RunConfig, plan
+from pretrain.config import RunConfig
 
 RECIPES = ("vits16-one-gpu", "vits16-16f", "vjepa2-vitl16", "vjepa2-vitg16")
 GPUS = {"RTX 4090": "rtx4090", "H100": "h100"}
@@ -36,10 +35,9 @@ def measured(recipe: str) -> float | None:
     return rows[0]["ours"] if rows else None
 
 
-def kept(found: Estimate, recipe: str) -> int:
+def kept(found: Estimate) -> int:
     """Clips of a forward that fit with nothing computed again."""
-    laid_out = plan(recomputing(config_of(recipe), False), 1)
-    return clips_that_fit(laid_out, found.stated.usable, found.weights, "cuda")
+    return found.columns[found.own].room
 
 
 def one_gpu_table() -> str:
@@ -54,19 +52,19 @@ def one_gpu_table() -> str:
     ]
     for name in GPUS:
         each = {recipe: found[recipe, name] for recipe in RECIPES}
-        most = [kept(one, recipe) for recipe, one in each.items()]
+        most = [kept(one) for one in each.values()]
         rows += [
             [f"{name}: clips of a forward, all kept", *(f"{room:,}" if room else "not one" for room in most)],
             [f"{name}: clips a second", *(f"{one.speed.clips_per_s:,.0f}" for one in each.values())],
             [f"{name}: the run", *(duration(86_400 * one.days) for one in each.values())],
         ]
+    speeds = [f"{rate:.3g}" if rate else "not measured" for rate in rates.values()]
+    lengths = [duration(clips[recipe] / rate) if rate else "" for recipe, rate in rates.items()]
+    rows += [["H100, measured: clips a second", *speeds], ["the run at that rate", *lengths]]
     few = clips[RECIPES[0]]
     for name in GPUS:
         rates_of = [found[recipe, name].speed.clips_per_s for recipe in RECIPES]
         rows.append([f"{name}: {few / 1e6:,.0f} M clips", *(duration(few / rate) for rate in rates_of)])
-    speeds = [f"{rate:.3g}" if rate else "not measured" for rate in rates.values()]
-    lengths = [duration(clips[recipe] / rate) if rate else "" for recipe, rate in rates.items()]
-    rows[-2:-2] = [["H100, measured: clips a second", *speeds], ["the run at that rate", *lengths]]
     words = (
         "By `foreframe estimate CONFIG --gpu GPU`, on paper, each recipe as its file is. *Measured*: steps",
         "of 16 clips (ViT-L) and 8 (ViT-g), nothing computed again, masks cut to equal lengths, which have",

@@ -23,7 +23,7 @@ def test_the_recipe_fits_whatever_is_kept_and_ends_within_days() -> None:
     assert config.train.global_batch % config.train.micro_batch == 0
     for gpu in GPUS.values():
         found = on_one(OURS, gpu)
-        assert kept(found, OURS) >= config.train.micro_batch
+        assert kept(found) >= config.train.micro_batch
         assert found.speed.binds == "compute" and found.days < 2
     imitating = on_one("vits16-16f", "h100")
     assert f"{imitating.forwards} forwards to imitate {imitating.clips:,}" in SECTION

@@ -176,7 +176,7 @@ def _world_of(experiment: ExperimentConfig) -> World:
 
 
 def _asked_of_rollout(experiment: ExperimentConfig) -> dict[str, Any]:
-    return {"told": TOLD, "steps": FORESEEN, AS_TRAINED: True}
+    return {"told": TOLD, "steps": FORESEEN}
 
 
 def _asked_of_planning(experiment: ExperimentConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from launch.experiment.measured import (
 )
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, cells_of
-from launch.experiment.summary import all_tables, grouped, rows_of, spreads_of
+from launch.experiment.summary import all_tables, grouped, in_groups, rows_of, spreads_of
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from pretrain.tracking.jsonl import read_metrics
@@ -97,10 +97,9 @@ def conclude(
     drawn = [path for path, _ in draw_plots(plots, experiment.name, folder)]
     drawn += draw_all_maps(maps, experiment.name, folder)
     say(f"\n{experiment.question}")
-    for group, shown_in in groups.items():
-        own = [each for each in spreads if each.measure in shown_in]
+    for group, of_group, digits in in_groups(spreads, groups):
         say(f"\n{group}:\n" if group else "")
-        say(drawn_table(own, shown_in, experiment.axis))
+        say(drawn_table(of_group, digits, experiment.axis))
     say(f"\nMean ± standard deviation over seeds. {' '.join(below)}".rstrip())
     for each in experiment.measures:
         if all(spread.measure != each.name for spread in spreads):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,18 @@ def grouped(measures: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 def all_tables(spreads: Sequence[Spread], groups: Mapping[str, Mapping[str, int]], axis: str | None) -> str:
     """The tables of every group, one below the other, each under its name."""
     parts = []
-    for group, measures in groups.items():
-        own = [each for each in spreads if each.measure in measures]
+    for group, own, measures in in_groups(spreads, groups):
         parts += [*([f"{group}:"] if group else []), markdown(own, measures, axis)]
     return "\n\n".join(parts)
+
+
+def in_groups(
+    spreads: Sequence[Spread], groups: Mapping[str, Mapping[str, int]]
+) -> Iterator[tuple[str, list[Spread], Mapping[str, int]]]:
+    """Each group that has numbers: its name, its spreads, digits of its measures."""
+    for group, measures in groups.items():
+        if own := [each for each in spreads if each.measure in measures]:
+            yield group, own, measures
 
 
 def markdown(spreads: Sequence[Spread], measures: Mapping[str, int], axis: str | None) -> str:
