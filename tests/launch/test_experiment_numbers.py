@@ -164,9 +164,10 @@ def test_measures_of_a_group_are_a_table_of_their_own() -> None:
             {"name": "x", "digits": 2},
             {"name": "y", "digits": 1, "group": "Time"},
             {"name": "z", "digits": 0, "group": "Time"},
+            {"name": "of no run", "digits": 0, "group": "Not shown"},
         ]
     )
-    assert groups == {"": {"x": 2}, "Time": {"y": 1, "z": 0}}
+    assert groups == {"": {"x": 2}, "Time": {"y": 1, "z": 0}, "Not shown": {"of no run": 0}}
     values = {Cell("a", None, 0): {"x": 1.0, "y": 2.0, "z": 3.0}, Cell("b", None, 0): {"x": 4.0}}
     found = all_tables(spreads_of(values, {}, ["a", "b"], ["x", "y", "z"], None), groups, None)
     assert found.splitlines() == [
