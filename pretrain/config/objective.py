@@ -145,6 +145,11 @@ class ActionLatentConfig(MomentsSection):
     rollout_steps: PositiveInt = Field(
         2, description="frames guessed one from another in the second loss; the first knows all true ones"
     )
+    loss: Literal["l1", "l2"] = Field(
+        "l1",
+        description="mean absolute error, as published, or mean squared error, which weighs what moves more "
+        "than the small errors of what stands still",
+    )
 
     @property
     def masks(self) -> tuple[MaskConfig, ...]:

@@ -1,8 +1,8 @@
 """V-JEPA 2-AC: each frame's features from those before, the actions and the states; the encoder is frozen.
 
-Frames are encoded one by one, each as a tubelet that stands still. Two losses, both L1 to layer-normed
-features: every next frame from the true ones before it (teacher forcing), and the first few guessed one from
-another (rollout).
+Frames are encoded one by one, each as a tubelet that stands still. Two losses, both L1 (or L2, if asked) to
+layer-normed features: every next frame from the true ones before it (teacher forcing), and the first few
+guessed one from another (rollout).
 Source: V-JEPA 2, arXiv:2506.09985, sec. 3.1, eq. 2 to 4.
 
 Shapes: B clips, T frames, P patches a frame, D width.
@@ -11,6 +11,7 @@ Shapes: B clips, T frames, P patches a frame, D width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import ModelConfig, TargetConfig
@@ -41,6 +42,7 @@ class ActionLatent(Objective):
         super().__init__(model, target)
         self.encoder = None
         self._config = config
+        self._error = {"l1": F.l1_loss, "l2": F.mse_loss}[config.loss]
         frames = grid[0] * model.encoder.tubelet
         self.predictor = ActionPredictor(
             model.predictor,
@@ -72,8 +74,8 @@ class ActionLatent(Objective):
         rolled = torch.cat([targets[:, :1], taught[:, :1]], dim=1)
         for _ in range(1, config.rollout_steps):
             rolled = torch.cat([rolled, next_frames(rolled)[:, -1:]], dim=1)
-        teacher = (taught - targets[:, 1:]).abs().mean()
-        rollout = (rolled[:, 1:] - targets[:, 1 : rolled.shape[1]]).abs().mean()
+        teacher = self._error(taught, targets[:, 1:])
+        rollout = self._error(rolled[:, 1:], targets[:, 1 : rolled.shape[1]])
         frames, patches = targets.shape[1:3]
         token = torch.arange(frames * patches, device=targets.device).view(frames, patches)
         clips = len(targets)
@@ -88,7 +90,7 @@ class ActionLatent(Objective):
             wanted,
             torch.arange(len(wanted), device=wanted.device),
             token[1:].flatten().repeat(clips),
-            lambda p_PD: (p_PD - wanted).abs().mean(),
+            lambda p_PD: self._error(p_PD, wanted),
             lambda: targets[:, :-1].flatten(0, 2),
         )
         return Output(teacher + rollout, parts, seen, guess)

@@ -165,9 +165,10 @@ def test_actions_that_the_data_has_not_are_an_error() -> None:
             passed(config, replace(batch, actions=actions))
 
 
-def test_v_jepa_2_ac_teaches_and_rolls_out() -> None:
+@pytest.mark.parametrize(("loss", "power"), [("l1", 1), ("l2", 2)])
+def test_v_jepa_2_ac_teaches_and_rolls_out(loss: str, power: int) -> None:
     """Both losses written out again: next frames from true ones, then from guessed ones."""
-    config = config_of("action", objective={"rollout_steps": 3})
+    config = config_of("action", objective={"rollout_steps": 3, "loss": loss})
     batch = small_batch(config)
     objective, target, output = passed(config, batch)
     assert isinstance(objective, ActionLatent) and batch.actions is not None and batch.states is not None
@@ -183,14 +184,25 @@ def test_v_jepa_2_ac_teaches_and_rolls_out() -> None:
         said = objective.predictor(z, batch.actions[:, : z.shape[1]], batch.states[:, : z.shape[1]])
         return F.layer_norm(said, (48,))
 
-    teacher = (step(h[:, :3]) - h[:, 1:]).abs().mean()
+    teacher = ((step(h[:, :3]) - h[:, 1:]).abs() ** power).mean()
     z = h[:, :1]
     for _ in range(3):
         z = torch.cat([z, step(z)[:, -1:]], dim=1)
-    rollout = (z[:, 1:] - h[:, 1:4]).abs().mean()
+    rollout = ((z[:, 1:] - h[:, 1:4]).abs() ** power).mean()
     torch.testing.assert_close(output.parts["teacher_forcing"], teacher.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.parts["rollout"], rollout.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.loss, teacher + rollout, atol=1e-5, rtol=1e-5)
+    assert output.guess is not None
+    trivial = output.guess.losses()
+    torch.testing.assert_close(trivial["prediction"], teacher.detach(), atol=1e-5, rtol=1e-5)
+    copied = ((h[:, :3] - h[:, 1:]).abs() ** power).mean()
+    torch.testing.assert_close(trivial["copy"], copied, atol=1e-5, rtol=1e-5)
+
+
+def test_the_published_loss_of_v_jepa_2_ac_is_the_usual_one() -> None:
+    config = config_of("action")
+    assert config.objective.kind == "action_latent"
+    assert config.objective.loss == "l1"
 
 
 @pytest.mark.parametrize("name", ["masked", "contrastive", "future"])
