@@ -1,9 +1,9 @@
 """How far a rolled-out future is from the one that came, at every step, beside what needs no learning.
 
 A clip's first frames are told, and the actions; all later frames are foreseen one from another. Errors are
-taken at each step on its own, over clips: of features, the mean L1 to the layer-normed ones, a loss as usual;
-of features at the one place where the object then is, the same there; of the object's position, as read from
-features, the root mean square distance in frame widths.
+taken at each step on its own, over clips: of features, the mean L1 to the layer-normed ones, as by default
+in training; of features at the one place where the object then is, the same there; of the object's position,
+as read from features, the root mean square distance in frame widths.
 
 Shapes: C clips, B clips a batch, T frames, k frames told, h steps foreseen, P places, D width, A action size.
 """
