@@ -243,9 +243,6 @@ class RunConfig(Section):
         if not self.target.stop_gradient:
             need = "true with objective.kind states, which reads no target"
             found.append(("target.stop_gradient", False, need, (True,)))
-        if self.augment.hflip:
-            need = "false with objective.kind states: of a mirrored clip the states are no longer true"
-            found.append(("augment.hflip", True, need, (False,)))
         return found
 
     def _told_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
@@ -262,6 +259,22 @@ class RunConfig(Section):
             if predictor.action_scale != 1.0:
                 found.append(("model.predictor.action_scale", predictor.action_scale, need, (1.0,)))
         return found
+
+    def _mirrored_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
+        """No clip may be mirrored of which actions or states are read: left would be right."""
+        objective = self.objective
+        if not self.augment.hflip:
+            return []
+        match objective.kind:
+            case "states":
+                read = "objective.kind states: of a mirrored clip the states"
+            case "action_latent":
+                read = "objective.kind action_latent: of a mirrored clip the actions and states"
+            case "future_latent" if objective.action_size:
+                read = "objective.action_size: of a mirrored clip the actions"
+            case _:
+                return []
+        return [("augment.hflip", True, f"false with {read} are no longer true", (False,))]
 
     def _objective_problems(self) -> list[tuple[str, object, str, tuple[object, ...]]]:
         """Rules about what is predicted, from what, by which encoder."""
@@ -284,6 +297,7 @@ class RunConfig(Section):
                 need = f"null with objective.kind {kind}, which has no mask kinds"
                 found.append(("model.predictor.mask_tokens", self.model.predictor.mask_tokens, need, (None,)))
         found += self._told_problems()
+        found += self._mirrored_problems()
         if kind == "states":
             found += self._states_problems()
         regularisers = getattr(self.objective, "regularisers", ())

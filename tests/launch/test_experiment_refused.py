@@ -19,6 +19,7 @@ ACTS = {
     "objective.action_size": 2,
     "objective.state_size": 0,
     "target.kind": "frozen",
+    "augment.hflip": False,
 }
 OVER = {"over": "measures", "across": "frames", "at": [1, 4], "panels": [{"unit": "u", "key": "x {}"}]}
 WORLD = {"size": 32, "fps": 8.0, "band": [1, 6]}

@@ -76,6 +76,7 @@ def make(config: RunConfig) -> Objective:
 
 
 FROZEN: dict[str, Any] = {"target": {"kind": "frozen"}}
+AS_FILMED: dict[str, Any] = {"augment": {"hflip": False}}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "masked": ({"kind": "masked_latent", "masks": MASKS}, {}),
     "masked, 2.1": (
@@ -86,12 +87,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "masked, sincos": ({"kind": "masked_latent", "masks": MASKS}, {"encoder": {"rope": "none"}}),
     "pixel": ({"kind": "pixel", "masks": MASKS}, {}),
     "contrastive": ({"kind": "contrastive", "masks": MASKS, "tokens": 40}, {}),
-    "future": ({"kind": "future_latent", "action_size": 3}, {}),
+    "future": ({"kind": "future_latent", "action_size": 3}, AS_FILMED),
     "future, of the clip": ({"kind": "future_latent", "target_sees": "clip", "past": [0.2, 0.8]}, {}),
-    "action": ({"kind": "action_latent", "action_size": 3, "state_size": 5}, FROZEN),
+    "action": ({"kind": "action_latent", "action_size": 3, "state_size": 5}, FROZEN | AS_FILMED),
     "states": (
         {"kind": "states", "targets": {"vx": [0.1, 2.0], "x": [0.5, 0.2]}, "classes": {"shape": 3}},
-        {"augment": {"hflip": False}},
+        AS_FILMED,
     ),
 }
 

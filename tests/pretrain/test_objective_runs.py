@@ -22,10 +22,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "masked, frozen target": {"target": {"kind": "frozen"}},
     "pixel": {"objective": {"kind": "pixel"}},
     "contrastive, sigreg": {"objective": {"kind": "contrastive", "regularisers": [{"kind": "sigreg"}]}},
-    "future": {"objective": {"kind": "future_latent", "action_size": 2, "past": [0.3, 0.7]}},
+    "future": {
+        "objective": {"kind": "future_latent", "action_size": 2, "past": [0.3, 0.7]},
+        "augment": {"hflip": False},
+    },
     "action": {
         "objective": {"kind": "action_latent", "action_size": 2, "state_size": 9},
         "target": {"kind": "frozen"},
+        "augment": {"hflip": False},
     },
     "states": {
         "objective": {"kind": "states", "classes": {"shape": 3}},

@@ -325,6 +325,8 @@ def test_regularisers_look_at_the_mean_of_each_clips_context() -> None:
             {"objective": {"kind": "future_latent"}, "encoder": {"pictures": "own"}},
             "model.encoder.pictures",
         ),
+        ({"objective": {"kind": "future_latent", "action_size": 3}}, "augment.hflip"),
+        ({"objective": {"kind": "action_latent", "action_size": 3}, **FROZEN}, "augment.hflip"),
         ({"encoder": {"rope": "none", "rope_span": 4}}, "model.encoder.rope_span"),
         (
             {"objective": {"kind": "pixel"}, "target": {"kind": "online", "stop_gradient": False}},
@@ -357,6 +359,15 @@ def test_regularisers_look_at_the_mean_of_each_clips_context() -> None:
 def test_what_does_not_go_together_is_named(sections: dict[str, Any], key: str) -> None:
     config = small_config(sections.pop("objective", None), **sections)
     assert key in [found[0] for found in config.problems()]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_goes_together_is_not_refused(name: str) -> None:
+    assert not config_of(name).problems()
+
+
+def test_clips_may_be_mirrored_where_no_action_is_told() -> None:
+    assert not config_of("future", objective={"action_size": 0}, augment={"hflip": True}).problems()
 
 
 def test_an_unknown_kind_is_refused() -> None:

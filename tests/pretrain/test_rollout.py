@@ -25,6 +25,7 @@ from tests.small_dataset import tiny_config, write_dataset
 ACTION = {
     "objective": {"kind": "action_latent", "action_size": 2, "state_size": 0},
     "target": {"kind": "frozen"},
+    "augment": {"hflip": False},
     "train": {"steps": 2, "checkpoint_every": 2},
 }
 

@@ -116,6 +116,7 @@ def test_v_jepa_2_ac_trains_on_a_pretrained_encoder(
         {"weights": str(first_run), "parts": "encoder"},
         objective={"kind": "action_latent", "action_size": 2, "state_size": 9},
         target={"kind": "frozen"},
+        augment={"hflip": False},
         train={"steps": 2},
     )
     run = run_train(config, quiet=True).run
