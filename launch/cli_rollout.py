@@ -50,10 +50,6 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings of the world, such as leaves=0.5 walls=0.2."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SHARDS", help="Data set that positions are learned from; its own."),
-    ] = None,
     episodes: Annotated[int, typer.Option(min=1, max=100_000, help="Goals, each tried in every way.")] = 24,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Frames until the goal's time.")] = 8,
     replan: Annotated[int, typer.Option(min=1, help="Frames between searches.")] = 4,
@@ -72,7 +68,7 @@ def plan(
     from launch.console import Stages, make_console
     from launch.foresight import PlanAsked, plan_with, planning_table
 
-    asked = PlanAsked(tuple(changes or ()), data, episodes, steps, replan, search, samples, turns)
+    asked = PlanAsked(tuple(changes or ()), episodes, steps, replan, search, samples, turns)
     console = make_console()
     with Stages(console).showing() as report:
         found, paths = plan_with(run, asked, step, device, report)

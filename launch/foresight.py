@@ -96,7 +96,6 @@ class PlanAsked:
     """What `foreframe plan` was given. changes: KEY=VALUE of the world."""
 
     changes: tuple[str, ...] = ()
-    data: str | None = None
     episodes: int = 24
     steps: int = 8
     replan: int = 4
@@ -136,7 +135,6 @@ def plan_with(
     found = measure_planning(
         run,
         world,
-        asked.data,
         episodes=asked.episodes,
         search=search,
         settings=settings,

@@ -12,3 +12,4 @@ from data_pipeline.worlds.scene import step as step
 from data_pipeline.worlds.settings import World as World
 from data_pipeline.worlds.write import LIST_FILE as LIST_FILE
 from data_pipeline.worlds.write import render_world as render_world
+from data_pipeline.worlds.write import simulated as simulated

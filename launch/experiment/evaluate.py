@@ -100,10 +100,8 @@ def _planning(
         measure_planning,
         run.element.run,
         world,
-        str(shards[experiment.last.data]),
         episodes=experiment.episodes,
         settings=_planned(),
-        train_clips=max(FEWEST_CLIPS, run.element.config.probe.train_clips),
         on_episode=_counted(2 * experiment.episodes, on_part),
     )
     found = acting(ways=WAYS, search=cem).measures()
@@ -180,13 +178,14 @@ def _asked_of_rollout(experiment: ExperimentConfig) -> dict[str, Any]:
 
 
 def _asked_of_planning(experiment: ExperimentConfig) -> dict[str, Any]:
-    from pretrain.planning.measure import AWAY, FIRST_TASK
+    from pretrain.planning.measure import AWAY, FIRST_READ, FIRST_TASK, READ_FRAMES, READ_VIDEOS
 
     searches = {type(each).__name__: asdict(each) for each in _searches(_world_of(experiment))}
     return {
         "planning": asdict(_planned()),
         "episodes": experiment.episodes,
         "first task": FIRST_TASK,
+        "positions read from": {"first": FIRST_READ, "videos": READ_VIDEOS, "frames": READ_FRAMES},
         "away": list(AWAY),
         "goals of which energies are compared": AGREE,
         "searches": searches,

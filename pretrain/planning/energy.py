@@ -8,7 +8,7 @@ Shapes: N sequences, H decisions, n moments, t moments known, A action size, P p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,9 +42,9 @@ class Eye:
     size: int
     told: int
 
-    def see(self, frames: list[np.ndarray] | tuple[np.ndarray, ...]) -> Tensor:
+    def see(self, frames: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Features (T, P, D) of frames of a world."""
-        return self.model.read(eval_view(np.stack(frames), self.size)[None])[0]
+        return self.model.read(eval_view(np.stack(list(frames)), self.size)[None])[0]
 
     def recall(self, situation: Situation) -> tuple[Tensor, Floats]:
         """Features (t, P, D) of the last frames, and the actions (t - 1, A) between them."""

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import UsageError
 from data_pipeline.synthetic import ACTION_NAMES
-from data_pipeline.worlds import World
+from data_pipeline.worlds import World, simulated, state_names
 from pretrain.config import RunConfig
 from pretrain.planning.control import Decide, Episode, Searching, act, at_random, nothing
 from pretrain.planning.energy import (
@@ -34,14 +34,14 @@ from pretrain.planning.energy import (
 )
 from pretrain.planning.search import Bounds, Cem, Floats, Search
 from pretrain.planning.task import Task, make_task
-from pretrain.probe.clips import choose, open_splits
 from pretrain.rng import stream
-from pretrain.rollout.measure import batches, fit_on, with_frames
 from pretrain.rollout.model import check_foresees, load_model
-from pretrain.rollout.position import PositionDecoder
+from pretrain.rollout.position import PositionDecoder, at_places, fit_decoder
 
 RANDOM, NOTHING = "random actions", "no action"
 FIRST_TASK = 100_000  # number of its video, beyond those that a model was trained on
+# Of which a reading of positions is learned: the number of the first video, how many, frames of each.
+FIRST_READ, READ_VIDEOS, READ_FRAMES = 200_000, 160, 5
 WAYS = (MODEL, DECODED, RENDERED, ORACLE, RANDOM, NOTHING)
 AWAY = (0.3, 0.4, 0.5)  # frame widths: a third of the goals lies about each, in a world of strong pushes
 
@@ -82,8 +82,8 @@ class Planning:
         return found
 
     def plan_ms(self, way: str) -> float:
-        """Median time of a search."""
-        return statistics.median(ms for each in self.episodes[way] for ms in each.plan_ms)
+        """Median time of an episode's first search, which looks furthest: later ones have less to foresee."""
+        return statistics.median(each.plan_ms[0] for each in self.episodes[way])
 
     def success_by_distance(self, way: str) -> dict[float, float]:
         """Share reached of the goals that were about so many frame widths away at the start: of `AWAY`, each
@@ -118,7 +118,6 @@ class Planning:
 def measure_planning(
     run: Path,
     world: World,
-    data: str | None = None,
     *,
     episodes: int = 24,
     search: Search | None = None,
@@ -126,18 +125,16 @@ def measure_planning(
     ways: Sequence[str] = WAYS,
     seed: int | None = None,
     first: int = FIRST_TASK,
-    train_clips: int = 96,
     step: int | None = None,
     device: str = "cpu",
     on_episode: Callable[[], None] = lambda: None,
 ) -> Planning:
     """Let each way act in the same tasks, of a run's model in a world.
 
-    data: of which a reading of positions is learned, for the way that measures a true distance by foreseen
-    frames; None: what the run was trained on. search: None for CEM. seed: of tasks and searches; None: the
-    run's. first: number of the first task's video.
+    search: None for CEM. seed: of tasks and searches; None: the run's. first: number of the first task's
+    video. No data set is read: the reading of positions is learned from other videos of the world.
     Raises: UsageError when the world's clock or actions do not fit the run's, or a way is not known; errors
-    of `load_model` and of the data set.
+    of `load_model`.
     """
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
@@ -148,7 +145,7 @@ def measure_planning(
     seed = config.seed if seed is None else seed
     search = search or Cem(std=world.push, min_std=0.1 * world.push)
     eye = Eye(model, config.data.size, settings.told)
-    decoder = _decoder(eye, config, data, train_clips) if DECODED in ways else None
+    decoder = fit_reading(eye, world, seed) if DECODED in ways else None
     bounds = bounds_of(world, settings)
     found: dict[str, list[Episode]] = {way: [] for way in ways}
     for number in range(first, first + episodes):
@@ -223,13 +220,13 @@ def _decide(
     return Searching(search, energies_of(eye, decoder)[way], bounds, hold)
 
 
-def _decoder(eye: Eye, config: RunConfig, data: str | None, train_clips: int) -> PositionDecoder:
-    root = data or config.data.sources[0].shards
-    reader = open_splits(root)["train"]
-    config = with_frames(config, config.data.frames)
-    lost: list[str] = []
-    train = batches(reader, config, choose(reader, train_clips, config.seed, "train"), 16, lost)
-    decoder = fit_on(eye.model, train, lost)[0]
-    if decoder is None:
-        raise DataError(f"{root} tells no x and y of its objects: leave out the way {DECODED!r}")
-    return decoder
+def fit_reading(eye: Eye, world: World, seed: int) -> PositionDecoder:
+    """Where the object is, read from features: learned from frames as the agent sees them, not compressed."""
+    features, where = [], []
+    xy = [state_names(world).index(name) for name in ("x", "y")]
+    for number in range(FIRST_READ, FIRST_READ + READ_VIDEOS):
+        frames, states, _ = simulated(world, seed, number)
+        some = np.linspace(0, len(frames) - 1, READ_FRAMES).round().astype(int)
+        features.append(at_places(eye.see(frames[some])[None], eye.model.places))
+        where.append(states[None, some][..., xy].astype(np.float64))
+    return fit_decoder(features, where, eye.model.places)

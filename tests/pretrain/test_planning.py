@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UsageError
-from data_pipeline.worlds import World, render
+from data_pipeline.worlds import World, render, simulated, state_names
 from launch.train import run_train
 from pretrain.data.augment import eval_view
 from pretrain.planning import measure
@@ -34,6 +34,7 @@ from pretrain.planning.measure import (
     WAYS,
     Planning,
     PlanningSettings,
+    fit_reading,
     measure_planning,
     stride_of,
 )
@@ -100,13 +101,30 @@ def test_a_model_without_fault_reaches_goals_by_pictures_alone(eye: Eye) -> None
     assert np.mean(ends["search"]) < 0.5 * np.mean(ends["random"])
 
 
+def test_the_position_is_read_from_frames_as_the_agent_sees_them(eye: Eye) -> None:
+    """Of videos that the reading was not learned from: within a pixel or two, far nearer than the mean."""
+    read = fit_reading(eye, WORLD, 0)
+    said, true = [], []
+    for index in range(24):
+        frames, states, _ = simulated(WORLD, 0, FIRST_TASK + index)
+        said.append(read(eye.see(frames[::6])[None])[0])
+        true.append(states[::6, [state_names(WORLD).index(name) for name in ("x", "y")]])
+    away = np.hypot(*(np.concatenate(said) - np.concatenate(true)).T)
+    blind = np.hypot(*(np.concatenate(true).mean(0) - np.concatenate(true)).T)
+    assert np.sqrt((away**2).mean()) < 0.25 * np.sqrt((blind**2).mean())
+
+
+def test_the_time_of_a_search_is_that_of_the_first_of_an_episode() -> None:
+    """Later ones look less far: a median over all would be of neither."""
+    times = ((4.0, 1.0), (6.0, 1.0), (9.0, 7.0))
+    found = Planning(PlanningSettings(), {MODEL: tuple(Episode((0.5, 0.1, 0.0), each) for each in times)})
+    assert found.plan_ms(MODEL) == found.measures()[f"planning ms a search: {MODEL}"] == 6.0
+
+
 def test_every_way_meets_the_same_tasks_and_equal_seeds_give_equal_numbers(run: Path) -> None:
     settings = PlanningSettings(steps=4, replan=2)
     search = Cem(samples=8, turns=2, std=1.6, min_std=0.16)
-    one, two = (
-        measure_planning(run, WORLD, episodes=2, search=search, settings=settings, train_clips=12)
-        for _ in range(2)
-    )
+    one, two = (measure_planning(run, WORLD, episodes=2, search=search, settings=settings) for _ in range(2))
     assert set(one.episodes) == set(WAYS)
     starts = {tuple(each.distances[0] for each in one.episodes[way]) for way in WAYS}
     assert len(starts) == 1
@@ -163,8 +181,8 @@ def test_a_flat_landscape_agrees_with_none() -> None:
 
 
 def test_a_way_that_is_not_asked_for_costs_nothing(run: Path) -> None:
-    found = measure_planning(run, WORLD, "nowhere", episodes=1, ways=(ORACLE, NOTHING))
-    assert set(found.episodes) == {ORACLE, NOTHING}, "and no data set is read"
+    found = measure_planning(run, WORLD, episodes=1, ways=(ORACLE, NOTHING))
+    assert set(found.episodes) == {ORACLE, NOTHING}, "and no reading of positions is learned"
 
 
 def test_what_does_not_fit_is_refused_by_name(run: Path) -> None:
