@@ -27,7 +27,7 @@ def demo_table() -> str:
     config = found["config"]
     lines = ["| read from frozen features | trained | untrained | |", "|---|---:|---:|---|"]
     for row in found["rows"]:
-        drop = "noise: it moves for no reason" if row["case"] == "background drift" else ""
+        drop = "noise: a model may well drop it" if row["case"] == "background drift" else ""
         lines.append(
             f"| {row['case']}, {row['metric']} | {row['ours']:.2f} | {row['reference']:.2f} | {drop} |"
         )

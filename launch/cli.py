@@ -223,7 +223,7 @@ app.command(
     epilog="Example: foreframe labels train.csv train-list.csv --format kinetics --videos videos/train"
 )(labels)
 app.command(epilog="Example: foreframe rollout runs/acting --steps 16")(rollout)
-app.command(epilog="Example: foreframe plan runs/acting leaves=0.2 --search mppi")(plan)
+app.command(epilog="Example: foreframe plan runs/acting leaves=0 push=8 --search mppi")(plan)
 
 
 @app.command(epilog="Example: foreframe report runs/demo/run")

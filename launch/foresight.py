@@ -145,6 +145,7 @@ def plan_with(
     ways = {
         way: {
             "success": found.success(way),
+            "success_by_distance": found.success_by_distance(way),
             "distance": found.distance(way).tolist(),
             "final": [each.final for each in episodes],
             "plan_ms": None if way in (RANDOM, NOTHING) else found.plan_ms(way),

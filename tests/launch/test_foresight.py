@@ -53,7 +53,10 @@ def test_planning_is_shown_drawn_and_kept(run: Path) -> None:
         assert any(line.strip().startswith(way) for line in said.splitlines())
     kept = json.loads((run / "planning.json").read_text())
     assert kept["world"]["leaves"] == 0
-    assert len(kept["ways"]["model"]["distance"]) == 4
+    model = kept["ways"]["model"]
+    assert len(model["distance"]) == 4
+    assert list(model["success_by_distance"].values()) == [model["success"]], "one goal, of one distance"
+    assert next(iter(model["success_by_distance"])) in ("0.3", "0.4", "0.5")
     energies = np.array(kept["landscape"]["energies"]["oracle"])
     assert energies.shape == (15, 15)
     assert len(kept["landscape"]["actions"]) == 15
