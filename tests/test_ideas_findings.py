@@ -34,6 +34,15 @@ def levels_of(name: str) -> dict[float | None, Values]:
     return found
 
 
+def curve_of(name: str, unit: str, arm: str) -> list[float]:
+    """The mean over seeds of one measure, as the first figure draws it."""
+    panels = json.loads((RESULTS / f"experiment_{name}.json").read_text(encoding="utf-8"))["plots"][0]["panels"]
+    (curves,) = [panel["curves"] for panel in panels if panel["unit"] == unit]
+    (found,) = [curve["mean"] for curve in curves if curve["name"] == arm]
+    assert isinstance(found, list)
+    return found
+
+
 def mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
 
@@ -53,6 +62,17 @@ def said_in_both(*numbers: int) -> None:
         assert tuple(sorted(numbers)) in found, page
 
 
+def findings_name(experiment: str, *numbers: float | str) -> None:
+    """What is said below the experiment's table has these numbers, rounded as there, in both languages."""
+    for page in PAGES:
+        _, _, below = (ROOT / page).read_text().partition(f"<!-- table: experiment_{experiment} -->")
+        prose = re.split(r"<!-- table|\n## ", below.partition("<!-- end -->")[2])[0]
+        found = re.findall(r"\d+\.\d+", prose)
+        for number in numbers:
+            said = number if isinstance(number, str) else f"{number:.2f}"
+            assert said in found, f"{page}, {experiment}: {said}"
+
+
 def wide(numbers: list[float]) -> float:
     return max(numbers) - min(numbers)
 
@@ -66,6 +86,8 @@ def test_collapse() -> None:
         assert mean(whole[measure]) > mean(seen[UNTRAINED][measure])
         assert told_apart(whole[measure], seen[UNTRAINED][measure])
     assert not told_apart(whole["velocity"], seen[UNTRAINED]["velocity"])
+    assert mean(seen[UNTRAINED]["shape"]) < 1 / 3, "chance"
+    findings_name("collapse", mean(whole["shape"]))
 
     others = [arm for arm in seen if arm not in ("no average, gradient", "supervised", UNTRAINED)]
     assert max(dead[loss]) < min(mean(seen[arm][loss]) for arm in others)
@@ -84,10 +106,16 @@ def test_collapse() -> None:
     assert mean(pulled[std]) > max(mean(seen[arm][std]) for arm in others if arm != "average, gradient")
     assert min(pulled[loss]) > max(max(seen[arm][loss]) for arm in others if arm != "average, gradient")
 
+    curve = curve_of("collapse", loss, "average, gradient")
+    least = curve.index(min(curve))
+    assert 0 < least < len(curve) - 1
+    findings_name("collapse", curve[0], curve[least], curve[-1])
+
     for arm in ("VICReg, gradient", "SIGReg, gradient"):
         assert mean(seen[arm][std]) > 0.3
         assert max(seen[arm][rank]) < 5
     assert sorted(value < 0.05 for value in seen["SIGReg, gradient"][std]) == [False] * 4 + [True]
+    findings_name("collapse", min(seen["SIGReg, gradient"][std]))
 
     frozen = seen["frozen target"]
     assert min(frozen["velocity"]) > mean(whole["velocity"])
@@ -168,10 +196,13 @@ def test_chance() -> None:
         waves = [mean(each["background waves"]) for each in level.values()]
         assert wide(waves) < 0.1
     assert max(new["pixel"][leaves]) < 0.7, "the share of pixels is 0.8"
-    assert mean(new["pixel"]["velocity"]) > 0.2
+    at_most = [mean(level["pixel"]["velocity"]) for level in seen.values()]
+    assert [number > 0.1 for number in at_most] == [True, True, False, False]
+    findings_name("chance", *at_most[:2])
     trained = ("latent", "pixel", "contrastive", "supervised")
     assert wide([mean(new[arm]["position"]) for arm in trained]) < 0.02
-    assert min(trained, key=lambda arm: mean(slow[arm]["position"])) == "pixel"
+    for level in (fast, slow):
+        assert min(trained, key=lambda arm: mean(level[arm]["position"])) == "pixel"
     drift = [[mean(level[arm]["background drift"]) for arm in trained[:3]] for level in (slow, fast)]
     assert wide(drift[0]) < 0.03
     assert 0.05 < drift[1][1] - max(drift[1][0], drift[1][2]) < 0.1
