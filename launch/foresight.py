@@ -157,6 +157,7 @@ def plan_with(
         "world": world.model_dump(mode="json"),
         "settings": asdict(settings),
         "search": {"kind": asked.search, "samples": asked.samples, "turns": asked.turns},
+        "goals_by_distance": found.goals_by_distance(),
         "ways": ways,
     }
     seen = landscapes(run, world, tasks=1, settings=settings, step=step, device=where)[0]

@@ -85,23 +85,36 @@ class Planning:
         """Median time of an episode's first search, which looks furthest: later ones have less to foresee."""
         return statistics.median(each.plan_ms[0] for each in self.episodes[way])
 
+    def goals_by_distance(self) -> dict[float, int]:
+        """How many goals were about so many frame widths away at the start: the same for every way."""
+        return {away: len(each) for away, each in self._by_distance(next(iter(self.episodes))).items()}
+
     def success_by_distance(self, way: str) -> dict[float, float]:
         """Share reached of the goals that were about so many frame widths away at the start: of `AWAY`, each
         goal counts to the nearest. Those without a goal are left out.
         """
-        by_distance: dict[float, list[bool]] = {away: [] for away in AWAY}
+        by_distance = self._by_distance(way).items()
+        return {
+            away: statistics.fmean(each.final <= self.settings.reach for each in some)
+            for away, some in by_distance
+            if some
+        }
+
+    def _by_distance(self, way: str) -> dict[float, list[Episode]]:
+        found: dict[float, list[Episode]] = {away: [] for away in AWAY}
         for each in self.episodes[way]:
-            nearest = min(AWAY, key=lambda away: abs(away - each.distances[0]))
-            by_distance[nearest].append(each.final <= self.settings.reach)
-        return {away: statistics.fmean(each) for away, each in by_distance.items() if each}
+            found[min(AWAY, key=lambda away: abs(away - each.distances[0]))].append(each)
+        return found
 
     def measures(self) -> dict[str, float]:
         """One number a name, such as `planning reached: model`, in the words of `foreframe plan`'s table.
 
         `planning distance 0: model` is that at the start, `planning distance 1: model` after one moment;
-        `planning reached, 0.4 away: model` of the goals that were about 0.4 frame widths away.
+        `planning reached, 0.4 away: model` of the goals that were about 0.4 frame widths away, of which
+        there are `planning goals 0.4 away`.
         """
-        found: dict[str, float] = {}
+        by_distance = self.goals_by_distance().items()
+        found: dict[str, float] = {f"planning goals {away:g} away": count for away, count in by_distance}
         for way in self.episodes:
             found[f"planning reached: {way}"] = self.success(way)
             for away, reached in self.success_by_distance(way).items():
