@@ -24,6 +24,7 @@ from launch.experiment.joined import joined, seeds_of, seeds_of_all
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
 from launch.experiment.result import RESULT_FILE, notes_of
+from launch.experiment.runs import settings_below
 from launch.experiment.summary import Spread, all_tables, grouped
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
@@ -92,7 +93,14 @@ def draw_figures() -> None:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """What an experiment found. Raises: ValueError for what cannot be read or is not whole."""
-    path = folder / RESULT_FILE
+    found = read_kept(folder / RESULT_FILE)
+    if (fault := refusal(found)) is not None:
+        raise ValueError(f"{folder}: {fault}")
+    return found
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """A file of a result, whatever its settings. Raises: ValueError for what cannot be read or is none."""
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
     except OSError as error:
@@ -100,11 +108,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): run the same experiment again") from error
     try:
-        fault = refusal(found)
+        refusal(found), seeds_of(found), why_no_part(found)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no result of an experiment: {error!r}") from error
-    if fault is not None:
-        raise ValueError(f"{folder}: {fault}")
     return found
 
 
@@ -125,46 +131,62 @@ def refusal(found: dict[str, Any]) -> str | None:
         return (
             f"`foreframe experiment {name}` asks its runs otherwise now: run it again, which trains nothing"
         )
+    below = settings_below(read_experiment(Asked(name)))
+    if other := differing(found.get("laid_over", below), below):
+        return f"{other[0]} is not what it was when its runs were made: run it again"
     if found["missing"]:
         return f"did not finish: {'; '.join(found['missing'])}"
     return None
 
 
+def differing(kept: Any, now: Any, key: str = "") -> list[str]:
+    """Keys of which both have a value, and not the same; what only one version knows is passed over."""
+    if not isinstance(kept, dict) or not isinstance(now, dict):
+        return [] if kept == now else [key]
+    shared = [each for each in kept if each in now]
+    return [found for each in shared for found in differing(kept[each], now[each], f"{key} {each}".strip())]
+
+
 def keep(found: dict[str, Any], results: Path) -> str:
     """Keep a result, or a part of one, in a folder; what was done, in a line.
 
-    A part takes the place of one whose seeds are all in it. Raises: ValueError where it goes with those that
-    are there by no means.
+    A part takes the place of those whose seeds are all in it. It is put together with other parts, and with
+    the result that is there where that is of the same settings and other seeds. Raises: ValueError where it
+    goes with them by no means, or a result has these seeds and more.
     """
     name, own = found["config"]["name"], seeds_of(found)
-    folder = results / PARTS
-    kept = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"experiment_{name}-*.json"))}
-    replaced = {path for path, each in kept.items() if set(seeds_of(each)) <= set(own)}
-    parts = [found]
-    if not is_enough(own):
-        parts += [each for path, each in kept.items() if path not in replaced]
-        for each in parts:
-            if (fault := refusal(each) or why_no_part(each)) is not None:
-                raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
+    folder, path = results / PARTS, results / f"experiment_{name}.json"
+    parts = {each: read_kept(each) for each in sorted(folder.glob(f"experiment_{name}-*.json"))}
+    others = [each for each in parts.values() if not set(seeds_of(each)) <= set(own)]
+    if path.exists() and refusal(earlier := read_kept(path)) is None:
+        if set(own) < set(seeds_of(earlier)):
+            raise ValueError(f"{path} has these seeds and others: remove it, and these are kept")
+        others += [] if set(own) & set(seeds_of(earlier)) else [earlier]
+    joining = [found] if is_enough(own) else [found, *others]
+    for each in joining if len(joining) > 1 else ():
+        if (fault := refusal(each) or why_no_part(each)) is not None:
+            raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
     try:
-        seeds = seeds_of_all(parts)
-        first = [each for each in parts if seeds_of(each).stop <= num_from_first(seeds)]
+        seeds = seeds_of_all(joining)
+        first = [each for each in joining if seeds_of(each).stop <= num_from_first(seeds)]
         whole = joined(first) if is_enough(seeds) else None
     except ValueError as error:
         raise ValueError(f"{name}, with what {folder} holds: {error}") from error
     if whole is not None:
-        path, gone = results / f"experiment_{name}.json", set(kept)
         write_whole(path, _plain(whole))
-        told = f"wrote {path}"
+        covered, told = set(seeds_of(whole)), f"wrote {path}"
     else:
         folder.mkdir(exist_ok=True)
         path = folder / f"experiment_{name}-{own.start}-{own.stop - 1}.json"
         write_whole(path, _plain(found))
-        gone = replaced - {path}
         there = ", ".join(map(str, seeds))
-        told = f"wrote {path}: of {name} seed {there}; a claim needs {LEAST_SEEDS}, from 0 on"
-    for part in gone:
-        part.unlink()
+        covered, told = (
+            set(own),
+            f"wrote {path}: of {name} seed {there}; a claim needs {LEAST_SEEDS}, from 0 on",
+        )
+    for part, each in parts.items():
+        if part != path and set(seeds_of(each)) <= covered:
+            part.unlink()
     return told
 
 

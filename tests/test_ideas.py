@@ -53,7 +53,9 @@ def test_what_is_kept_of_an_experiment_is_of_its_settings(name: str) -> None:
     path = RESULTS / f"experiment_{name}.json"
     if not path.exists():
         pytest.skip(f"{name} was not measured yet")
-    assert refusal(json.loads(path.read_text())) is None
+    found = json.loads(path.read_text())
+    assert refusal(found) is None
+    assert "laid_over" in found, "which configs it rests on is kept"
 
 
 @pytest.mark.parametrize("file", ["objective/base.py", "config/training.py"])

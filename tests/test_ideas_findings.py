@@ -36,7 +36,9 @@ def levels_of(name: str) -> dict[float | None, Values]:
 
 def curve_of(name: str, unit: str, arm: str) -> list[float]:
     """The mean over seeds of one measure, as the first figure draws it."""
-    panels = json.loads((RESULTS / f"experiment_{name}.json").read_text(encoding="utf-8"))["plots"][0]["panels"]
+    panels = json.loads((RESULTS / f"experiment_{name}.json").read_text(encoding="utf-8"))["plots"][0][
+        "panels"
+    ]
     (curves,) = [panel["curves"] for panel in panels if panel["unit"] == unit]
     (found,) = [curve["mean"] for curve in curves if curve["name"] == arm]
     assert isinstance(found, list)

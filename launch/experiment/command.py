@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from launch.experiment.progress import Watch, forecast
 from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
 from launch.experiment.runs import Cell, Run, cells_of, stage_runs, told_of
+from launch.experiment.tracked import track_conclusion, track_evaluation
 from launch.lock import lock_run
 from launch.processes import stops_at_once
 from launch.sweep.elements import shown
@@ -73,8 +75,10 @@ def run_experiment(asked: Asked, say: Say) -> int:
     Raises: ConfigError with the problems of all runs at once; UsageError; what data and evaluation raise.
     """
     experiment = read_experiment(asked)
-    refuse_changes(asked.changes)
+    refuse_changes(experiment, asked.changes)
     folder = asked.out / folder_name(experiment)
+    if not asked.is_dry:
+        refuse_other_results(folder, experiment, asked.changes)
     shards = shards_of(folder / DATA_FOLDER, experiment.data)
     stages = planned(experiment, folder, shards, asked.changes)
     count = sum(len(runs) for runs in stages.values())
@@ -103,7 +107,8 @@ def run_experiment(asked: Asked, say: Say) -> int:
         if code in (EXIT_INTERRUPTED, EXIT_PREEMPTED):
             return code
         failed, whole, evaluated = _evaluate(experiment, made, shards, watch)
-        conclude(experiment, folder, whole, evaluated, asked.changes, watch.say)
+        files = conclude(experiment, folder, whole, evaluated, asked.changes, watch.say)
+        track_conclusion(whole, files, watch.say)
     return code or failed
 
 
@@ -111,6 +116,21 @@ def folder_name(experiment: ExperimentConfig) -> str:
     """Other seeds than the first have a folder of their own, as names of runs begin with a number."""
     first = experiment.first_seed
     return f"{experiment.name}-from-seed-{first}" if first else experiment.name
+
+
+def refuse_other_results(folder: Path, experiment: ExperimentConfig, changes: Sequence[str]) -> None:
+    """Raises: UsageError where a result would be written over one of other settings, or of more seeds."""
+    try:
+        found = json.loads((folder / RESULT_FILE).read_bytes())["config"]
+        theirs, seeds = [str(each) for each in found["changes"]], int(found["seeds"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or half of one
+        return
+    held = f"{shown(folder)} holds a result"
+    if sorted(theirs) != sorted(changes):
+        told = f"with {' '.join(theirs)}" if theirs else "of the settings as they are"
+        raise UsageError(f"{held} {told}: give the same, or choose another --out")
+    if seeds > experiment.seeds:
+        raise UsageError(f"{held} of {seeds} seeds: give --seeds {seeds} or more, or choose another --out")
 
 
 def seeds_told(experiment: ExperimentConfig) -> str:
@@ -182,8 +202,7 @@ def _evaluate(
 ) -> tuple[int, dict[str, list[Run]], dict[Cell, Evaluated]]:
     """What the last stage's finished runs are asked; what was found before is kept.
 
-    Returns the exit code of the first that cannot be asked; the finished runs by stage, those left out; and
-    what was found.
+    Returns the exit code of the first that cannot be asked; the finished runs by stage; and what was found.
     """
     whole = {stage: [run for run in runs if _is_finished(run)] for stage, runs in made.items()}
     if experiment.evaluate is None:
@@ -206,6 +225,7 @@ def _evaluate(
                 failed = failed or error.exit_code
                 continue
             keep_evaluation(run.element.run, digest, values)
+            track_evaluation(run, experiment.evaluate, values, watch.say)
             watch.say(told)
         found[run.cell] = values
-    return failed, {**whole, last: [run for run in whole[last] if run.cell in found]}, found
+    return failed, whole, found

@@ -117,6 +117,9 @@ class Plot(Section):
     at: tuple[float, ...] = Field((), description="over measures: the numbers that stand for {}, ascending")
     log_across: bool = Field(False, description="levels or numbers stand as far apart as their ratios")
     stage: str | None = Field(None, description="null: the last")
+    level: float | None = Field(
+        None, description="over steps or measures, where there are levels: whose runs are drawn"
+    )
     arms: tuple[Name, ...] = Field((), description="those that are drawn; none named: all")
     panels: tuple[Panel, ...] = Field(min_length=1)
 
@@ -132,7 +135,8 @@ class Quick(Section):
     levels: tuple[float, ...] | None = Field(None, description="the levels that are kept; null: all")
 
 
-IN_STEPS = ("train.steps", "optim.warmup_steps", "probe.every")
+STEPS = "train.steps"
+IN_STEPS = (STEPS, "optim.warmup_steps", "probe.every")
 
 
 def _shorter(settings: Settings, by: int) -> Settings:
@@ -187,7 +191,19 @@ class ExperimentConfig(Section):
             )
             for name, each in self.stages.items()
         }
-        levels = tuple(each for each in self.levels if quick.levels is None or each.value in quick.levels)
-        episodes = quick.episodes or self.episodes
-        update = {"name": f"{self.name}-quick", "seeds": quick.seeds, "episodes": episodes}
-        return self.model_copy(update={**update, "data": data, "stages": stages, "levels": levels})
+        levels = tuple(
+            each.model_copy(update={"settings": _shorter(each.settings, quick.shorter)})
+            for each in self.levels
+            if quick.levels is None or each.value in quick.levels
+        )
+        kept = {None, *(each.value for each in levels)}
+        update = {
+            "name": f"{self.name}-quick",
+            "seeds": quick.seeds,
+            "episodes": quick.episodes or self.episodes,
+            "data": data,
+            "stages": stages,
+            "levels": levels,
+            "plots": tuple(each for each in self.plots if each.level in kept),
+        }
+        return self.model_copy(update=update)

@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import ConfigError, DataError, why
@@ -17,14 +19,17 @@ from launch.config import read_config, shipped_config
 from launch.console import Stages
 from launch.experiment.config import DataSpec
 from launch.sweep.axes import as_typed
+from launch.sweep.elements import not_default
 
 DONE = "made.json"
 VIDEOS, SHARDS = "videos", "shards"
+DEMO = "data/demo.yaml"
+MADE_OF_DATA = ("name", "out", "sources")  # what an experiment says itself
 
 
 def folder_of(folder: Path, name: str, spec: DataSpec) -> Path:
-    """Where a data set lies: other settings are another folder."""
-    plain = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    """Where a data set lies: other settings, its own or those below them, are another folder."""
+    plain = json.dumps([spec.model_dump(mode="json"), laid_over()], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
@@ -72,6 +77,13 @@ def _is_whole(shards: Path) -> bool:
     return found
 
 
+@cache
+def laid_over() -> Any:
+    """What configs/data/demo.yaml says of sharding, in plain values, but for names and places."""
+    plain: dict[str, Any] = not_default(read_config(shipped_config(DEMO), [], DataConfig))
+    return {key: value for key, value in plain.items() if key not in MADE_OF_DATA}
+
+
 def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
     """configs/data/demo.yaml with what the experiment lays over it. Raises: ConfigError."""
     videos = (own / VIDEOS).absolute()
@@ -81,7 +93,7 @@ def shard_config(name: str, own: Path, spec: DataSpec) -> DataConfig:
         f"sources={as_typed([str(videos if spec.world is None else videos / LIST_FILE)])}",
     ]
     more = [f"{key}={as_typed(value)}" for key, value in spec.shard.items()]
-    return read_config(shipped_config("data/demo.yaml"), [*fixed, *more], DataConfig)
+    return read_config(shipped_config(DEMO), [*fixed, *more], DataConfig)
 
 
 def check_shard(name: str, own: Path, spec: DataSpec) -> None:

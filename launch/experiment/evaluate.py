@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.errors import UsageError
 from data_pipeline.worlds import World
-from launch.experiment.config import DataSpec, ExperimentConfig
+from launch.experiment.config import ExperimentConfig
+from launch.experiment.data import shard_config
 from launch.experiment.measured import Evaluated
 from launch.experiment.runs import Run, data_of
 
 if TYPE_CHECKING:
+    from pretrain.config import RunConfig
     from pretrain.planning.measure import PlanningSettings
     from pretrain.planning.search import Cem, Mppi
 
@@ -64,22 +66,28 @@ def _rollout(
             on_clip=_counted(clips + train_clips, on_part),
         ).measures()
 
-    own = data_of(experiment, list(experiment.stages)[-1], run.cell)
-    found = on(_with_true_actions(experiment, own))
+    own = _data_of(experiment, run)
+    found = on(_with_true_actions(experiment, run))
     world = experiment.data[own].world
     told = on(own) if world is not None and world.actions == "zero" else found
     rows = {name.removesuffix(TRUE): value for name, value in told.items() if name.endswith(f": {TRUE}")}
     return Evaluated(found | {f"{name}{AS_TRAINED}": value for name, value in rows.items()})
 
 
-def _with_true_actions(experiment: ExperimentConfig, name: str) -> str:
-    """The data set of the same videos whose recorded actions are the true ones; the last stage's for want of
-    one."""
+def _with_true_actions(experiment: ExperimentConfig, run: Run) -> str:
+    """The data set of the run's videos whose recorded actions are the true ones. Raises: UsageError."""
+    name = _data_of(experiment, run)
     spec = experiment.data[name]
     if spec.world is None:
         return name
     wanted = spec.model_copy(update={"world": spec.world.model_copy(update={"actions": "true"})})
-    return next((each for each, other in experiment.data.items() if other == wanted), experiment.last.data)
+    found = next((each for each, other in experiment.data.items() if other == wanted), None)
+    if found is None:
+        raise UsageError(
+            f"evaluate is rollout, and the actions in data.{name} are {spec.world.actions}: runs are asked "
+            f"about true ones; give the experiment a data set that differs in `actions: true` alone"
+        )
+    return found
 
 
 def _planning(
@@ -94,7 +102,7 @@ def _planning(
     from pretrain.planning.landscape import energy_maps, maps_of
     from pretrain.planning.measure import WAYS, measure_planning
 
-    world = _world_of(experiment)
+    world = _world_of(experiment, run)
     cem, mppi = _searches(world)
     acting = partial(
         measure_planning,
@@ -116,13 +124,18 @@ def _causes(experiment: ExperimentConfig, run: Run, shards: Mapping[str, Path], 
     """What its features vary by, on videos of its own world that nobody was trained on."""
     from pretrain.causes import measure_causes
 
-    spec = _spec_of(experiment, run)
-    assert spec.world is not None, "checked before any run"
-    return Evaluated(measure_causes(run.element.run, spec.world, seed=spec.seed))
+    world, seed = _world_of(experiment, run), experiment.data[_data_of(experiment, run)].seed
+    return Evaluated(measure_causes(run.element.run, world, seed=seed))
 
 
-def _spec_of(experiment: ExperimentConfig, run: Run) -> DataSpec:
-    return experiment.data[data_of(experiment, list(experiment.stages)[-1], run.cell)]
+def _data_of(experiment: ExperimentConfig, run: Run) -> str:
+    return data_of(experiment, list(experiment.stages)[-1], run.cell)
+
+
+def _world_of(experiment: ExperimentConfig, run: Run) -> World:
+    found = experiment.data[_data_of(experiment, run)].world
+    assert found is not None, "checked before any run"
+    return found
 
 
 def _counted(total: int, on_part: OnPart) -> Callable[[], None]:
@@ -153,24 +166,29 @@ def check_evaluation(experiment: ExperimentConfig, runs: Sequence[Run]) -> None:
     from pretrain.rollout.model import check_foresees
 
     for run in runs:
+        config = run.element.config
         if experiment.evaluate == "causes":
             who = f"evaluate is causes, and the data of {run.cell.arm!r}"
-            check_causes(who, _spec_of(experiment, run).world, run.element.config)
+            check_causes(who, experiment.data[_data_of(experiment, run)].world, config)
             continue
-        config = run.element.config
         who = f"evaluate is {experiment.evaluate}, and {run.cell.arm!r} of the last stage"
         check_foresees(config, who)
         if experiment.evaluate == "planning":
-            check_world(who, _world_of(experiment), config, _planned())
+            check_world(who, _world_of(experiment, run), config, _planned())
+        else:
+            _check_long_enough(experiment, _with_true_actions(experiment, run), config)
 
 
-def _world_of(experiment: ExperimentConfig) -> World:
-    spec: DataSpec = experiment.data[experiment.last.data]
-    if spec.world is None:
+def _check_long_enough(experiment: ExperimentConfig, name: str, config: RunConfig) -> None:
+    """Raises: UsageError where clips of a data set are shorter than a rollout."""
+    cut = shard_config(name, Path(name), experiment.data[name]).cut
+    frames = TOLD + FORESEEN
+    if cut.kind != "spans" and cut.length_s * config.data.fps < frames - 1e-6:
         raise UsageError(
-            f"data.{experiment.last.data} has no world, and planning acts in one: give it a world"
+            f"evaluate is rollout, which wants {frames} frames at {config.data.fps:g} a second, and clips of "
+            f"data.{name} last {cut.length_s:g} s: need data.{name}.shard.cut.length_s of "
+            f"{frames / config.data.fps:g}, in videos as long"
         )
-    return spec.world
 
 
 def _asked_of_rollout(experiment: ExperimentConfig) -> dict[str, Any]:
@@ -180,7 +198,9 @@ def _asked_of_rollout(experiment: ExperimentConfig) -> dict[str, Any]:
 def _asked_of_planning(experiment: ExperimentConfig) -> dict[str, Any]:
     from pretrain.planning.measure import AWAY, FIRST_READ, FIRST_TASK, READ_FRAMES, READ_VIDEOS
 
-    searches = {type(each).__name__: asdict(each) for each in _searches(_world_of(experiment))}
+    world = experiment.data[experiment.last.data].world
+    assert world is not None, "checked before any run"
+    searches = {type(each).__name__: asdict(each) for each in _searches(world)}
     return {
         "planning": asdict(_planned()),
         "episodes": experiment.episodes,

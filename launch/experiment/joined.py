@@ -41,11 +41,11 @@ def joined(results: Sequence[Found]) -> Found:
         raise ValueError(f"seed {', '.join(map(str, absent))} is in none of them")
     if len(parts) == 1:
         return parts[0]
-    if any(found["config"]["plots"] != parts[0]["config"]["plots"] for found in parts):
+    if any(_config_of(found).plots != _config_of(parts[0]).plots for found in parts):
         raise ValueError("they draw other figures: run the same command on each again, which trains nothing")
     newest = max(parts, key=lambda found: str(found["date"]))
     config = newest["config"] | {"seeds": len(seeds), "first_seed": seeds[0]}
-    experiment = ExperimentConfig.model_validate({k: v for k, v in config.items() if k != "changes"})
+    experiment = _config_of(newest).model_copy(update={"seeds": len(seeds), "first_seed": seeds[0]})
     values, untrained = _by_cell(parts)
     names = [each.name for each in experiment.measures]
     spreads = spreads_of(values, untrained, list(experiment.last.arms), names, experiment.against)
@@ -67,6 +67,10 @@ def joined(results: Sequence[Found]) -> Found:
         "plots": plots,
         "maps": parts[0]["maps"],  # of the first seed
     }
+
+
+def _config_of(found: Found) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({k: v for k, v in found["config"].items() if k != "changes"})
 
 
 def _by_cell(parts: Sequence[Found]) -> tuple[dict[Cell, dict[str, float]], dict[Cell, dict[str, float]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,26 @@ def plots_of(
     last = list(experiment.stages)[-1]
     for plot in experiment.plots:
         arms = list(plot.arms or experiment.stages[plot.stage or last].arms)
+        is_drawn = partial(_is_of, plot.level)
         if plot.over == "steps":
             across: str | None = "step"
-            panels = [_over_steps(panel, metrics[plot.stage or last], arms) for panel in plot.panels]
+            own = {cell: each for cell, each in metrics[plot.stage or last].items() if is_drawn(cell)}
+            panels = [_over_steps(panel, own, arms) for panel in plot.panels]
         elif plot.over == "levels":
             across = experiment.axis
             panels = [_over_levels(panel, spreads, [*arms, UNTRAINED]) for panel in plot.panels]
         else:
             across = plot.across
-            panels = [_over_measures(panel, plot.at, evaluated, arms) for panel in plot.panels]
+            told = {cell: each for cell, each in evaluated.items() if is_drawn(cell)}
+            panels = [_over_measures(panel, plot.at, told, arms) for panel in plot.panels]
         caption = caption_of(plot.caption, panels)
         drawn = {"title": plot.title, "caption": caption, "across": across, "panels": panels}
         found.append({**drawn, "log_across": plot.log_across})
     return found
+
+
+def _is_of(level: float | None, cell: Cell) -> bool:
+    return cell.level == level
 
 
 def caption_of(caption: str, panels: Sequence[Drawn]) -> str:

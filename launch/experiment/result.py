@@ -23,7 +23,7 @@ from launch.experiment.measured import (
     training_tflops,
 )
 from launch.experiment.plots import draw_plots, plots_of
-from launch.experiment.runs import Cell, Run, cells_of
+from launch.experiment.runs import Cell, Run, cells_of, settings_below
 from launch.experiment.summary import all_tables, grouped, in_groups, rows_of, spreads_of
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
@@ -40,15 +40,22 @@ def conclude(
     evaluated: Mapping[Cell, Evaluated],
     changes: Sequence[str],
     say: Say,
-) -> None:
-    """Write the result, its table and figures, and print the table. made: the runs that count, by stage.
+) -> list[Path]:
+    """Write the result, its table and figures, and print the table. made: the finished runs, by stage.
 
-    In the result, commit: of the code that put it together; commits: of the code that made the runs.
+    Where runs were to be asked something, those that could not be are left out. Returns what was written. In
+    the result, commit: of the code that put it together; commits: of the code that made the runs.
     """
-    metrics = {
-        stage: {run.cell: read_metrics(run.element.run) for run in runs} for stage, runs in made.items()
-    }
     last = list(made)[-1]
+    left_out = {run.cell for run in made[last]} - set(evaluated) if experiment.evaluate else set()
+    metrics = {
+        stage: {
+            run.cell: read_metrics(run.element.run)
+            for run in runs
+            if stage != last or run.cell not in left_out
+        }
+        for stage, runs in made.items()
+    }
     numbers = {cell: each.numbers for cell, each in evaluated.items()}
     values, untrained = {}, {}
     for run in made[last]:
@@ -59,10 +66,12 @@ def conclude(
             values[run.cell], untrained[run.cell] = own, before
     names = [each.name for each in experiment.measures]
     groups = grouped(each.model_dump() for each in experiment.measures)
-    missing = missing_cells(experiment, metrics[last])
+    missing = missing_cells(experiment, [*metrics[last], *left_out])
+    not_asked = _told(experiment, sorted(left_out, key=lambda cell: cell.seed))
     if not metrics[last]:
-        say(f"none of the runs of {last} has finished: there is no table")
-        return
+        why = "could be asked" if left_out else "has finished"
+        say(f"none of the runs of {last} {why}: there is no table")
+        return []
     spreads = spreads_of(values, untrained, list(experiment.last.arms), names, experiment.against)
     unmeasured = unmeasured_cells(experiment, values, metrics[last])
     plots = plots_of(experiment, metrics, spreads, numbers)
@@ -78,9 +87,10 @@ def conclude(
         "versions": versions(),
         "config": experiment.model_dump(mode="json") | {"changes": list(changes)},
         "asked": asked_of(experiment),
+        "laid_over": settings_below(experiment),
         "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
-        "missing": missing,
+        "missing": [*missing, *(f"{each} (not asked)" for each in not_asked)],
         "unmeasured": unmeasured,
         "plots": plots,
         "maps": maps,
@@ -89,6 +99,8 @@ def conclude(
     below = notes_of(experiment.model_dump(mode="json"))
     if missing:
         below.append(f"Not finished, and not in the table: {'; '.join(missing)}.")
+    if not_asked:
+        below.append(f"Could not be asked, and not in the table: {'; '.join(not_asked)}.")
     below += [
         f"Without a finite {name} at the end: {'; '.join(cells)}." for name, cells in unmeasured.items()
     ]
@@ -108,11 +120,13 @@ def conclude(
         say(f"\n{told}")
     if experiment.against is not None and experiment.seeds > 1:
         say(f"\n* differs from {experiment.against}, seed by seed, by more than its 95 % interval")
-    for path in (folder / RESULT_FILE, folder / TABLE_FILE, *drawn):
+    written = [folder / RESULT_FILE, folder / TABLE_FILE, *drawn]
+    for path in written:
         say(f"wrote  {shown(path)}")
     say(f"report foreframe report {shown(folder / last)}/[0-9]*")
     if made[last][0].element.config.tracker.kind == "mlflow":
         say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+    return written
 
 
 def notes_of(config: Mapping[str, Any]) -> list[str]:

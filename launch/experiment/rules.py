@@ -9,7 +9,18 @@ from typing import Any
 
 from data_pipeline.errors import ConfigError, Problem, UsageError
 from launch.config import flatten, shipped_config
-from launch.experiment.config import PLACE, Arm, ExperimentConfig, Level, Plot, Stage
+from launch.experiment.config import (
+    IN_STEPS,
+    PLACE,
+    STEPS,
+    Arm,
+    ExperimentConfig,
+    Level,
+    Plot,
+    Settings,
+    Stage,
+)
+from launch.experiment.data import MADE_OF_DATA
 from launch.experiment.summary import UNTRAINED
 from launch.sweep.axes import as_typed
 
@@ -19,7 +30,6 @@ WORDS_NEED = "words in a line without `|`, as it stands in a table"
 DATA_FOLDER = "data"  # beside the folders of stages
 MADE_OF_RUNS = ("name", "out", "seed", "data.shards")
 WEIGHTS = "init.weights"  # where weights_of says them
-MADE_OF_DATA = ("name", "out", "sources")
 
 
 def check_rules(experiment: ExperimentConfig) -> None:
@@ -159,11 +169,27 @@ def taken_by(name: str, value: Any, taken: Sequence[str]) -> str | None:
     return None
 
 
-def refuse_changes(changes: Sequence[str]) -> None:
-    """Raises: UsageError for KEY=VALUE of a command line that the experiment says itself."""
+def refuse_changes(experiment: ExperimentConfig, changes: Sequence[str]) -> None:
+    """Raises: UsageError for KEY=VALUE of a command line that the experiment says itself, of all its runs or
+    of an arm's or a level's: those would keep theirs, and no longer be compared on equal terms.
+    """
+    stages = experiment.stages.values()
+    has_weights = any(
+        stage.weights_of or any(arm.weights_of for arm in stage.arms.values()) for stage in stages
+    )
+    taken = (*MADE_OF_RUNS, WEIGHTS) if has_weights else MADE_OF_RUNS
+    differing = {f"{experiment.axis} {level.value:g}": level.settings for level in experiment.levels}
+    differing |= {arm: found.settings for stage in stages for arm, found in stage.arms.items()}
     for change in changes:
-        if found := taken_by(change.partition("=")[0], None, MADE_OF_RUNS):
+        key = change.partition("=")[0]
+        if found := taken_by(key, None, taken):
             raise UsageError(f"{change}: an experiment sets {found} of its runs itself; leave it out")
+        owners = [name for name, settings in differing.items() if taken_by(key, None, list(settings))]
+        if owners:
+            raise UsageError(
+                f"{change}: {key} is set by the experiment for {', '.join(owners)}; change it in a copy of "
+                f"the experiment's file"
+            )
 
 
 def _tables(experiment: ExperimentConfig) -> Iterator[Problem]:
@@ -180,9 +206,12 @@ def _tables(experiment: ExperimentConfig) -> Iterator[Problem]:
         if each.untrained is not None and (each.minus is not None or each.share_of is not None):
             need = "null: a difference or a share is of the trained encoder alone"
             yield _broken(f"measures.{number}.untrained", each.untrained, need)
-    spec = experiment.data.get(experiment.last.data)
-    if experiment.evaluate == "planning" and spec is not None and spec.world is None:
-        yield _broken(f"data.{experiment.last.data}.world", None, "a world: planning acts in it")
+    if experiment.evaluate == "planning":
+        of_arms = [each.data for each in experiment.last.arms.values()]
+        named = [experiment.last.data, *of_arms, *(each.data for each in experiment.levels)]
+        for name, spec in experiment.data.items():
+            if spec.world is None and name in named:
+                yield _broken(f"data.{name}.world", None, "a world: planning acts in it")
 
 
 def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
@@ -198,6 +227,7 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
         yield from _over_measures(key, plot, stage is experiment.last)
         if plot.log_across:
             yield from _log_across(f"{key}.log_across", plot, [each.value for each in experiment.levels])
+        yield from _level_of(key, plot, [each.value for each in experiment.levels])
         if plot.over != "levels":
             continue
         if not experiment.levels:
@@ -206,6 +236,15 @@ def _plots(experiment: ExperimentConfig) -> Iterator[Problem]:
             yield _broken(f"{key}.stage", plot.stage, "the last one: measures over levels are of its runs")
         for place, panel in enumerate(plot.panels):
             yield from _known(f"{key}.panels.{place}.key", panel.key, measures, "measures")
+
+
+def _level_of(key: str, plot: Plot, levels: Sequence[float]) -> Iterator[Problem]:
+    """A curve is of one level's runs, or over levels."""
+    if plot.over == "levels" or not levels:
+        if plot.level is not None:
+            yield _broken(f"{key}.level", plot.level, "it left out: the figure is of no single level")
+    elif plot.level not in levels:
+        yield _broken(f"{key}.level", plot.level, f"the level whose runs are drawn, one of {levels}")
 
 
 def _log_across(key: str, plot: Plot, levels: Sequence[float]) -> Iterator[Problem]:
@@ -241,8 +280,25 @@ def _over_measures(key: str, plot: Plot, is_last: bool) -> Iterator[Problem]:
                 )
 
 
+def _can_be_shorter(experiment: ExperimentConfig) -> Iterator[Problem]:
+    """What counts in steps stands where it is found to be divided."""
+    holders: dict[str, Settings] = {}
+    for name, stage in experiment.stages.items():
+        holders |= {f"stages.{name}.settings": stage.settings}
+        holders |= {f"stages.{name}.arms.{arm}.settings": each.settings for arm, each in stage.arms.items()}
+        if STEPS not in {**stage.settings, **experiment.quick.settings}:
+            yield _broken(f"stages.{name}.settings.{STEPS}", None, "a number: quick.shorter divides it")
+    holders |= {f"levels.{number}.settings": each.settings for number, each in enumerate(experiment.levels)}
+    for key, settings in holders.items():
+        hidden = [each for each in IN_STEPS if each not in settings and each in flatten(dict(settings))]
+        for each in hidden:
+            yield _broken(f"{key}.{each}", None, f"{each} in one line, not in a section, to be divided")
+
+
 def _quick(experiment: ExperimentConfig) -> Iterator[Problem]:
     yield from _settings("quick.settings", experiment.quick.settings, MADE_OF_RUNS)
+    if experiment.quick.shorter > 1:
+        yield from _can_be_shorter(experiment)
     kept, known = experiment.quick.levels, [each.value for each in experiment.levels]
     if kept is not None and (not kept or any(each not in known for each in kept)):
         yield _broken("quick.levels", list(kept), f"some of the levels {known}")

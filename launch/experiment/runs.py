@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.config import DataConfig
 from data_pipeline.errors import UsageError
-from launch.config import shipped_config
+from launch.config import read_config, shipped_config
 from launch.experiment.config import ExperimentConfig, Level, Settings
+from launch.experiment.data import DEMO, MADE_OF_DATA
 from launch.sweep.axes import Asked, Row, as_typed
-from launch.sweep.elements import Element, Sweep, make_sweep, shown
+from launch.sweep.elements import OWN, Element, Sweep, make_sweep, shown
+from pretrain.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,17 @@ def data_of(experiment: ExperimentConfig, stage: str, cell: Cell) -> str:
     return found.arms[cell.arm].data or of_level or found.data
 
 
+def settings_below(experiment: ExperimentConfig) -> dict[str, Any]:
+    """The configs that an experiment's settings are laid over, whole, by file: numbers rest on them too."""
+    files = dict.fromkeys(stage.train for stage in experiment.stages.values())
+    found = {
+        file: read_config(shipped_config(file), [], RunConfig).model_dump(mode="json", exclude=OWN)
+        for file in files
+    }
+    sharding = read_config(shipped_config(DEMO), [], DataConfig)
+    return found | {DEMO: sharding.model_dump(mode="json", exclude=set(MADE_OF_DATA))}
+
+
 def stage_runs(
     experiment: ExperimentConfig,
     stage: str,
@@ -57,7 +72,7 @@ def stage_runs(
     """The sweep of a stage in `folder`/`stage`, and its runs by cell.
 
     data: shards by name. earlier: runs of the stages before; what would start from one that is not among
-    them is left out. changes: KEY=VALUE of all runs, laid over all.
+    them is left out. changes: KEY=VALUE of all runs, of keys that no arm and no level sets.
     Raises: ConfigError with the problems of all runs at once; UsageError, also when nothing is left.
     """
     found = experiment.stages[stage]
@@ -88,6 +103,8 @@ def stage_runs(
         name=stage,
         ranks=1,
         shares_store=True,
+        group=f"{experiment.name}: {stage}",
+        home=folder,
     )
     pairs = zip(cells, sweep.elements, strict=True)
     runs = [Run(cell, _called(element, told_of(cell, experiment.axis))) for cell, element in pairs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,11 +70,22 @@ class Sweep:
         return [key for key, found in seen.items() if len(found) > 1 or counts[key] < len(self.elements)]
 
 
-def make_sweep(path: str, asked: Asked, *, name: str | None, ranks: int, shares_store: bool) -> Sweep:
+def make_sweep(
+    path: str,
+    asked: Asked,
+    *,
+    name: str | None,
+    ranks: int,
+    shares_store: bool,
+    group: str | None = None,
+    home: Path | None = None,
+) -> Sweep:
     """Every element's config, whole and checked for its number of ranks, before anything is started.
 
     name: of the sweep; without one that of the config, with -sweep. shares_store: all elements on this
-    machine, so that one file may hold their MLflow runs where no server is named.
+    machine, so that one file may hold their MLflow runs where no server is named. group: of those runs; the
+    sweep's name without one. home: a folder above the sweep's that it is a part of: where that file lies,
+    and moving it with all that it holds leaves elements what they are.
     Elements that a sweep in this folder has had keep their names, whatever was asked beside them.
     Raises: ConfigError with the problems of all elements at once; UsageError.
     """
@@ -92,9 +104,10 @@ def make_sweep(path: str, asked: Asked, *, name: str | None, ranks: int, shares_
     if not NAME.fullmatch(called):
         raise UsageError(f"--name is {called!r}: need letters, digits, `.`, `_` and `-`, as a run's name has")
     folder = Path(configs[0].out) / called
-    digests = [digest_of(config) for config in configs]
+    digests = [digest_of(config, home) for config in configs]
     _refuse_twins(digests, asked.rows)
-    own = [_own_settings(config, folder, called, shares_store=shares_store) for config in configs]
+    store = (home or folder) if shares_store else None
+    own = [_own_settings(config, folder, group or called, store) for config in configs]
     unnamed = [Element("", *each) for each in zip(asked.rows, own, digests, strict=True)]
     return _named(Sweep(called, folder, tuple(unnamed)))
 
@@ -134,18 +147,21 @@ def held(sweep: Sweep) -> Iterator[Sweep]:
         yield named
 
 
-def _own_settings(config: RunConfig, folder: Path, group: str, *, shares_store: bool) -> RunConfig:
-    """Raises: UsageError where one file for all MLflow runs could not be told to MLflow."""
+def _own_settings(config: RunConfig, folder: Path, group: str, store: Path | None) -> RunConfig:
+    """store: a folder for the one file of all MLflow runs, where no server is named; None: no such file.
+
+    Raises: UsageError where it could not be told to MLflow.
+    """
     tracker = config.tracker
     if tracker.kind == "mlflow":
         uri = tracker.uri
-        if uri is None and shares_store:
-            if found := [sign for sign in "?#%" if sign in str(folder.absolute())]:
+        if uri is None and store is not None:
+            if found := [sign for sign in "?#%" if sign in str(store.absolute())]:
                 raise UsageError(
-                    f"{folder.absolute()} has a `{found[0]}`, which means something else in the address "
+                    f"{store.absolute()} has a `{found[0]}`, which means something else in the address "
                     "of an MLflow store: choose another out=..., or name a server in tracker.uri"
                 )
-            uri = f"sqlite:///{folder.absolute()}/mlflow.db"
+            uri = f"sqlite:///{store.absolute()}/mlflow.db"
         tracker = tracker.model_copy(update={"group": tracker.group or group, "uri": uri})
     return config.model_copy(update={"out": str(folder), "tracker": tracker})
 
@@ -181,13 +197,25 @@ def _refuse_twins(digests: Sequence[str], rows: Sequence[Row]) -> None:
         first[digest] = number
 
 
-def digest_of(config: RunConfig) -> str:
+def digest_of(config: RunConfig, home: Path | None = None) -> str:
     """16 hex digits of everything that a sweep does not set itself: equal for the same element.
 
     Of settings that are not their defaults: another version, which knows more settings, still knows its runs.
+    home: paths in this folder count from there, wherever it lies and however it was typed.
     """
     plain = {key: value for key, value in not_default(config).items() if key not in OWN}
+    if home is not None:
+        plain = _from_home(plain, f"{home}{os.sep}")
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _from_home(value: Any, home: str) -> Any:
+    """Plain values, in which paths that begin with `home` begin with ~/ instead."""
+    if isinstance(value, dict):
+        return {key: _from_home(each, home) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_from_home(each, home) for each in value]
+    return f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
 
 
 def not_default(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import CheckpointError, UsageError
 from pretrain.checkpoint import FOLDER, chosen_checkpoint
 from pretrain.config import RunConfig
 from pretrain.config.objective import ActionLatentConfig
@@ -90,10 +90,11 @@ def load_model(
     """Encoder and predictor of a run's checkpoint, in float32; and the run's config.
 
     step: None for the newest whole one. Raises: CheckpointError when there is none; UsageError when it is no
-    run, or trains no such predictor, or one that wants to be told states.
+    folder, or trains no such predictor, or one that wants to be told states.
     """
     if not is_run(run):
-        raise UsageError(f"{run} is no run's folder: it has no {FOLDER}")
+        lost = CheckpointError if run.is_dir() else UsageError
+        raise lost(f"{run} is no run's folder: it has no {FOLDER}")
     manifest = chosen_checkpoint(run, step)[1]
     config = RunConfig.model_validate(manifest["config"])
     objective = check_foresees(config, str(run))

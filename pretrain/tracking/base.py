@@ -199,6 +199,24 @@ def add_results(
     tracker.close(status)
 
 
+def add_to_group(config: TrackerConfig, run: Path, files: Sequence[Path], *, say: Say | None = None) -> None:
+    """Add files to the MLflow run of a group that a run lies below; none where it lies below none.
+
+    Raises: UsageError when the server does not answer.
+    """
+    if config.kind == "jsonl":
+        return
+    from pretrain.tracking.mlflow import MlflowTracker
+
+    tracker = MlflowTracker(run, config.uri, say or logging.getLogger("foreframe").warning)
+    status = tracker.reopen()
+    if status is None:
+        return
+    for path in files:
+        tracker.log_above(path)
+    tracker.close(status)
+
+
 def run_title(run: Path, name: str) -> str:
     """A run's name where several are listed; before a bare `run` the folder it lies in.
 

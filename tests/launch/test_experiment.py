@@ -15,7 +15,7 @@ from data_pipeline.errors import ConfigError, UsageError
 from data_pipeline.worlds import World
 from launch.cli import app
 from launch.config import read_config
-from launch.experiment import command
+from launch.experiment import command, data
 from launch.experiment.command import Asked, planned, read_experiment, run_experiment, shipped_experiments
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import shards_of
@@ -139,6 +139,27 @@ def test_a_name_that_is_no_experiment_is_refused_with_those_that_are() -> None:
     assert "collapse-planted" not in shipped_experiments()
 
 
+def test_what_arms_differ_in_is_not_laid_over_them(tmp_path: Path) -> None:
+    for change in ("train.steps=2000", "train={steps: 3}"):
+        with pytest.raises(
+            UsageError, match=r"is set by the experiment for .*pixel, 1e-3.*; change it in a copy"
+        ):
+            run_experiment(Asked("noise", (change,), out=tmp_path / "out"), print)
+    with pytest.raises(UsageError, match=r"an experiment sets init\.weights of its runs itself"):
+        run_experiment(Asked("actions", ("init.weights=x",), out=tmp_path / "out"), print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_is_anothers_when_what_it_is_laid_over_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = read_experiment(Asked("collapse")).data
+    before = shards_of(tmp_path, spec)
+    assert before == shards_of(tmp_path, spec)
+    monkeypatch.setattr(data, "laid_over", lambda: {"encode": {"short_side": 65}})
+    assert not set(before.values()) & set(shards_of(tmp_path, spec).values())
+
+
 def test_help_names_every_experiment() -> None:
     said = CliRunner().invoke(app, ["experiment", "--help"], env={"COLUMNS": "200"}).output
     assert [name for name in shipped_experiments() if name not in said] == []
@@ -207,7 +228,7 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
         "measures": [*plain["measures"], {"name": "TFLOP", "key": "training TFLOPs", "digits": 1}],
         "plots": [
             {"title": "t", "caption": "c", "over": "levels", "panels": [{"unit": "loss", "key": "loss"}]},
-            {"title": "t", "caption": "c", "panels": [{"unit": "loss", "key": "loss"}]},
+            {"title": "t", "caption": "c", "level": 0.8, "panels": [{"unit": "loss", "key": "loss"}]},
         ],
     }
     Path("e.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
@@ -224,6 +245,7 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     tflops = {row["ours"] for row in result["rows"] if row["metric"] == "TFLOP"}
     assert len(tflops) == 1 and min(tflops) > 0
     assert result["plots"][0]["panels"][0]["curves"][1]["x"] == [0.1, 0.8]
+    assert {curve["runs"] for curve in result["plots"][1]["panels"][0]["curves"]} == {2}, "of one level"
     for number in (1, 2):
         assert Path(f"out/try/try-{number}.svg").read_text().startswith("<?xml")
     assert "| fast | 1.00 ± 0.71* | 0.2 ± 0.0 | 2 |" in Path("out/try/table.md").read_text()
@@ -251,6 +273,21 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert run_experiment(Asked("e.yaml", seeds=3, parallel=2, out=Path("out")), said.append) == 0
     assert len(sorted(Path("out/try/first").glob("0*/starts"))) == 12
     assert all(path.read_text() == "\n" for path in starts), "on the CPU"
+
+    for words, told in (
+        ({"seeds": 2}, "holds a result of 3 seeds: give --seeds 3 or more, or choose another --out"),
+        ({"seeds": 3, "changes": ("train.log_every=5",)}, "holds a result of the settings as they are"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run_experiment(Asked("e.yaml", parallel=2, out=Path("out"), **words), said.append)
+    Path("out").rename("moved")
+    elsewhere = Asked("e.yaml", seeds=3, parallel=2, out=Path("moved").absolute())
+    assert run_experiment(elsewhere, said.append) == 0
+    moved = sorted(Path("moved/try/first").glob("0*/starts"))
+    assert len(moved) == 12 and all(len(path.read_text().splitlines()) == 1 for path in moved)
+    uris = {each.tracker.uri for each in called}
+    assert uris == {f"sqlite:///{tmp_path / 'out/try/mlflow.db'}"}, "the stages are in one store"
+    assert {each.tracker.group for each in called} == {"try: first"}
 
 
 def test_runs_that_fail_are_told_and_left_out(

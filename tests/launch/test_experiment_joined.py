@@ -17,7 +17,7 @@ from launch.experiment.command import Asked, folder_name, read_experiment, seeds
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.joined import joined, seeds_of
 from launch.experiment.plots import plots_of
-from launch.experiment.runs import Cell, cells_of
+from launch.experiment.runs import Cell, cells_of, settings_below
 from launch.experiment.summary import rows_of, spreads_of
 
 TEXT = """
@@ -30,7 +30,7 @@ stages: {runs: {data: one, arms: {a: {}, b: {}}}}
 against: a
 measures: [{name: x, key: x}, {name: y, key: y, untrained: y0}]
 plots:
-  - {title: Steps, caption: Of steps., panels: [{unit: l, key: loss, at_least: -1.0}]}
+  - {title: Steps, caption: Of steps., level: 0.1, panels: [{unit: l, key: loss, at_least: -1.0}]}
   - {title: Levels, caption: Of levels., over: levels, panels: [{unit: x, key: x}, {unit: y, key: y}]}
 """
 
@@ -119,6 +119,9 @@ def test_parts_are_kept_until_a_claim_has_its_seeds(
     assert "of try seed 0, 1, 4, 5; a claim" in keep(result_of(experiment, 4, 2), tmp_path)
     with pytest.raises(ValueError, match="parts holds: seed 4 is in more than one of them"):
         keep(rest, tmp_path)
+    (tmp_path / "parts/experiment_try-4-5.json").write_text("{")
+    with pytest.raises(ValueError, match=r"experiment_try-4-5.json is damaged"):
+        keep(rest, tmp_path)
     (tmp_path / "parts/experiment_try-4-5.json").unlink()
     other = json.loads((tmp_path / "parts/experiment_try-0-1.json").read_text())
     other["config"]["data"]["one"]["videos"] = 5
@@ -135,8 +138,28 @@ def test_parts_are_kept_until_a_claim_has_its_seeds(
         keep(old, tmp_path)
     keep(result_of(experiment, 6, 1), tmp_path)  # beyond what a claim needs, with a gap before
     assert keep(rest, tmp_path) == f"wrote {tmp_path / 'experiment_try.json'}"
-    assert not list((tmp_path / "parts").iterdir())
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["experiment_try-6-6.json"]
     assert json.loads((tmp_path / "experiment_try.json").read_text()) == joined([again, rest])
+
+    whole = [again, rest, *(result_of(experiment, seed, 1) for seed in (5, 6))]
+    keep(whole[2], tmp_path)
+    assert not list((tmp_path / "parts").iterdir()), "a result grows by what follows it"
+    assert json.loads((tmp_path / "experiment_try.json").read_text())["rows"] == joined(whole)["rows"]
+    with pytest.raises(ValueError, match=r"experiment_try.json has these seeds and others"):
+        keep(result_of(experiment, 0, 5), tmp_path)
+
+
+def test_what_a_result_was_laid_over_is_still_what_it_was(
+    experiment: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "shipped_experiments", lambda: ["try"])
+    monkeypatch.setattr(experiments, "read_experiment", lambda _: experiment)
+    found = result_of(experiment, 0, 5) | {"laid_over": settings_below(experiment)}
+    assert experiments.refusal(found) is None
+    found["laid_over"]["train/tiny-cpu.yaml"]["of an earlier version"] = 1
+    assert experiments.refusal(found) is None, "what only one version knows"
+    found["laid_over"]["train/tiny-cpu.yaml"]["optim"]["lr"] *= 2
+    assert "train/tiny-cpu.yaml optim lr is not what it was" in str(experiments.refusal(found))
 
 
 def test_other_seeds_have_a_folder_of_their_own() -> None:

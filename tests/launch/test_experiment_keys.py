@@ -1,23 +1,26 @@
-"""Every number that a shipped experiment shows is one that its runs are asked for, in these very words."""
+"""Every number that is asked of runs is one that they give, in these very words; and of what was kept."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from launch.experiment.command import Asked, planned, read_experiment
+from benchmarks.measuring import RESULTS
+from launch.experiment.command import Asked, planned, read_experiment, shipped_experiments
 from launch.experiment.config import PLACE, ExperimentConfig
 from launch.experiment.data import folder_of
 from launch.experiment.evaluate import EVALUATIONS
 from launch.experiment.runs import Run
+from launch.experiment.summary import UNTRAINED
 from pretrain import rollout
 from pretrain.planning import agreement, landscape, measure
 from pretrain.planning.control import Episode
 from pretrain.planning.measure import MODEL, WAYS, Planning, PlanningSettings
-from pretrain.rollout.measure import CEILING, COPY, HORIZONS, MEAN, ROLLED, Rollout
+from pretrain.rollout.measure import CEILING, COPY, MEAN, ROLLED, Rollout
 
 
 def keys_of(experiment: ExperimentConfig) -> set[str]:
@@ -52,8 +55,6 @@ def test_those_of_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_qu
     for run in runs:
         told = EVALUATIONS["rollout"].ask(experiment, run, shards, lambda *_: None).numbers
         assert keys_of(experiment) - set(told) == set()
-    plain = Rollout(4, 60, 0, 0, {name: np.ones(16) for name in ROLLED}, {}, {})
-    assert set(HORIZONS) <= {int(name.split()[2][:-1]) for name in plain.measures()}
 
 
 def test_those_of_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +78,17 @@ def test_those_of_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert keys_of(experiment) - set(told) == set()
     assert {f"planning reached: {way}" for way in WAYS} <= set(told)
     assert told[f"planning reached, 0.5 away: {MODEL}"] == 1.0
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_those_of_what_is_kept(name: str) -> None:
+    """Of training's metrics and of causes, too: each measure has a row of every arm, and of no training."""
+    path = RESULTS / f"experiment_{name}.json"
+    if not path.exists():
+        pytest.skip(f"{name} was not measured yet")
+    found = json.loads(path.read_text())
+    rows = {(row["arm"], row["metric"]) for row in found["rows"]}
+    experiment = read_experiment(Asked(name))
+    expected = {(arm, each.name) for arm in experiment.last.arms for each in experiment.measures}
+    untrained = {(UNTRAINED, each.name) for each in experiment.measures if each.untrained}
+    assert rows == expected | untrained

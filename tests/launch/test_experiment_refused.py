@@ -68,6 +68,8 @@ def said_of(tmp_path: Path, *changes: tuple[tuple[Any, ...], Any], is_quick: boo
         (("levels", 1, "value"), 0.1, "levels.1.value is 0.1: need another value"),
         (("levels", 1), {"value": 2, "data": "one"}, "levels.1: need data or settings that differ"),
         (("measures",), [{"name": "a", "key": "loss"}] * 2, "measures.1.name is 'a': need another name"),
+        ((*LAST, "settings"), {"train": {"steps": 10}}, "settings.train.steps: need train.steps in one line"),
+        ((*LAST, "settings"), {"train.log_every": 10}, "settings.train.steps: need a number: quick.shorter"),
         (("quick", "levels"), [0.7], "quick.levels is [0.7]: need some of the levels [0.1, 0.8]"),
     ],
 )  # fmt: skip
@@ -105,6 +107,12 @@ def test_each_is_told_by_its_key_and_line(
             "need it left out: not all of [0.0, 1.0] are above zero",
         ),
         ({"arms": ["fast"], "panels": [{"unit": "u", "key": "loss"}]}, "need one of the arms only"),
+        ({"panels": [{"unit": "u", "key": "loss"}]}, "plots.0.level: need the level whose runs are drawn"),
+        ({**OVER, "level": 0.2}, "plots.0.level is 0.2: need the level whose runs are drawn, one of [0.1"),
+        (
+            {"over": "levels", "level": 0.1, "panels": [{"unit": "u", "key": "loss"}]},
+            "plots.0.level is 0.1: need it left out",
+        ),
     ],
 )
 def test_a_plot_is_of_what_there_is(plot: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -116,6 +124,8 @@ def test_a_plot_is_of_what_there_is(plot: dict[str, Any], told: str, tmp_path: P
     [
         ("rollout", {}, WORLD, "'only' of the last stage has objective.kind masked_latent"),
         ("rollout", {**ACTS, "objective.state_size": 3}, WORLD, "was told states of 3 numbers"),
+        ("rollout", ACTS, WORLD, "wants 20 frames at 8 a second, and clips of data.one last 2 s: need"),
+        ("rollout", ACTS, {**WORLD, "actions": "zero"}, "the actions in data.one are zero: runs are asked"),
         ("planning", ACTS, None, "data.one.world: need a world"),
         ("planning", {**ACTS, "objective.action_size": 3}, WORLD, "actions of 3 numbers"),
         ("planning", ACTS, {**WORLD, "fps": 12.0}, "12.0 frames a second"),

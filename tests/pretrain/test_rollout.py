@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import CheckpointError, DataError, UsageError
 from launch.train import run_train
 from pretrain.data.reader import ClipReader
 from pretrain.features import Encoder
@@ -202,6 +202,8 @@ def test_other_runs_are_refused_by_name(dataset: Path, tmp_path: Path) -> None:
         load_model(plain)
     with pytest.raises(UsageError, match="nowhere is no run's folder"):
         load_model(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="it has no checkpoints"):
+        load_model(tmp_path)
 
 
 def test_too_few_clips_are_told(run: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.errors import UsageError
 from pretrain.config import TrackerConfig
-from pretrain.tracking.base import add_results, make_tracker
-from pretrain.tracking.mlflow.client import artifacts_beside, make_client, make_store
+from pretrain.tracking.base import add_results, add_to_group, make_tracker
+from pretrain.tracking.mlflow.client import artifacts_beside, local_uri, make_client, make_store
 from tests.pretrain.tracked_run import FACTS, get_run, history, log_steps
 
 
@@ -81,6 +81,7 @@ def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: 
     from pretrain.tracking.mlflow import local_uri, make_client
 
     _train(run, 0, range(1, 4), "stopped")
+    ended = get_run(run).info.end_time
     Image.new("RGB", (8, 8), "red").save(run / "masks.png")
     (run / "report.html").write_text("<p>x")
     before = (run / "metrics.jsonl").read_bytes()
@@ -95,6 +96,7 @@ def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: 
     )
     found = get_run(run)
     assert found.info.status == "KILLED"
+    assert found.info.end_time == ended, "how long it took is as it was"
     assert found.data.metrics["probe/trained/mean average precision"] == 0.5
     assert history(run, "loss/total") == [1, 2, 3]
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -103,6 +105,26 @@ def test_results_are_added_to_an_ended_run_and_leave_its_status_and_curves(run: 
         "pictures",
         "report.html",
     ]
+
+
+def test_files_of_a_group_lie_at_the_run_above(run: Path) -> None:
+    table = run.parent / "table.md"
+    table.write_text("| a |")
+    alone = run.parent / "alone"
+    alone.mkdir()
+    for folder, group in ((run, "collapse: runs"), (alone, None)):
+        tracker = make_tracker(TrackerConfig(), folder, say=pytest.fail)
+        tracker.start(dataclasses.replace(FACTS, group=group))
+        tracker.close("done")
+        add_to_group(TrackerConfig(), folder, [table], say=pytest.fail)
+    client = make_client(local_uri(run))
+    below = get_run(run)
+    above = client.get_run(below.data.tags["mlflow.parentRunId"])
+    assert above.info.run_name == "collapse: runs"
+    assert [file.path for file in client.list_artifacts(above.info.run_id)] == ["table.md"]
+    assert client.list_artifacts(below.info.run_id) == []
+    assert make_client(local_uri(alone)).list_artifacts(get_run(alone).info.run_id) == []
+    add_to_group(TrackerConfig(), run.parent / "never begun", [table], say=pytest.fail)
 
 
 def test_results_of_a_run_that_no_server_knows_are_left_alone(tmp_path: Path) -> None:

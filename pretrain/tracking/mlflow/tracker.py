@@ -39,6 +39,7 @@ from pretrain.tracking.mlflow.findings import Begun, log_finding
 from pretrain.tracking.mlflow.images import Shown, log_image, shown_images
 from pretrain.tracking.mlflow.page import VERDICT, describe, numbers
 from pretrain.tracking.mlflow.runs import (
+    PARENT,
     RUN_FILE,
     Place,
     Rollback,
@@ -54,6 +55,7 @@ from pretrain.tracking.sender import AwayError, Job, LeftOutError, Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
 
 CLOSE_WAIT_S = 30.0
 MAX_METRICS = 1000  # MLflow's limit a request
@@ -77,6 +79,7 @@ class MlflowTracker:
         self._last_steps: dict[str, int] = {}  # what the server has, by the sender's thread alone
         self._shown: Shown = set()  # pictures that the server has, by the sender's thread alone
         self._newest_step = 0
+        self._ended_ms: int | None = None  # of a run that is added to: it ended then
         self._files: dict[tuple[Path, str], None] = {}  # in the order in which they were logged
         self._verdict: list[Value | None] = []
 
@@ -127,9 +130,10 @@ class MlflowTracker:
         if record is None:
             return None
         self.run_id = str(record["run_id"])
-        ended: list[str] = []
-        self._connect(lambda client: ended.append(client.get_run(self.run_id).info.status))
-        return next((status for status, name in ENDED.items() if name == ended[0]), "stopped")
+        found: list[RunInfo] = []
+        self._connect(lambda client: found.append(client.get_run(self.run_id).info))
+        self._ended_ms = found[0].end_time
+        return next((status for status, name in ENDED.items() if name == found[0].status), "stopped")
 
     def _connect(
         self,
@@ -214,6 +218,15 @@ class MlflowTracker:
     def log_file(self, path: Path, folder: str = "") -> None:
         self._files[path, folder] = None
         self._put(lambda client: self._send_file(client, path, folder), f"the file {path.name}")
+
+    def log_above(self, path: Path) -> None:
+        """A file of the run that this one lies below; of none where it lies below none."""
+
+        def send(client: MlflowClient) -> None:
+            if (above := client.get_run(self.run_id).data.tags.get(PARENT)) is not None:
+                self._send_file(client, path, run_id=above)
+
+        self._put(send, f"the file {path.name}")
 
     def _send_file(self, client: MlflowClient, path: Path, folder: str = "", run_id: str = "") -> None:
         """run_id: of another run than this one."""
@@ -328,8 +341,8 @@ class MlflowTracker:
     def close(self, status: Status) -> None:
         if self._sender is None:
             return
-        ended = ENDED[status]
-        self._put(lambda client: client.set_terminated(self.run_id, ended), "the run's end")
+        ended, at = ENDED[status], self._ended_ms
+        self._put(lambda client: client.set_terminated(self.run_id, ended, at), "the run's end")
         left = self._sender.drain(CLOSE_WAIT_S)
         self._sender.stop()
         self._sender.join(CLOSE_WAIT_S)
