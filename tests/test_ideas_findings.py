@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.measuring import RESULTS
 from benchmarks.tables import ROOT
+from launch.experiment.command import Asked, read_experiment
 from launch.experiment.summary import compared
 from tests.test_ideas import PAGES
 
@@ -64,15 +65,18 @@ def said_in_both(*numbers: int) -> None:
         assert tuple(sorted(numbers)) in found, page
 
 
-def findings_name(experiment: str, *numbers: float | str) -> None:
-    """What is said below the experiment's table has these numbers, rounded as there, in both languages."""
+def findings_name(experiment: str, *numbers: float) -> None:
+    """What is said below the experiment's table has these numbers, to two places, in both languages."""
+    findings_say(experiment, *(f"{number:.2f}" for number in numbers))
+
+
+def findings_say(experiment: str, *numbers: str) -> None:
+    """The same of numbers as they stand there."""
     for page in PAGES:
         _, _, below = (ROOT / page).read_text().partition(f"<!-- table: experiment_{experiment} -->")
         prose = re.split(r"<!-- table|\n## ", below.partition("<!-- end -->")[2])[0]
-        found = re.findall(r"\d+\.\d+", prose)
-        for number in numbers:
-            said = number if isinstance(number, str) else f"{number:.2f}"
-            assert said in found, f"{page}, {experiment}: {said}"
+        found = re.findall(r"\d+(?:\.\d+)?", prose)
+        assert [number for number in numbers if number not in found] == [], f"{page}, {experiment}"
 
 
 def wide(numbers: list[float]) -> float:
@@ -90,6 +94,13 @@ def test_collapse() -> None:
     assert not told_apart(whole["velocity"], seen[UNTRAINED]["velocity"])
     assert mean(seen[UNTRAINED]["shape"]) < 1 / 3, "chance"
     findings_name("collapse", mean(whole["shape"]))
+
+    begun = {measure: curve_of("collapse", measure, "average, stop-gradient")[0] for measure in (std, rank)}
+    trained = [arm for arm in seen if arm != UNTRAINED]
+    assert all(mean(seen[arm][rank]) < begun[rank] for arm in trained)
+    assert {mean(seen[arm][std]) < begun[std] for arm in trained} == {True, False}
+    findings_name("collapse", begun[std])
+    findings_say("collapse", f"{begun[rank]:.0f}")
 
     others = [arm for arm in seen if arm not in ("no average, gradient", "supervised", UNTRAINED)]
     assert max(dead[loss]) < min(mean(seen[arm][loss]) for arm in others)
@@ -255,8 +266,19 @@ def test_recipe() -> None:
     small = seen["weights begin as published (0.02)"]
     for measure in ("radius", "velocity"):
         assert mean(small[measure]) < mean(own[measure]) and told_apart(small[measure], own[measure])
+    told = seen["supervised"]
+    assert mean(told["position"]) < mean(untrained["position"]) and mean(told["shape"]) < 1 / 3
+    left = 0.999 ** shipped_steps("recipe")
+    assert f"{100 * left:.0f} % what it began as" in (ROOT / "docs/train.md").read_text()
     ranked = sorted(seen, key=lambda arm: mean(seen[arm]["loss"]) if arm != UNTRAINED else 9.0)
     assert set(ranked[:2]) == {"tubes, 75 % hidden", "weights begin as published (0.02)"}
+
+
+def shipped_steps(name: str) -> int:
+    """Of the last stage's runs, but for arms with others."""
+    steps = read_experiment(Asked(name)).last.settings["train.steps"]
+    assert isinstance(steps, int)
+    return steps
 
 
 def told_apart_in(seen: Values, arm: str, measure: str, other: str) -> bool:
