@@ -18,50 +18,23 @@ from typing import Any
 from benchmarks.measuring import RESULTS
 from data_pipeline.storage import write_whole
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
-from launch.experiment.config import ExperimentConfig
-from launch.experiment.evaluate import asked_of
-from launch.experiment.joined import joined, seeds_of, seeds_of_all
+from launch.experiment.joined import joined, seeds_of, seeds_of_all, why_no_part
+from launch.experiment.kept import read_kept, why_not_whole, why_other
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
 from launch.experiment.result import RESULT_FILE, notes_of
-from launch.experiment.runs import settings_below
-from launch.experiment.summary import Spread, all_tables, grouped
+from launch.experiment.summary import all_tables, grouped, spreads_in
 
 FIGURES = Path(__file__).parents[1] / "docs" / "ideas"
 LEAST_SEEDS = 5
 PARTS = "parts"  # of the results' folder: fewer seeds than a claim needs
 
 
-def spreads_in(found: dict[str, Any]) -> list[Spread]:
-    return [
-        Spread(
-            row["arm"],
-            row["level"],
-            row["metric"],
-            tuple(row["values"]),
-            row["difference"],
-            row["half"],
-        )
-        for row in found["rows"]
-    ]
-
-
-def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
-    """The settings on which its numbers depend: not words, figures, which seeds, the quick form."""
-    plain = experiment.model_dump(mode="json", exclude={"question", "plots", "quick", "seeds", "first_seed"})
-    for measure in plain["measures"]:
-        del measure["group"]
-    for stage in plain["stages"].values():
-        for arm in stage["arms"].values():
-            del arm["note"]
-    return plain
-
-
 def experiment_table(name: str) -> str:
     """Arms by measures, the figures below, and the facts that a reader needs to weigh them."""
     found = json.loads((RESULTS / f"experiment_{name}.json").read_text())
     config = found["config"]
-    lines = [all_tables(spreads_in(found), grouped(config["measures"]), config["axis"]), ""]
+    lines = [all_tables(spreads_in(found["rows"]), grouped(config["measures"]), config["axis"]), ""]
     against = config["against"]
     star = (
         f"A star: differs from *{against}*, seed by seed, by more than its 95 % interval. " if against else ""
@@ -99,52 +72,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_kept(path: Path) -> dict[str, Any]:
-    """A file of a result, whatever its settings. Raises: ValueError for what cannot be read or is none."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; run the experiment to its end") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): run the same experiment again") from error
-    try:
-        refusal(found), seeds_of(found), why_no_part(found)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no result of an experiment: {error!r}") from error
-    return found
-
-
 def refusal(found: dict[str, Any]) -> str | None:
     """Why a result is none that can be kept; None where it is."""
-    config = dict(found["config"])
-    name, changes = config["name"], config.pop("changes")
+    name, changes = found["config"]["name"], found["config"]["changes"]
     if name not in shipped_experiments():
         return f"{name!r} is none of {', '.join(shipped_experiments())}"
     if changes:
         return f"settings were changed by hand ({' '.join(changes)})"
-    shipped = what_decides(read_experiment(Asked(name)))
-    own = what_decides(ExperimentConfig.model_validate(config))
-    if other := [key for key in shipped if own[key] != shipped[key]]:
-        return f"its {' and '.join(other)} are not those of configs/experiments/{name}.yaml: run it again"
-    asked_now = asked_of(read_experiment(Asked(name)))
-    if found.get("asked", asked_now) != asked_now:
-        return (
-            f"`foreframe experiment {name}` asks its runs otherwise now: run it again, which trains nothing"
-        )
-    below = settings_below(read_experiment(Asked(name)))
-    if other := differing(found.get("laid_over", below), below):
-        return f"{other[0]} is not what it was when its runs were made: run it again"
-    if found["missing"]:
-        return f"did not finish: {'; '.join(found['missing'])}"
-    return None
-
-
-def differing(kept: Any, now: Any, key: str = "") -> list[str]:
-    """Keys of which both have a value, and not the same; what only one version knows is passed over."""
-    if not isinstance(kept, dict) or not isinstance(now, dict):
-        return [] if kept == now else [key]
-    shared = [each for each in kept if each in now]
-    return [found for each in shared for found in differing(kept[each], now[each], f"{key} {each}".strip())]
+    other = why_other(found, read_experiment(Asked(name)), f"configs/experiments/{name}.yaml")
+    return other or why_not_whole(found)
 
 
 def keep(found: dict[str, Any], results: Path) -> str:
@@ -197,13 +133,6 @@ def num_from_first(seeds: Sequence[int]) -> int:
 
 def is_enough(seeds: Sequence[int]) -> bool:
     return num_from_first(seeds) >= LEAST_SEEDS
-
-
-def why_no_part(found: dict[str, Any]) -> str | None:
-    """Why a result cannot be put together with others; None where it can."""
-    if all("seeds" in row for row in found["rows"]):
-        return None
-    return "an earlier version wrote it: run the same command again, which trains nothing"
 
 
 def _plain(found: dict[str, Any]) -> bytes:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from data_pipeline.errors import UsageError
+
 
 def experiment(
     name: Annotated[
@@ -37,6 +39,15 @@ def experiment(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where OUT/NAME is made.")] = Path(
         "runs/experiments"
     ),
+    join: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--join",
+            metavar="FOLDER",
+            help="Run nothing: put together what commands with other seeds made, into OUT/NAME-joined; once "
+            "for each of their folders.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and how long they take, start nothing.")
     ] = False,
@@ -46,7 +57,12 @@ def experiment(
     Data are rendered, runs are one group in MLflow, on the CPU. The same command goes on where it was; what
     has finished is not run again. docs/ideas.md says what the claims are and what was seen.
     """
-    from launch.experiment.command import Asked, run_experiment
+    from launch.experiment.command import Asked, join_results, run_experiment
 
     asked = Asked(name, tuple(changes or ()), seeds, quick, parallel, out, dry_run, first_seed)
+    if join:
+        given = {"KEY=VALUE": changes, "--seeds": seeds, "--first-seed": first_seed, "--dry-run": dry_run}
+        if others := [name for name, value in given.items() if value not in (None, False, [])]:
+            raise UsageError(f"--join runs nothing: leave {', '.join(others)} out")
+        raise typer.Exit(join_results(asked, join, typer.echo))
     raise typer.Exit(run_experiment(asked, typer.echo))

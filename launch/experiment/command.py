@@ -16,9 +16,11 @@ from launch.console import Stages, make_console
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS, check_evaluation, digest_of
+from launch.experiment.joined import joined, why_no_part
+from launch.experiment.kept import read_kept, why_not_whole, why_other
 from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
 from launch.experiment.progress import Watch, forecast
-from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude
+from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude, publish
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
 from launch.experiment.runs import Cell, Run, cells_of, stage_runs, told_of
 from launch.experiment.tracked import track_conclusion, track_evaluation
@@ -110,6 +112,33 @@ def run_experiment(asked: Asked, say: Say) -> int:
         files = conclude(experiment, folder, whole, evaluated, asked.changes, watch.say)
         track_conclusion(whole, files, watch.say)
     return code or failed
+
+
+def join_results(asked: Asked, folders: Sequence[Path], say: Say) -> int:
+    """Put together what commands with other seeds found, into OUT/NAME-joined; nothing is run.
+
+    Raises: UsageError for a result that cannot be read, is not whole, or does not go with the others.
+    """
+    experiment = read_experiment(asked)
+    try:
+        results = [read_kept(folder / RESULT_FILE) for folder in folders]
+        changes = results[0]["config"]["changes"]
+        for folder, found in zip(folders, results, strict=True):
+            other = "" if found["config"]["changes"] == changes else f"{folders[0]} has other KEY=VALUE"
+            told = f"the experiment {asked.experiment}"
+            fault = other or why_other(found, experiment, told) or why_not_whole(found) or why_no_part(found)
+            if fault:
+                raise ValueError(f"{folder}: {fault}")
+        whole = joined(results)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    folder = asked.out / f"{experiment.name}-joined"
+    try:
+        check_takes(folder, RESULT_FILE)
+        publish(whole, folder, say)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written, choose another --out: {why(error)}") from error
+    return EXIT_OK
 
 
 def folder_name(experiment: ExperimentConfig) -> str:

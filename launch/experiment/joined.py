@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from launch.experiment.config import ExperimentConfig
+from launch.experiment.kept import Found, config_of
 from launch.experiment.plots import Drawn, caption_of, plots_of
 from launch.experiment.runs import Cell
 from launch.experiment.summary import UNTRAINED, rows_of, spreads_of
-
-Found = dict[str, Any]
-"""A result, as `conclude` writes it."""
 
 
 def seeds_of(found: Mapping[str, Any]) -> range:
@@ -28,6 +25,13 @@ def seeds_of_all(results: Sequence[Mapping[str, Any]]) -> list[int]:
     return seeds
 
 
+def why_no_part(found: Mapping[str, Any]) -> str | None:
+    """Why a result cannot be put together with others; None where it can."""
+    if all("seeds" in row for row in found["rows"]):
+        return None
+    return "an earlier version wrote it: run the same command again, which trains nothing"
+
+
 def joined(results: Sequence[Found]) -> Found:
     """One result of all their seeds, as if one command had run them; of one alone, that itself.
 
@@ -41,11 +45,11 @@ def joined(results: Sequence[Found]) -> Found:
         raise ValueError(f"seed {', '.join(map(str, absent))} is in none of them")
     if len(parts) == 1:
         return parts[0]
-    if any(_config_of(found).plots != _config_of(parts[0]).plots for found in parts):
+    if any(config_of(found).plots != config_of(parts[0]).plots for found in parts):
         raise ValueError("they draw other figures: run the same command on each again, which trains nothing")
     newest = max(parts, key=lambda found: str(found["date"]))
     config = newest["config"] | {"seeds": len(seeds), "first_seed": seeds[0]}
-    experiment = _config_of(newest).model_copy(update={"seeds": len(seeds), "first_seed": seeds[0]})
+    experiment = config_of(newest).model_copy(update={"seeds": len(seeds), "first_seed": seeds[0]})
     values, untrained = _by_cell(parts)
     names = [each.name for each in experiment.measures]
     spreads = spreads_of(values, untrained, list(experiment.last.arms), names, experiment.against)
@@ -63,14 +67,11 @@ def joined(results: Sequence[Found]) -> Found:
         "seconds": round(sum(found["seconds"] for found in parts), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "missing": [each for found in parts for each in found["missing"]],
+        "not_asked": [each for found in parts for each in found.get("not_asked", [])],
         "unmeasured": _together(found["unmeasured"] for found in parts),
         "plots": plots,
         "maps": parts[0]["maps"],  # of the first seed
     }
-
-
-def _config_of(found: Found) -> ExperimentConfig:
-    return ExperimentConfig.model_validate({k: v for k, v in found["config"].items() if k != "changes"})
 
 
 def _by_cell(parts: Sequence[Found]) -> tuple[dict[Cell, dict[str, float]], dict[Cell, dict[str, float]]]:

@@ -13,6 +13,7 @@ from launch.environment import described_cpu
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.drawn_table import drawn_table
 from launch.experiment.evaluate import asked_of
+from launch.experiment.kept import config_of
 from launch.experiment.maps import draw_all_maps, maps_of_arms
 from launch.experiment.measured import (
     TRAINING_TFLOPS,
@@ -24,7 +25,7 @@ from launch.experiment.measured import (
 )
 from launch.experiment.plots import draw_plots, plots_of
 from launch.experiment.runs import Cell, Run, cells_of, settings_below
-from launch.experiment.summary import all_tables, grouped, in_groups, rows_of, spreads_of
+from launch.experiment.summary import all_tables, grouped, in_groups, rows_of, spreads_in, spreads_of
 from launch.provenance import git, versions
 from launch.sweep.elements import shown
 from pretrain.tracking.jsonl import read_metrics
@@ -65,17 +66,11 @@ def conclude(
             own, before = measured(experiment.measures, metrics[last][run.cell], asked)
             values[run.cell], untrained[run.cell] = own, before
     names = [each.name for each in experiment.measures]
-    groups = grouped(each.model_dump() for each in experiment.measures)
-    missing = missing_cells(experiment, [*metrics[last], *left_out])
-    not_asked = _told(experiment, sorted(left_out, key=lambda cell: cell.seed))
     if not metrics[last]:
         why = "could be asked" if left_out else "has finished"
         say(f"none of the runs of {last} {why}: there is no table")
         return []
     spreads = spreads_of(values, untrained, list(experiment.last.arms), names, experiment.against)
-    unmeasured = unmeasured_cells(experiment, values, metrics[last])
-    plots = plots_of(experiment, metrics, spreads, numbers)
-    maps = maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis)
     result = {
         "benchmark": f"experiment_{experiment.name}",
         "date": date.today().isoformat(),
@@ -90,24 +85,36 @@ def conclude(
         "laid_over": settings_below(experiment),
         "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
-        "missing": [*missing, *(f"{each} (not asked)" for each in not_asked)],
-        "unmeasured": unmeasured,
-        "plots": plots,
-        "maps": maps,
+        "missing": missing_cells(experiment, [*metrics[last], *left_out]),
+        "not_asked": _told(experiment, sorted(left_out, key=lambda cell: cell.seed)),
+        "unmeasured": unmeasured_cells(experiment, values, metrics[last]),
+        "plots": plots_of(experiment, metrics, spreads, numbers),
+        "maps": maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis),
     }
+    written = publish(result, folder, say)
+    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
+    if made[last][0].element.config.tracker.kind == "mlflow":
+        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
+    return written
+
+
+def publish(result: Mapping[str, Any], folder: Path, say: Say) -> list[Path]:
+    """Write a result, its table and figures into a folder, and print the table; what was written."""
+    experiment = config_of(result)
+    spreads, plots = spreads_in(result["rows"]), result["plots"]
+    groups = grouped(each.model_dump() for each in experiment.measures)
     write_whole(folder / RESULT_FILE, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     below = notes_of(experiment.model_dump(mode="json"))
-    if missing:
-        below.append(f"Not finished, and not in the table: {'; '.join(missing)}.")
-    if not_asked:
-        below.append(f"Could not be asked, and not in the table: {'; '.join(not_asked)}.")
-    below += [
-        f"Without a finite {name} at the end: {'; '.join(cells)}." for name, cells in unmeasured.items()
-    ]
+    if result["missing"]:
+        below.append(f"Not finished, and not in the table: {'; '.join(result['missing'])}.")
+    if result["not_asked"]:
+        below.append(f"Could not be asked, and not in the table: {'; '.join(result['not_asked'])}.")
+    for name, cells in result["unmeasured"].items():
+        below.append(f"Without a finite {name} at the end: {'; '.join(cells)}.")
     parts = [experiment.question, all_tables(spreads, groups, experiment.axis), *below]
     write_whole(folder / TABLE_FILE, ("\n\n".join(parts) + "\n").encode())
     drawn = [path for path, _ in draw_plots(plots, experiment.name, folder)]
-    drawn += draw_all_maps(maps, experiment.name, folder)
+    drawn += draw_all_maps(result["maps"], experiment.name, folder)
     say(f"\n{experiment.question}")
     for group, of_group, digits in in_groups(spreads, groups):
         say(f"\n{group}:\n" if group else "")
@@ -123,9 +130,6 @@ def conclude(
     written = [folder / RESULT_FILE, folder / TABLE_FILE, *drawn]
     for path in written:
         say(f"wrote  {shown(path)}")
-    say(f"report foreframe report {shown(folder / last)}/[0-9]*")
-    if made[last][0].element.config.tracker.kind == "mlflow":
-        say(f"mlflow foreframe ui {shown(made[last][0].element.run)}")
     return written
 
 

@@ -96,6 +96,22 @@ def compared(own: Mapping[int, float], other: Mapping[int, float]) -> tuple[floa
     return statistics.fmean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
+def spreads_in(rows: Iterable[Mapping[str, Any]]) -> list[Spread]:
+    """Back from the rows of a result."""
+    return [
+        Spread(
+            row["arm"],
+            row["level"],
+            row["metric"],
+            tuple(row["values"]),
+            row["difference"],
+            row["half"],
+            tuple(row.get("seeds", ())),
+        )
+        for row in rows
+    ]
+
+
 def rows_of(spreads: Sequence[Spread], axis: str | None, against: str | None) -> list[dict[str, Any]]:
     """As a results file keeps them: `ours` is the mean, `reference` that of the arm compared with."""
     means = {(each.arm, each.level, each.measure): each.mean for each in spreads}

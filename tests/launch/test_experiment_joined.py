@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks import experiments
 from benchmarks.experiments import keep
+from data_pipeline.errors import UsageError
+from launch.cli import app
 from launch.config import read_config
 from launch.experiment.command import Asked, folder_name, read_experiment, seeds_told
 from launch.experiment.config import ExperimentConfig
@@ -25,8 +28,8 @@ name: try
 question: Does it?
 data: {one: {videos: 4}}
 axis: noise
-levels: [{value: 0.1, data: one}, {value: 0.8, data: one}]
-stages: {runs: {data: one, arms: {a: {}, b: {}}}}
+levels: [{value: 0.1, data: one}, {value: 0.8, data: one, settings: {data.fps: 4.0}}]
+stages: {runs: {data: one, arms: {a: {}, b: {settings: {optim.lr: 0.5}}}}}
 against: a
 measures: [{name: x, key: x}, {name: y, key: y, untrained: y0}]
 plots:
@@ -160,6 +163,46 @@ def test_what_a_result_was_laid_over_is_still_what_it_was(
     assert experiments.refusal(found) is None, "what only one version knows"
     found["laid_over"]["train/tiny-cpu.yaml"]["optim"]["lr"] *= 2
     assert "train/tiny-cpu.yaml optim lr is not what it was" in str(experiments.refusal(found))
+
+
+def test_results_of_a_users_own_experiment_are_joined_by_the_command(
+    experiment: ExperimentConfig, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder, of in zip(folders, ((0, 2), (2, 1)), strict=True):
+        folder.mkdir()
+        own = result_of(experiment, *of) | {"not_asked": [], "asked": None}
+        (folder / "result.json").write_text(json.dumps(own | {"maps": []}))
+    words = ["experiment", str(tmp_path / "try.yaml"), "--out", str(tmp_path / "out")]
+    both = [word for folder in folders for word in ("--join", str(folder))]
+
+    def refused(*more: str) -> str:
+        found = CliRunner().invoke(app, [*words, *both, *more])
+        assert isinstance(found.exception, UsageError) and not (tmp_path / "out").exists()
+        return str(found.exception)
+
+    assert refused("--seeds", "3") == "--join runs nothing: leave --seeds out"
+    assert "seed 0, 1 is in more than one of them" in refused("--join", str(folders[0]))
+    assert f"{tmp_path / 'no/result.json'} cannot be read" in refused("--join", str(tmp_path / "no"))
+    path = folders[1] / "result.json"
+    whole = path.read_text()
+    for old, new, told in (
+        ('"missing": []', '"missing": ["a: seed 2"]', "two: did not finish: a: seed 2"),
+        ('"not_asked": []', '"not_asked": ["a: seed 2"]', "two: did not finish: a: seed 2 (not asked)"),
+        ('"changes": []', '"changes": ["optim.lr=1"]', f"two: {folders[0]} has other KEY=VALUE"),
+        ('"videos": 4', '"videos": 5', "two: its data are not those of the experiment"),
+    ):
+        assert whole.count(old) == 1
+        path.write_text(whole.replace(old, new))
+        assert told in refused()
+    path.write_text(whole)
+
+    found = CliRunner().invoke(app, [*words, *both])
+    assert found.exit_code == 0, found.output
+    told = json.loads((tmp_path / "out/try-joined/result.json").read_text())
+    assert seeds_of(told) == range(3) and told["rows"] == result_of(experiment, 0, 3)["rows"]
+    assert "| a |" in (tmp_path / "out/try-joined/table.md").read_text()
+    assert (tmp_path / "out/try-joined/try-1.svg").exists()
 
 
 def test_other_seeds_have_a_folder_of_their_own() -> None:

@@ -232,7 +232,7 @@ def test_a_result_is_kept_of_what_runs_are_asked_now(monkeypatch: pytest.MonkeyP
     assert refusal(kept(shipped) | {"asked": asked}) is None
     before = digest_of(shipped)
     monkeypatch.setattr(evaluate, "REPLAN", 2)
-    assert "asks its runs otherwise now" in str(refusal(kept(shipped) | {"asked": asked}))
+    assert "what runs are asked has changed since" in str(refusal(kept(shipped) | {"asked": asked}))
     assert digest_of(shipped) != before
     assert asked_of(read_experiment(Asked("collapse"))) is None
 
