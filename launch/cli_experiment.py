@@ -15,8 +15,8 @@ def experiment(
         str,
         typer.Argument(
             metavar="NAME",
-            help="One of configs/experiments (actions, chance, collapse, noise, planning, recipe), or a "
-            "YAML file of that form.",
+            help="One of configs/experiments (actions, chance, collapse, noise, planning, pooling, recipe), "
+            "or a YAML file of that form.",
         ),
     ],
     changes: Annotated[

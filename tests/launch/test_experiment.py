@@ -48,7 +48,7 @@ measures: [{name: loss, key: loss}]
 quick: {seeds: 1, videos: 2, levels: [0.8], shorter: 2, settings: {train.log_every: 1}}
 """
 
-EQUAL_FLOPS = ("noise", "chance")  # what their pages say; the ceiling is cheaper
+EQUAL_FLOPS = ("noise", "pooling", "chance")  # what their pages say; the ceiling is cheaper
 
 
 def read(path: Path, text: str) -> ExperimentConfig:
