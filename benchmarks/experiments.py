@@ -19,7 +19,7 @@ from benchmarks.measuring import RESULTS
 from data_pipeline.storage import write_whole
 from launch.experiment.command import Asked, read_experiment, shipped_experiments
 from launch.experiment.joined import joined, seeds_of, seeds_of_all, why_no_part
-from launch.experiment.kept import read_kept, why_not_whole, why_other
+from launch.experiment.kept import changes_of, read_kept, why_not_whole, why_other
 from launch.experiment.maps import draw_all_maps, file_name
 from launch.experiment.plots import draw_plots
 from launch.experiment.result import RESULT_FILE, notes_of
@@ -74,7 +74,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def refusal(found: dict[str, Any]) -> str | None:
     """Why a result is none that can be kept; None where it is."""
-    name, changes = found["config"]["name"], found["config"]["changes"]
+    name, changes = found["config"]["name"], changes_of(found)
     if name not in shipped_experiments():
         return f"{name!r} is none of {', '.join(shipped_experiments())}"
     if changes:
@@ -94,11 +94,13 @@ def keep(found: dict[str, Any], results: Path) -> str:
     folder, path = results / PARTS, results / f"experiment_{name}.json"
     parts = {each: read_kept(each) for each in sorted(folder.glob(f"experiment_{name}-*.json"))}
     others = [each for each in parts.values() if not set(seeds_of(each)) <= set(own)]
+    if is_enough(own):  # by itself: what goes with it is put to it, and nothing is in its way
+        others = [each for each in others if refusal(each) is None and not set(seeds_of(each)) & set(own)]
     if path.exists() and refusal(earlier := read_kept(path)) is None:
         if set(own) < set(seeds_of(earlier)):
             raise ValueError(f"{path} has these seeds and others: remove it, and these are kept")
         others += [] if set(own) & set(seeds_of(earlier)) else [earlier]
-    joining = [found] if is_enough(own) else [found, *others]
+    joining = [found, *others]
     for each in joining if len(joining) > 1 else ():
         if (fault := refusal(each) or why_no_part(each)) is not None:
             raise ValueError(f"of {name}, seed {seeds_of(each).start} on: {fault}")
@@ -108,7 +110,7 @@ def keep(found: dict[str, Any], results: Path) -> str:
         whole = joined(first) if is_enough(seeds) else None
     except ValueError as error:
         raise ValueError(f"{name}, with what {folder} holds: {error}") from error
-    if whole is not None:
+    if whole is not None and set(own) <= set(seeds_of(whole)):
         write_whole(path, _plain(whole))
         covered, told = set(seeds_of(whole)), f"wrote {path}"
     else:

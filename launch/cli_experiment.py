@@ -21,7 +21,10 @@ def experiment(
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of all runs, such as train.steps=2000."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of all runs, such as health.every=10; none that arms differ in.",
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, max=1000, help="Runs of each arm; 5 as shipped.")
@@ -62,7 +65,7 @@ def experiment(
     asked = Asked(name, tuple(changes or ()), seeds, quick, parallel, out, dry_run, first_seed)
     if join:
         given = {"KEY=VALUE": changes, "--seeds": seeds, "--first-seed": first_seed, "--dry-run": dry_run}
-        if others := [name for name, value in given.items() if value not in (None, False, [])]:
+        if others := [name for name, value in given.items() if value is not None and value is not False]:
             raise UsageError(f"--join runs nothing: leave {', '.join(others)} out")
         raise typer.Exit(join_results(asked, join, typer.echo))
     raise typer.Exit(run_experiment(asked, typer.echo))

@@ -134,6 +134,8 @@ def scientific_changes(before: RunConfig, after: RunConfig, allowed: Sequence[st
     compares = compares_clips(before) or compares_clips(after)
     operational = [key for key in OPERATIONAL if key != "train.micro_batch" or not compares]
     free = (*operational, *allowed, *(("train.steps",) if is_endless else ()))
+    if Path(before.init.weights or "").name == Path(after.init.weights or "").name:
+        free = (*free, "init.weights")  # they lie elsewhere now, and were read when the run began
     return [
         Problem(key, f"{old!r}, as the run that is there was started with", new)
         for key, old, new in diff(before, after)

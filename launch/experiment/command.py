@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,16 @@ from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import check_shard, folder_of, make_data, shards_of
 from launch.experiment.evaluate import EVALUATIONS, check_evaluation, digest_of
 from launch.experiment.joined import joined, why_no_part
-from launch.experiment.kept import read_kept, why_not_whole, why_other
-from launch.experiment.measured import Evaluated, keep_evaluation, kept_evaluation
+from launch.experiment.kept import (
+    changes_of,
+    config_of,
+    read_kept,
+    that_count,
+    what_decides,
+    why_not_whole,
+    why_other,
+)
+from launch.experiment.measured import Evaluated, is_tracked, keep_evaluation, kept_evaluation
 from launch.experiment.progress import Watch, forecast
 from launch.experiment.result import RESULT_FILE, TABLE_FILE, conclude, publish
 from launch.experiment.rules import DATA_FOLDER, check_rules, refuse_changes
@@ -28,6 +35,7 @@ from launch.lock import lock_run
 from launch.processes import stops_at_once
 from launch.sweep.elements import shown
 from launch.sweep.local import EXIT_INTERRUPTED, check_elements, run_here, state_of
+from pretrain.tracking.base import without_credentials
 
 LOCK = ".lock-experiment"
 OUT = Path("runs/experiments")
@@ -122,9 +130,9 @@ def join_results(asked: Asked, folders: Sequence[Path], say: Say) -> int:
     experiment = read_experiment(asked)
     try:
         results = [read_kept(folder / RESULT_FILE) for folder in folders]
-        changes = results[0]["config"]["changes"]
         for folder, found in zip(folders, results, strict=True):
-            other = "" if found["config"]["changes"] == changes else f"{folders[0]} has other KEY=VALUE"
+            is_alike = changes_of(found) == changes_of(results[0])
+            other = "" if is_alike else f"{folders[0]} has other KEY=VALUE"
             told = f"the experiment {asked.experiment}"
             fault = other or why_other(found, experiment, told) or why_not_whole(found) or why_no_part(found)
             if fault:
@@ -133,6 +141,7 @@ def join_results(asked: Asked, folders: Sequence[Path], say: Say) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     folder = asked.out / f"{experiment.name}-joined"
+    refuse_other_results(folder, config_of(whole), whole["config"]["changes"])
     try:
         check_takes(folder, RESULT_FILE)
         publish(whole, folder, say)
@@ -150,16 +159,19 @@ def folder_name(experiment: ExperimentConfig) -> str:
 def refuse_other_results(folder: Path, experiment: ExperimentConfig, changes: Sequence[str]) -> None:
     """Raises: UsageError where a result would be written over one of other settings, or of more seeds."""
     try:
-        found = json.loads((folder / RESULT_FILE).read_bytes())["config"]
-        theirs, seeds = [str(each) for each in found["changes"]], int(found["seeds"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or half of one
+        found = read_kept(folder / RESULT_FILE)
+    except ValueError:  # none, or half of one
         return
-    held = f"{shown(folder)} holds a result"
-    if sorted(theirs) != sorted(changes):
-        told = f"with {' '.join(theirs)}" if theirs else "of the settings as they are"
-        raise UsageError(f"{held} {told}: give the same, or choose another --out")
-    if seeds > experiment.seeds:
-        raise UsageError(f"{held} of {seeds} seeds: give --seeds {seeds} or more, or choose another --out")
+    theirs, held = config_of(found), f"{shown(folder)} holds a result"
+    now, then = what_decides(experiment), what_decides(theirs)
+    choose = f"choose another --out, or remove {shown(folder / RESULT_FILE)}"
+    if other := [key for key in now if key != "measures" and now[key] != then[key]]:
+        raise UsageError(f"{held} of other {' and '.join(other)}: {choose}")
+    if (before := changes_of(found)) != that_count(changes):
+        told = f"with {without_credentials(' '.join(before))}" if before else "of the settings as they are"
+        raise UsageError(f"{held} {told}: give the same, {choose}")
+    if theirs.seeds > experiment.seeds:
+        raise UsageError(f"{held} of {theirs.seeds} seeds: give --seeds {theirs.seeds} or more, {choose}")
 
 
 def seeds_told(experiment: ExperimentConfig) -> str:
@@ -254,7 +266,9 @@ def _evaluate(
                 failed = failed or error.exit_code
                 continue
             keep_evaluation(run.element.run, digest, values)
-            track_evaluation(run, experiment.evaluate, values, watch.say)
             watch.say(told)
+        if not is_tracked(run.element.run):
+            is_there = track_evaluation(run, experiment.evaluate, values, watch.say)
+            keep_evaluation(run.element.run, digest, values, is_tracked=is_there)
         found[run.cell] = values
     return failed, whole, found

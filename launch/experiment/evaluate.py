@@ -181,12 +181,13 @@ def check_evaluation(experiment: ExperimentConfig, runs: Sequence[Run]) -> None:
 
 def _check_long_enough(experiment: ExperimentConfig, name: str, config: RunConfig) -> None:
     """Raises: UsageError where clips of a data set are shorter than a rollout."""
-    cut = shard_config(name, Path(name), experiment.data[name]).cut
+    sharding = shard_config(name, Path(name), experiment.data[name])
+    length_s = sharding.num_frames(sharding.cut.length_s) / sharding.encode.fps
     frames = TOLD + FORESEEN
-    if cut.kind != "spans" and cut.length_s * config.data.fps < frames - 1e-6:
+    if sharding.cut.kind != "spans" and length_s * config.data.fps < frames - 0.5:
         raise UsageError(
             f"evaluate is rollout, which wants {frames} frames at {config.data.fps:g} a second, and clips of "
-            f"data.{name} last {cut.length_s:g} s: need data.{name}.shard.cut.length_s of "
+            f"data.{name} last {length_s:g} s: need data.{name}.shard.cut.length_s of "
             f"{frames / config.data.fps:g}, in videos as long"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ def read_kept(path: Path) -> Found:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; run the experiment to its end") from error
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): run the same experiment again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and run the same experiment again"
+        ) from error
     try:
-        config_of(found), found["config"]["changes"], found["missing"]
+        config_of(found), changes_of(found), found["missing"]
         [(row["arm"], row["level"], row["metric"], row["values"]) for row in found["rows"]]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no result of an experiment: {error!r}") from error
@@ -35,6 +37,16 @@ def config_of(found: Mapping[str, Any]) -> ExperimentConfig:
     """The experiment that a result is of. Raises: ValueError."""
     plain = {key: value for key, value in found["config"].items() if key != "changes"}
     return ExperimentConfig.model_validate(plain)
+
+
+def changes_of(found: Mapping[str, Any]) -> list[str]:
+    """KEY=VALUE that its runs were given, as far as numbers may depend on them; in one order."""
+    return that_count(found["config"]["changes"])
+
+
+def that_count(changes: Sequence[str]) -> list[str]:
+    """Of KEY=VALUE those that a number may depend on, in one order: not where runs are tracked."""
+    return sorted(each for each in changes if each.partition("=")[0].partition(".")[0] != "tracker")
 
 
 def why_other(found: Mapping[str, Any], experiment: ExperimentConfig, told: str) -> str | None:
@@ -74,6 +86,8 @@ def what_decides(experiment: ExperimentConfig) -> dict[str, Any]:
 
 def differing(kept: Any, now: Any, key: str = "") -> list[str]:
     """Keys of which both have a value, and not the same; what only one version knows is passed over."""
+    if isinstance(kept, list) and isinstance(now, list) and len(kept) == len(now):
+        kept, now = dict(enumerate(kept)), dict(enumerate(now))
     if not isinstance(kept, dict) or not isinstance(now, dict):
         return [] if kept == now else [key]
     shared = [each for each in kept if each in now]

@@ -138,6 +138,14 @@ def kept_evaluation(run: Path, digest: str) -> Evaluated | None:
     return Evaluated(numbers, maps) if found["digest"] == digest else None
 
 
-def keep_evaluation(run: Path, digest: str, found: Evaluated) -> None:
-    plain = {"digest": digest, "values": found.numbers, "maps": found.maps}
+def is_tracked(run: Path) -> bool:
+    """Whether MLflow has what was found."""
+    try:
+        return bool(json.loads((run / EVALUATED).read_bytes()).get("tracked"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def keep_evaluation(run: Path, digest: str, found: Evaluated, *, is_tracked: bool = False) -> None:
+    plain = {"digest": digest, "values": found.numbers, "maps": found.maps, "tracked": is_tracked}
     write_whole(run / EVALUATED, (json.dumps(plain) + "\n").encode())

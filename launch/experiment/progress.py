@@ -107,7 +107,7 @@ def forecast(stages: Mapping[str, Sequence[Run]], results: Sequence[Path], paral
             steps, seconds = steps_of(ExperimentConfig.model_validate(config)), float(found["seconds"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or of another release
             continue
-        if steps and seconds > 0 and not found.get("missing"):
+        if steps and seconds > 0 and not (found.get("missing") or found.get("not_asked")):
             return (
                 f"{total:,} steps in all: about {duration(seconds / steps * total / parallel)} of training "
                 f"at the pace of {path}"

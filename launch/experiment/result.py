@@ -86,7 +86,7 @@ def conclude(
         "seconds": round(sum(seconds_of(lines) for each in metrics.values() for lines in each.values()), 1),
         "rows": rows_of(spreads, experiment.axis, experiment.against),
         "missing": missing_cells(experiment, [*metrics[last], *left_out]),
-        "not_asked": _told(experiment, sorted(left_out, key=lambda cell: cell.seed)),
+        "not_asked": _told(experiment, [cell for cell, _ in cells_of(experiment, last) if cell in left_out]),
         "unmeasured": unmeasured_cells(experiment, values, metrics[last]),
         "plots": plots_of(experiment, metrics, spreads, numbers),
         "maps": maps_of_arms({cell: each.maps for cell, each in evaluated.items()}, experiment.axis),
@@ -107,8 +107,8 @@ def publish(result: Mapping[str, Any], folder: Path, say: Say) -> list[Path]:
     below = notes_of(experiment.model_dump(mode="json"))
     if result["missing"]:
         below.append(f"Not finished, and not in the table: {'; '.join(result['missing'])}.")
-    if result["not_asked"]:
-        below.append(f"Could not be asked, and not in the table: {'; '.join(result['not_asked'])}.")
+    if not_asked := result.get("not_asked"):
+        below.append(f"Could not be asked, and not in the table: {'; '.join(not_asked)}.")
     for name, cells in result["unmeasured"].items():
         below.append(f"Without a finite {name} at the end: {'; '.join(cells)}.")
     parts = [experiment.question, all_tables(spreads, groups, experiment.axis), *below]

@@ -103,7 +103,7 @@ def stage_runs(
         name=stage,
         ranks=1,
         shares_store=True,
-        group=f"{experiment.name}: {stage}",
+        group=f"{folder.name}: {stage}",
         home=folder,
     )
     pairs = zip(cells, sweep.elements, strict=True)

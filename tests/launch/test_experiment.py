@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +22,20 @@ from launch.experiment.command import Asked, planned, read_experiment, run_exper
 from launch.experiment.config import ExperimentConfig
 from launch.experiment.data import shards_of
 from launch.experiment.evaluate import EVALUATIONS
-from launch.experiment.runs import Cell
+from launch.experiment.measured import Evaluated, is_tracked, keep_evaluation, kept_evaluation
+from launch.experiment.rules import check_rules
+from launch.experiment.runs import Cell, Run
+from launch.experiment.tracked import track_conclusion, track_evaluation
 from pretrain import causes, rollout
 from pretrain.config import RunConfig
 from pretrain.flops import flops_a_clip
+from pretrain.planning import measure
 from pretrain.rollout import Rollout
+from pretrain.tracking.base import make_tracker
+from pretrain.tracking.mlflow.client import make_client
+from pretrain.tracking.mlflow.runs import read_record
 from tests.launch.sweeps import small_config, training  # noqa: F401  fixtures
+from tests.pretrain.tracked_run import FACTS
 
 ARMS = """
 name: try
@@ -101,7 +111,13 @@ def test_runs_are_arms_by_levels_by_seeds_each_on_its_data_and_from_its_weights(
 
 
 def test_quick_has_fewer_seeds_levels_videos_and_steps_and_a_folder_of_its_own(tmp_path: Path) -> None:
-    quick = read(tmp_path / "e.yaml", ARMS).made_quick()
+    plain = yaml.safe_load(ARMS)
+    plain["levels"][1]["settings"]["probe.every"] = 7
+    panels = [{"unit": "loss", "key": "loss"}]
+    plain["plots"] = [{"title": "t", "caption": "c", "level": at, "panels": panels} for at in (0.1, 0.8)]
+    quick = read(tmp_path / "e.yaml", yaml.safe_dump(plain, sort_keys=False)).made_quick()
+    assert [each.level for each in quick.plots] == [0.8], "the other level is not tried"
+    assert quick.levels[0].settings == {"data.fps": 4.0, "probe.every": 3}
     assert (quick.name, quick.seeds, [each.value for each in quick.levels]) == ("try-quick", 1, [0.8])
     assert {each.videos for each in quick.data.values()} == {2}
     runs = planned(quick, tmp_path, shards_of(tmp_path, quick.data), ())
@@ -145,6 +161,9 @@ def test_what_arms_differ_in_is_not_laid_over_them(tmp_path: Path) -> None:
             UsageError, match=r"is set by the experiment for .*pixel, 1e-3.*; change it in a copy"
         ):
             run_experiment(Asked("noise", (change,), out=tmp_path / "out"), print)
+    (tmp_path / "e.yaml").write_text(ARMS)
+    with pytest.raises(UsageError, match=r"data.fps is set by the experiment for noise 0.8; change"):
+        run_experiment(Asked(str(tmp_path / "e.yaml"), ("data.fps=2",), out=tmp_path / "out"), print)
     with pytest.raises(UsageError, match=r"an experiment sets init\.weights of its runs itself"):
         run_experiment(Asked("actions", ("init.weights=x",), out=tmp_path / "out"), print)
     assert not (tmp_path / "out").exists()
@@ -237,6 +256,11 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert run_experiment(asked, said.append) == 0
     assert set(made) == {"one", "two"}
     result = json.loads(Path("out/try/result.json").read_text())
+    assert result["laid_over"]["train/tiny-cpu.yaml"]["optim"]["lr"] == 1e-3
+    assert (
+        result["laid_over"]["data/demo.yaml"]["encode"]["short_side"]
+        == data.laid_over()["encode"]["short_side"]
+    )
     rows = {row["case"]: row for row in result["rows"] if row["metric"] == "loss"}
     # the stand-in's loss is its learning rate plus its seed
     assert rows["fast, noise 0.1"]["ours"] == pytest.approx(1.0)
@@ -274,12 +298,17 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     assert len(sorted(Path("out/try/first").glob("0*/starts"))) == 12
     assert all(path.read_text() == "\n" for path in starts), "on the CPU"
 
-    for words, told in (
-        ({"seeds": 2}, "holds a result of 3 seeds: give --seeds 3 or more, or choose another --out"),
-        ({"seeds": 3, "changes": ("train.log_every=5",)}, "holds a result of the settings as they are"),
-    ):
+    Path("other.yaml").write_text(
+        yaml.safe_dump({**plain, "data": {key: {"videos": 3} for key in plain["data"]}})
+    )
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"seeds": 2}, "holds a result of 3 seeds: give --seeds 3 or more, choose another --out, or remove"),
+        ({"seeds": 3, "changes": ("train.log_every=5",)}, "holds a result of the settings as they are: give"),
+        ({"seeds": 3, "experiment": "other.yaml"}, "holds a result of other data: choose another --out"),
+    ]
+    for words, told in refused:
         with pytest.raises(UsageError, match=told):
-            run_experiment(Asked("e.yaml", parallel=2, out=Path("out"), **words), said.append)
+            run_experiment(Asked(**{"experiment": "e.yaml", "out": Path("out"), **words}), said.append)
     Path("out").rename("moved")
     elsewhere = Asked("e.yaml", seeds=3, parallel=2, out=Path("moved").absolute())
     assert run_experiment(elsewhere, said.append) == 0
@@ -288,6 +317,7 @@ def test_an_experiment_is_run_told_and_goes_on_where_it_was(
     uris = {each.tracker.uri for each in called}
     assert uris == {f"sqlite:///{tmp_path / 'out/try/mlflow.db'}"}, "the stages are in one store"
     assert {each.tracker.group for each in called} == {"try: first"}
+    assert run_experiment(replace(elsewhere, changes=("tracker.kind=jsonl",)), said.append) == 0
 
 
 def test_runs_that_fail_are_told_and_left_out(
@@ -306,3 +336,74 @@ def test_runs_that_fail_are_told_and_left_out(
     assert "2 of the 4 runs of first did not finish; the same command goes on" in said
     result = json.loads(Path("out/try/result.json").read_text())
     assert {row["arm"] for row in result["rows"]} == {"slow"}
+
+
+def test_goals_are_in_the_world_of_a_runs_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = read_experiment(Asked("planning", seeds=1)).model_dump(mode="json")
+    plain["data"]["other"] = {
+        **plain["data"]["pushed"],
+        "world": {**plain["data"]["pushed"]["world"], "push": 2.0},
+    }
+    plain["stages"]["predictors"]["arms"]["supervised"]["data"] = "other"
+    experiment = ExperimentConfig.model_validate(plain)
+    shards = shards_of(tmp_path, experiment.data)
+    runs = planned(experiment, tmp_path, shards, ())["predictors"]
+    acted: list[float] = []
+
+    def act(run: Path, world: World, **_: object) -> None:
+        acted.append(world.push)
+        raise StopIteration
+
+    monkeypatch.setattr(measure, "measure_planning", act)
+    for run in runs:
+        with pytest.raises(StopIteration):
+            EVALUATIONS["planning"].ask(experiment, run, shards, lambda *_: None)
+    assert acted == [2.0 if run.cell.arm == "supervised" else 8.0 for run in runs]
+    plain["data"]["other"]["world"] = None
+    with pytest.raises(ConfigError, match=r"data.other.world: need a world: planning acts in it"):
+        check_rules(ExperimentConfig.model_validate(plain))
+
+
+def test_what_was_asked_is_in_mlflow_and_is_sent_again_where_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = read_experiment(Asked("actions", seeds=1))
+    folder = tmp_path / "actions"
+    runs = planned(experiment, folder, shards_of(folder, experiment.data), ())["predictors"]
+    run, said = runs[0], list[str]()
+    run.element.run.mkdir(parents=True)
+    config = run.element.config
+    tracker = make_tracker(config.tracker, run.element.run, say=pytest.fail)
+    tracker.start(replace(FACTS, group=config.tracker.group))
+    tracker.close("done")
+    found = Evaluated(
+        {"rollout latent 1: true actions": 0.5, "planning reached, 0.4 away: model, mppi": 0.25}
+    )
+    assert track_evaluation(run, "rollout", found, said.append)
+    (folder / "table.md").write_text("| a |")
+    track_conclusion({"predictors": runs}, [folder / "table.md"], said.append)
+    client = make_client(config.tracker.uri)
+    below = client.get_run(str((read_record(run.element.run) or {})["run_id"]))
+    told = {key: value for key, value in below.data.metrics.items() if key.startswith("rollout/")}
+    assert told == {
+        "rollout/latent 1 true actions": 0.5,
+        "rollout/planning reached 0.4 away model mppi": 0.25,
+    }
+    above = client.get_run(below.data.tags["mlflow.parentRunId"])
+    assert above.info.run_name == "actions: predictors"
+    assert [file.path for file in client.list_artifacts(above.info.run_id)] == ["table.md"]
+    assert said == []
+
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    runs = planned(experiment, moved, shards_of(moved, experiment.data), ())["predictors"]
+    run = Run(runs[0].cell, replace(runs[0].element, name=run.element.name))
+    assert not track_evaluation(run, "rollout", found, said.append)
+    track_conclusion({"predictors": [run]}, [moved / "table.md"], said.append)
+    assert said == ["the folder was moved, or another server is named: table and figures are not in MLflow"]
+    assert not folder.exists(), "nothing is written to where it was"
+
+    keep_evaluation(moved, "d", found)
+    assert kept_evaluation(moved, "d") == found and not is_tracked(moved)
+    keep_evaluation(moved, "d", found, is_tracked=True)
+    assert kept_evaluation(moved, "d") == found and is_tracked(moved)

@@ -150,6 +150,11 @@ def test_parts_are_kept_until_a_claim_has_its_seeds(
     assert json.loads((tmp_path / "experiment_try.json").read_text())["rows"] == joined(whole)["rows"]
     with pytest.raises(ValueError, match=r"experiment_try.json has these seeds and others"):
         keep(result_of(experiment, 0, 5), tmp_path)
+    assert "of try seed 0, 1, 2, 3, 4, 5, 6, 8; a claim" in keep(result_of(experiment, 8, 1), tmp_path)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["experiment_try-8-8.json"]
+    keep(result_of(experiment, 7, 1), tmp_path)
+    assert not list((tmp_path / "parts").iterdir())
+    assert seeds_of(json.loads((tmp_path / "experiment_try.json").read_text())) == range(9)
 
 
 def test_what_a_result_was_laid_over_is_still_what_it_was(
@@ -160,6 +165,7 @@ def test_what_a_result_was_laid_over_is_still_what_it_was(
     found = result_of(experiment, 0, 5) | {"laid_over": settings_below(experiment)}
     assert experiments.refusal(found) is None
     found["laid_over"]["train/tiny-cpu.yaml"]["of an earlier version"] = 1
+    found["laid_over"]["train/tiny-cpu.yaml"]["objective"]["masks"][0]["of an earlier version"] = 1
     assert experiments.refusal(found) is None, "what only one version knows"
     found["laid_over"]["train/tiny-cpu.yaml"]["optim"]["lr"] *= 2
     assert "train/tiny-cpu.yaml optim lr is not what it was" in str(experiments.refusal(found))
@@ -197,8 +203,15 @@ def test_results_of_a_users_own_experiment_are_joined_by_the_command(
         assert told in refused()
     path.write_text(whole)
 
+    earlier = json.loads((folders[0] / "result.json").read_text())
+    del earlier["not_asked"], earlier["asked"]
+    (folders[0] / "result.json").write_text(json.dumps(earlier))
+    found = CliRunner().invoke(app, [*words, *both[:2]])
+    assert found.exit_code == 0, "of an earlier version, alone"
     found = CliRunner().invoke(app, [*words, *both])
     assert found.exit_code == 0, found.output
+    fewer = CliRunner().invoke(app, [*words, *both[:2]])
+    assert "try-joined holds a result of 3 seeds" in str(fewer.exception)
     told = json.loads((tmp_path / "out/try-joined/result.json").read_text())
     assert seeds_of(told) == range(3) and told["rows"] == result_of(experiment, 0, 3)["rows"]
     assert "| a |" in (tmp_path / "out/try-joined/table.md").read_text()

@@ -14,6 +14,7 @@ from launch.lock import lock_run
 from launch.ranks import why_ranks_failed
 from launch.run_folder import TrainResult, finished, open_run, scientific_changes
 from launch.train import run_train
+from pretrain.config import RunConfig
 from tests.small_dataset import tiny_config
 
 
@@ -163,3 +164,16 @@ def test_clips_a_forward_are_free_where_a_forward_does_not_compare_them(
     keys = [problem.key for problem in scientific_changes(config, other)]
     assert keys == ([] if is_free else ["train.micro_batch"])
     assert scientific_changes(config, other, ["train.micro_batch"]) == []
+
+
+def test_weights_that_lie_elsewhere_now_are_those_that_it_began_with(tmp_path: Path) -> None:
+    def began_with(weights: str | None) -> RunConfig:
+        config = tiny_config(tmp_path, tmp_path)
+        return config.model_copy(update={"init": config.init.model_copy(update={"weights": weights})})
+
+    def changed(before: str | None, after: str | None) -> list[str]:
+        return [each.key for each in scientific_changes(began_with(before), began_with(after))]
+
+    assert changed("out/encoders/001-a", "/moved/encoders/001-a") == []
+    assert changed("out/encoders/001-a", "out/encoders/002-b") == ["init.weights"]
+    assert changed(None, "out/encoders/001-a") == changed("out/encoders/001-a", None) == ["init.weights"]
