@@ -221,6 +221,71 @@ def test_chance() -> None:
     assert 0.05 < drift[1][1] - max(drift[1][0], drift[1][2]) < 0.1
 
 
+def test_actions() -> None:
+    seen = values_of("actions")
+    horizons = (1, 4, 8, 16)
+
+    def errs(arm: str, measure: str, far: int) -> list[float]:
+        return seen[arm][f"{measure}, {far}"]
+
+    exceptions: set[tuple[str, str, int]] = set()
+    for rate in ("", ", 2e-3"):
+        true = f"true actions{rate}"
+        for what in ("features", "at the object", "position"):
+            for far in horizons:
+                for other in ("shuffled actions", "zero actions"):
+                    ours, theirs = errs(true, what, far), errs(other + rate, what, far)
+                    assert mean(ours) < mean(theirs)
+                    is_in_each = all(one < two for one, two in zip(ours, theirs, strict=True))
+                    if not (is_in_each and told_apart(ours, theirs)):
+                        exceptions.add((true, other, far))
+                        assert what == "features"
+                    assert is_in_each or rate
+    far_from_none = {("true actions", "zero actions", 16), ("true actions, 2e-3", "zero actions", 16)}
+    assert exceptions == far_from_none
+    reversed_in = sum(
+        one > two
+        for one, two in zip(
+            errs("true actions, 2e-3", "features", 16),
+            errs("zero actions, 2e-3", "features", 16),
+            strict=True,
+        )
+    )
+    assert reversed_in == 1
+
+    true, others = seen["true actions"], seen["shuffled actions"]
+    assert told_apart(true["features, 1, others'"], [1.0] * 5)
+    findings_name("actions", mean(true["features, 1, others'"]), mean(true["features, 1"]))
+    assert abs(mean(others["features, 1, others'"]) - mean(others["features, 1"])) < 0.005
+
+    assert not told_apart(true["position, 16"], true["mean, 16"])
+    for measure in ("position, 16", "mean, 16", "true features, 16"):
+        findings_say("actions", f"{mean(true[measure]):.3f}")
+    assert sorted(value > 1 for value in true["at the object, 1"]) == [False] * 4 + [True]
+
+    bare, told = seen["encoder not trained"], seen["supervised encoder"]
+    for far in horizons:
+        key = f"position, {far}"
+        assert all(one < two for one, two in zip(bare[key], true[key], strict=True))
+        assert mean(told[key]) < mean(bare[key])
+    for arm in (bare, true):
+        findings_say("actions", *(f"{mean(arm[f'position, {far}']):.3f}" for far in (1, 16)))
+    findings_name("actions", *(mean(arm["copy of features, 1"]) for arm in (true, bare, told)))
+
+    walled, bare_walled, told_walled = (
+        seen[f"{arm}, walls"] for arm in ("true actions", "encoder not trained", "supervised encoder")
+    )
+    assert told_apart(walled["features, 16"], [1.0] * 5)
+    findings_name("actions", mean(walled["features, 1"]), mean(walled["features, 16"]))
+    for arm in (walled, true, told_walled):
+        findings_say("actions", f"{mean(arm['true features, 1']):.3f}")
+    assert mean(bare_walled["true features, 1"]) > mean(walled["true features, 1"])
+    for far in horizons:
+        key = f"position, {far}"
+        assert not told_apart(bare_walled[key], walled[key])
+        assert all(one < two for one, two in zip(told_walled[key], walled[key], strict=True))
+
+
 def test_recipe() -> None:
     """The advice of docs/train.md, "Training on one GPU", rests on these too."""
     seen = values_of("recipe")
