@@ -188,6 +188,28 @@ def test_noise() -> None:
     assert read == sorted(read)
 
 
+def test_pooling() -> None:
+    seen, noise = levels_of("pooling"), levels_of("noise")
+    assert list(seen) == [0.1, 0.8]
+    untold = ("latent", "pixel", "contrastive", UNTRAINED)
+    where = ("position", "velocity", "background waves")
+    most = max(mean(level[arm][what]) for level in seen.values() for arm in untold for what in where)
+    drifts = {arm: mean(seen[0.8][arm]["background drift"]) for arm in untold}
+    assert max(drifts, key=lambda arm: drifts[arm]) == "pixel"
+    assert all(drift < 0.05 for arm, drift in drifts.items() if arm != "pixel")
+    told = [mean(level["supervised"]["position"]) for level in seen.values()]
+    assert told[0] > 0.9
+    findings_name("pooling", most, drifts["pixel"], told[1])
+    pairs = [
+        (one, other)
+        for share, level in seen.items()
+        for arm in ("latent", "pixel", "contrastive", "supervised")
+        for one, other in zip(level[arm]["shape"], noise[share][f"{arm}, 1e-3"]["shape"], strict=True)
+    ]
+    said_in_both(sum(one == other for one, other in pairs), len(pairs))
+    assert max(abs(one - other) for one, other in pairs) == pytest.approx(1 / 120, abs=1e-4), "a clip"
+
+
 def test_chance() -> None:
     seen = levels_of("chance")
     assert list(seen) == [0.05, 0.2, 0.8, 3.2]
