@@ -178,7 +178,7 @@ def seeds_told(experiment: ExperimentConfig) -> str:
     """`5 seeds`, `seeds 2 to 4`."""
     first, last = experiment.first_seed, experiment.first_seed + experiment.seeds - 1
     if first == 0:
-        return f"{experiment.seeds} seeds"
+        return "1 seed" if experiment.seeds == 1 else f"{experiment.seeds} seeds"
     return f"seed {first}" if first == last else f"seeds {first} to {last}"
 
 

@@ -225,3 +225,4 @@ def test_other_seeds_have_a_folder_of_their_own() -> None:
     assert folder_name(read_experiment(Asked("noise"))) == "noise"
     assert seeds_told(read_experiment(Asked("noise", seeds=1, first_seed=1))) == "seed 1"
     assert seeds_told(read_experiment(Asked("noise"))) == "5 seeds"
+    assert seeds_told(read_experiment(Asked("noise", seeds=1))) == "1 seed"
