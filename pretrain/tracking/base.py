@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pretrain.config import TrackerConfig
+
+if TYPE_CHECKING:
+    from pretrain.tracking.mlflow import MlflowTracker
 
 FLUSH_S = 30.0
 Value = float | int | str
@@ -180,22 +184,33 @@ def add_results(
     the files. metrics.jsonl stays as it is.
     Raises: UsageError when a server is named and does not answer.
     """
+    with _reopened(config, run, say) as tracker:
+        if tracker is None:
+            return
+        tracker.log_metrics(step, scores)
+        for path in pictures:
+            tracker.log_picture(path, step)
+        if finding is not None:
+            tracker.log_finding(finding, step, files)
+        else:
+            for path in files:
+                tracker.log_file(path)
+
+
+@contextmanager
+def _reopened(config: TrackerConfig, run: Path, say: Say | None) -> Iterator[MlflowTracker | None]:
+    """The MLflow run of an ended run, to be added to; it ends as it had. None where there is none."""
     if config.kind == "jsonl":
+        yield None
         return
     from pretrain.tracking.mlflow import MlflowTracker
 
     tracker = MlflowTracker(run, config.uri, say or logging.getLogger("foreframe").warning)
     status = tracker.reopen()
     if status is None:
+        yield None
         return
-    tracker.log_metrics(step, scores)
-    for path in pictures:
-        tracker.log_picture(path, step)
-    if finding is not None:
-        tracker.log_finding(finding, step, files)
-    else:
-        for path in files:
-            tracker.log_file(path)
+    yield tracker
     tracker.close(status)
 
 
@@ -204,17 +219,10 @@ def add_to_group(config: TrackerConfig, run: Path, files: Sequence[Path], *, say
 
     Raises: UsageError when the server does not answer.
     """
-    if config.kind == "jsonl":
-        return
-    from pretrain.tracking.mlflow import MlflowTracker
-
-    tracker = MlflowTracker(run, config.uri, say or logging.getLogger("foreframe").warning)
-    status = tracker.reopen()
-    if status is None:
-        return
-    for path in files:
-        tracker.log_above(path)
-    tracker.close(status)
+    with _reopened(config, run, say) as tracker:
+        if tracker is not None:
+            for path in files:
+                tracker.log_above(path)
 
 
 def run_title(run: Path, name: str) -> str:
